@@ -1,0 +1,547 @@
+"""The registry's scripts against a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support import eventually
+from worker.core.models import State
+from worker.core.submission import Refusal, Submission
+from worker.errors import LeaseLost, RegistryUnavailable
+from worker.registry.records import Job, Kind
+from worker.registry.registry import Registry
+from worker.registry.scripts import NAMES, source
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def registry(redis: Redis, namespace: str) -> Registry:
+    return make(redis, namespace)
+
+
+def make(redis: Redis, namespace: str, **changes: Any) -> Registry:
+    settings: dict[str, Any] = {
+        "lease": 60,
+        "poll_rate": 1000,
+        "deadline": 3600,
+        "record_ttl": 3600,
+        "events_maxlen": 1000,
+    }
+    return Registry(redis, namespace=namespace, **(settings | changes))
+
+
+def submission(task_id: str = "t1", **options: Any) -> Submission:
+    return Submission(
+        task_id=task_id,
+        metadata='{"order":42,"exact":1.10}',
+        label="poster",
+        options=json.dumps({"callbacks": [], **options}),
+    )
+
+
+async def claim(registry: Registry, kind: Kind, **changes: int) -> list[Job]:
+    bounds = {"limit": 100, "in_hand": 0, "slots": 100} | changes
+    return list((await registry.claim(kind, **bounds)).jobs)
+
+
+async def claim_one(registry: Registry, kind: Kind) -> Job:
+    (job,) = await claim(registry, kind)
+    return job
+
+
+async def finish(registry: Registry, job: Job, state: State = State.STORED) -> None:
+    await registry.finish(
+        job,
+        state=state,
+        reason="" if state is State.STORED else "canceled",
+        finished_at=await registry.now(),
+        record={"files": "[]", "error": ""},
+    )
+
+
+async def waiting(registry: Registry, task_id: str = "t1") -> Job:
+    """A task past its first look, claimed for its first poll."""
+    await registry.submit([submission(task_id)])
+    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.POLL)
+    return await claim_one(registry, Kind.POLL)
+
+
+# -- submit -----------------------------------------------------------------------------------
+
+
+async def test_submit_makes_a_record_and_a_due_entry(registry: Registry) -> None:
+    assert await registry.submit([submission()]) == {"t1": True}
+    record = await registry.record("t1")
+    assert record is not None
+    assert record["schema"] == "1"
+    assert record["state"] == "waiting"
+    assert record["metadata"] == '{"order":42,"exact":1.10}'
+    assert record["run"] == "1"
+    assert abs(int(record["submitted_at"]) - await registry.now()) < 60_000
+    assert await registry.due() == {Kind.POLL: 0, Kind.COPY: 1, Kind.TELL: 0}
+    assert (await registry.counts())[State.WAITING] == 1
+
+
+async def test_a_known_id_is_left_as_it_is(registry: Registry) -> None:
+    await registry.submit([submission()])
+    before = await registry.record("t1")
+    again = replace(submission(), metadata="{}", label="other")
+    assert await registry.submit([again, submission("t2")]) == {"t1": False, "t2": True}
+    assert await registry.record("t1") == before
+
+
+async def test_many_ids_in_one_message(registry: Registry) -> None:
+    new = await registry.submit([submission(f"t{n}") for n in range(1000)])
+    assert sum(new.values()) == 1000
+    assert (await registry.due())[Kind.COPY] == 1000
+
+
+async def test_a_new_callback_of_a_known_id_is_added(registry: Registry) -> None:
+    first = {"channel": "webhook", "target": "https://a.example/1"}
+    second = {"channel": "webhook", "target": "https://a.example/2"}
+    await registry.submit([submission(callbacks=[first])])
+    await registry.submit([submission(callbacks=[first, second])])
+    await registry.submit([submission(callbacks=[second])])
+    record = await registry.record("t1")
+    assert record is not None
+    assert json.loads(record["options"])["callbacks"] == [first, second]
+
+
+async def test_a_callback_added_to_a_final_task_is_told(registry: Registry, redis: Redis) -> None:
+    await finish(registry, await waiting(registry))
+    assert await redis.ttl(registry.key("task", "t1")) > 0
+    await registry.submit(
+        [submission(callbacks=[{"channel": "webhook", "target": "https://a.example"}])]
+    )
+    assert await redis.ttl(registry.key("task", "t1")) == -1
+    job = await claim_one(registry, Kind.TELL)
+    await registry.told(job, told='[{"id":"x"}]', settled=True, delay=0, callbacks=1)
+    assert await redis.ttl(registry.key("task", "t1")) > 0
+    assert (await registry.due())[Kind.TELL] == 0
+
+
+async def test_refusals_are_kept_newest_first_and_bounded(registry: Registry) -> None:
+    for n in range(3):
+        await registry.refuse(
+            [Refusal(what="task_id", value=str(n * 500 + i), reason="no") for i in range(500)],
+            source="celery",
+        )
+    kept = await registry.refused()
+    assert len(kept) == 1000
+    assert kept[0]["value"] == "1499"
+    assert kept[0]["source"] == "celery"
+
+
+# -- claims -----------------------------------------------------------------------------------
+
+
+async def test_two_claims_never_share_a_task(registry: Registry) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(200)])
+    claims = await asyncio.gather(*(claim(registry, Kind.COPY, limit=30) for _ in range(10)))
+    ids = [job.task_id for jobs in claims for job in jobs]
+    assert len(ids) == len(set(ids)) == 200
+
+
+async def test_a_claim_is_kept_until_its_lease_lapses(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, lease=0.3)
+    await registry.submit([submission()])
+    first = await claim_one(registry, Kind.COPY)
+    assert await claim(registry, Kind.COPY) == []
+    second = await eventually(lambda: claim(registry, Kind.COPY), what="the lapsed claim")
+    assert second[0].token != first.token
+    with pytest.raises(LeaseLost):
+        await registry.save(first, to=Kind.POLL)
+    await registry.save(second[0], to=Kind.POLL)
+
+
+async def test_an_unchanged_token_still_owns_after_its_lease(
+    redis: Redis, namespace: str
+) -> None:
+    registry = make(redis, namespace, lease=0.05)
+    await registry.submit([submission()])
+    job = await claim_one(registry, Kind.COPY)
+    await asyncio.sleep(0.1)
+    assert await registry.renew([job]) == {"t1": "ok"}
+    await registry.save(job, to=Kind.POLL)
+
+
+async def test_a_repeated_claim_returns_its_first_answer(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(10)])
+    monkeypatch.setattr("worker.registry.registry.secrets.token_hex", lambda _: "same")
+    first = await claim(registry, Kind.COPY, limit=3)
+    again = await claim(registry, Kind.COPY, limit=3)
+    assert [job.task_id for job in again] == [job.task_id for job in first]
+    assert again[0].record == first[0].record
+
+
+async def test_a_repeated_save_and_finish_answer_as_the_first(registry: Registry) -> None:
+    job = await waiting(registry)
+    await registry.save(job, to=Kind.COPY, state=State.COPYING)
+    await registry.save(job, to=Kind.COPY, state=State.COPYING)
+    job = await claim_one(registry, Kind.COPY)
+    await finish(registry, job)
+    await finish(registry, job)
+    assert await registry.redis.xlen(registry.key("events")) == 1
+
+
+async def test_a_crash_halves_company_and_only_a_lonely_crash_counts(
+    redis: Redis, namespace: str
+) -> None:
+    registry = make(redis, namespace, lease=0.05)
+    await registry.submit([submission(f"t{n}") for n in range(8)])
+    seen = []
+    for _ in range(5):
+        jobs = await eventually(lambda: claim(registry, Kind.COPY, limit=8, slots=8))
+        seen.append((len(jobs), max(job.note("lapses") for job in jobs)))
+        # the claim is left to lapse, as by kill -9
+        await asyncio.sleep(0.06)
+    assert seen[0] == (8, 0)
+    assert seen[1] == (4, 0)
+    assert all(size <= 4 for size, _ in seen[1:])
+
+
+async def test_a_task_that_crashes_alone_is_counted(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, lease=0.02)
+    await registry.submit([submission()])
+    lapses = []
+    for _ in range(7):
+        (job,) = await eventually(lambda: claim(registry, Kind.COPY, slots=4))
+        lapses.append(job.note("lapses"))
+    assert lapses == [0, 0, 0, 1, 2, 3, 4]
+
+
+async def test_handing_back_is_no_crash(registry: Registry) -> None:
+    await registry.submit([submission()])
+    for _ in range(10):
+        job = await claim_one(registry, Kind.COPY)
+        assert job.note("lapses") == 0
+        assert job.cap == 100
+        await registry.release([job])
+
+
+async def test_a_capped_task_waits_until_fewer_are_in_hand(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, lease=0.02)
+    await registry.submit([submission()])
+    await claim_one(registry, Kind.COPY)
+    await asyncio.sleep(0.03)
+    answer = await registry.claim(Kind.COPY, limit=5, in_hand=60, slots=100)
+    assert answer.jobs == ()
+    assert answer.held == 50
+    assert len(await claim(registry, Kind.COPY, in_hand=49)) == 1
+
+
+async def test_a_record_that_is_gone_leaves_no_due_entry(registry: Registry, redis: Redis) -> None:
+    await registry.submit([submission()])
+    await redis.delete(registry.key("task", "t1"))
+    assert await claim(registry, Kind.COPY) == []
+    assert (await registry.due())[Kind.COPY] == 0
+
+
+async def test_saving_writes_notes_and_moves_between_due_sets(registry: Registry) -> None:
+    job = await waiting(registry)
+    await registry.save(
+        job,
+        to=Kind.COPY,
+        state=State.COPYING,
+        calls=1,
+        record={"upstream": '{"status":"succeeded"}'},
+        work={"data": '{"images":[]}', "asked_from": ""},
+    )
+    record = await registry.record("t1")
+    assert record is not None
+    assert record["state"] == "copying"
+    assert record["polls"] == "1"
+    assert record["upstream"] == '{"status":"succeeded"}'
+    assert await registry.due() == {Kind.POLL: 0, Kind.COPY: 1, Kind.TELL: 0}
+    counts = await registry.counts()
+    assert (counts[State.WAITING], counts[State.COPYING]) == (0, 1)
+    job = await claim_one(registry, Kind.COPY)
+    assert job.work["data"] == '{"images":[]}'
+    assert "asked_from" not in job.work
+
+
+async def test_a_delay_is_kept(registry: Registry) -> None:
+    job = await waiting(registry)
+    await registry.save(job, to=Kind.POLL, delay=30)
+    answer = await registry.claim(Kind.POLL, limit=10, in_hand=0, slots=10)
+    assert answer.jobs == ()
+    assert 25 < answer.wait <= 30
+
+
+# -- progress and endings ---------------------------------------------------------------------
+
+
+async def test_an_object_key_is_fixed_by_the_first_note(registry: Registry) -> None:
+    await registry.submit([submission()])
+    job = await claim_one(registry, Kind.COPY)
+    assert (await registry.progress(job, "key:0", "a.png"))[0] == "a.png"
+    assert (await registry.progress(job, "key:0", "b.jpg"))[0] == "a.png"
+    await registry.release([job])
+    job = await claim_one(registry, Kind.COPY)
+    assert job.work["key:0"] == "a.png"
+    assert (await registry.progress(job, "key:0", "c.gif"))[0] == "a.png"
+
+
+async def test_finishing_is_one_step(registry: Registry, redis: Redis) -> None:
+    job = await waiting(registry)
+    await finish(registry, job)
+    record = await registry.record("t1")
+    assert record is not None
+    assert record["state"] == "stored"
+    assert record["finished_at"] == record["updated_at"] != ""
+    assert await registry.due() == {Kind.POLL: 0, Kind.COPY: 0, Kind.TELL: 0}
+    assert (await registry.counts())[State.STORED] == 1
+    ((_, event),) = await redis.xrange(registry.key("events"))
+    assert event == {
+        "task_id": "t1", "run": "1", "state": "stored", "reason": "", "label": "poster",
+        "at": record["finished_at"],
+    }  # fmt: skip
+
+
+async def test_a_stale_owner_cannot_finish(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, lease=0.05)
+    await registry.submit([submission()])
+    stale = await claim_one(registry, Kind.COPY)
+    fresh = await eventually(lambda: claim(registry, Kind.COPY))
+    with pytest.raises(LeaseLost):
+        await finish(registry, stale, State.FAILED)
+    with pytest.raises(LeaseLost):
+        await registry.progress(stale, "file:0", "{}")
+    assert await registry.renew([stale]) == {"t1": "lost"}
+    await finish(registry, fresh[0])
+    assert (await registry.states(["t1"]))["t1"] is State.STORED
+    assert await redis.xlen(registry.key("events")) == 1
+
+
+async def test_a_reader_never_sees_half_an_ending(registry: Registry) -> None:
+    job = await waiting(registry)
+    seen = []
+
+    async def read() -> None:
+        while True:
+            record = await registry.record("t1")
+            assert record is not None
+            seen.append((record["state"], "files" in record))
+            if record["state"] == "stored":
+                return
+
+    reader = asyncio.create_task(read())
+    await eventually(lambda: seen)
+    await finish(registry, job)
+    await reader
+    assert set(seen) == {("waiting", False), ("stored", True)}
+
+
+async def test_expired_records_leave_their_indexes(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, record_ttl=1)
+    await finish(registry, await waiting(registry))
+    assert (await registry.counts())[State.STORED] == 1
+
+    async def swept() -> bool:
+        await registry.tick("w")
+        return (await registry.counts())[State.STORED] == 0
+
+    await eventually(swept)
+    assert await registry.record("t1") is None
+    left = {key.partition(":")[2] for key in await redis.keys(f"{namespace}:*")}
+    assert left <= {"events", "counters", "workers", "rate"} | {
+        key for key in left if key.startswith("claim:")
+    }
+
+
+async def test_without_a_ttl_records_stay(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, record_ttl=0)
+    await finish(registry, await waiting(registry))
+    assert await redis.ttl(registry.key("task", "t1")) == -1
+
+
+# -- retry and cancel -------------------------------------------------------------------------
+
+
+async def test_retry_opens_a_new_run_and_keeps_what_is_stored(
+    registry: Registry, redis: Redis
+) -> None:
+    await registry.submit([submission()])
+    job = await claim_one(registry, Kind.COPY)
+    await registry.progress(job, "key:0", "a.png")
+    await registry.progress(job, "file:0", '{"stored":1}')
+    await registry.progress(job, "lost:1", "{}")
+    await finish(registry, job, State.PARTIAL)
+    assert await registry.retry("t1") == "ok"
+    record = await registry.record("t1")
+    assert record is not None
+    assert (record["run"], record["state"], record["reason"]) == ("2", "waiting", "")
+    assert "files" not in record
+    assert await redis.ttl(registry.key("task", "t1")) == -1
+    job = await claim_one(registry, Kind.POLL)
+    assert job.work["key:0"] == "a.png"
+    assert "file:0" in job.work
+    assert "lost:1" not in job.work
+    assert (await registry.counts())[State.PARTIAL] == 0
+
+
+async def test_retry_refuses_what_is_not_lost(registry: Registry) -> None:
+    assert await registry.retry("t1") == "unknown"
+    job = await waiting(registry)
+    assert await registry.retry("t1") == "waiting"
+    await finish(registry, job)
+    assert await registry.retry("t1") == "stored"
+
+
+async def test_retry_voids_the_tell_of_the_run_before(registry: Registry) -> None:
+    await registry.submit([submission(callbacks=[{"channel": "webhook", "target": "https://a.b"}])])
+    await finish(registry, await claim_one(registry, Kind.COPY), State.FAILED)
+    telling = await claim_one(registry, Kind.TELL)
+    await registry.retry("t1")
+    with pytest.raises(LeaseLost):
+        await registry.told(telling, told="[]", settled=True, delay=0, callbacks=1)
+    assert (await registry.due())[Kind.TELL] == 0
+
+
+async def test_cancel_of_an_unclaimed_task_is_due_at_once(registry: Registry) -> None:
+    job = await waiting(registry)
+    await registry.save(job, to=Kind.POLL, delay=1000)
+    assert await registry.cancel("t1") == "ok"
+    job = await claim_one(registry, Kind.COPY)
+    assert job.work["cancel"] == "1"
+    assert (await registry.due())[Kind.POLL] == 0
+
+
+async def test_cancel_of_a_claimed_task_reaches_its_owner(registry: Registry) -> None:
+    job = await waiting(registry)
+    assert await registry.cancel("t1") == "ok"
+    assert await registry.renew([job]) == {"t1": "cancel"}
+    await registry.save(job, to=Kind.POLL, delay=1000)
+    assert (await claim_one(registry, Kind.COPY)).work["cancel"] == "1"
+
+
+async def test_cancel_says_what_is_final_or_unknown(registry: Registry) -> None:
+    assert await registry.cancel("nobody") == "unknown"
+    await finish(registry, await waiting(registry))
+    assert await registry.cancel("t1") == "stored"
+
+
+# -- rate and circuits ------------------------------------------------------------------------
+
+
+async def test_polls_are_claimed_under_the_rate(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, poll_rate=20)
+    await registry.submit([submission(f"t{n}") for n in range(30)])
+    for job in await claim(registry, Kind.COPY):
+        await registry.save(job, to=Kind.POLL)
+    answer = await registry.claim(Kind.POLL, limit=100, in_hand=0, slots=100)
+    assert len(answer.jobs) == 5
+    answer = await registry.claim(Kind.POLL, limit=100, in_hand=0, slots=100)
+    assert len(answer.jobs) <= 1
+    assert 0 <= answer.wait <= 0.06
+
+
+async def test_throttling_halves_the_rate_once_a_second(redis: Redis, namespace: str) -> None:
+    registry = make(redis, namespace, poll_rate=20)
+    for _ in range(5):
+        await registry.throttle()
+    assert float(await redis.hget(registry.key("rate"), "factor") or 0) == 0.5
+
+
+async def test_calls_for_fresh_addresses_borrow_no_more_than_a_burst(
+    redis: Redis, namespace: str
+) -> None:
+    registry = make(redis, namespace, poll_rate=20)
+    answers = [await registry.take_call() for _ in range(20)]
+    assert 10 <= sum(allowed for _, allowed in answers) <= 12
+    assert max(wait for wait, allowed in answers if allowed) <= 0.3
+
+
+async def test_an_open_circuit_lets_one_prober_through(registry: Registry, redis: Redis) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(5)])
+    assert await registry.trip("store", kind="store", message="no", probe=False)
+    assert not await registry.trip("store", kind="store", message="no", probe=False)
+    answer = await registry.claim(Kind.COPY, limit=5, in_hand=0, slots=5)
+    assert answer.jobs == ()
+    assert 3 < answer.wait <= 5
+    assert (await registry.circuits())["store"]["message"] == "no"
+    await redis.hset(registry.key("circuit", "store"), "probe_at", "1")
+    (probe,) = await claim(registry, Kind.COPY)
+    assert probe.probe
+    assert await claim(registry, Kind.COPY) == []
+    await registry.trip("store", kind="store", message="no", probe=True)
+    assert (await registry.circuits())["store"]["gap"] == "10000"
+    assert await registry.close_circuit("store")
+    assert not await registry.close_circuit("store")
+    assert len(await claim(registry, Kind.COPY)) == 4
+
+
+async def test_a_loud_line_is_said_once(registry: Registry) -> None:
+    said = await asyncio.gather(*(registry.say_once("x") for _ in range(20)))
+    assert sum(said) == 1
+
+
+# -- the intake stream ------------------------------------------------------------------------
+
+
+async def test_stream_entries_are_taken_and_removed(registry: Registry, redis: Redis) -> None:
+    assert await registry.take_intake() == []
+    entry = await redis.xadd(registry.key("intake"), {"body": "{}"})
+    assert await registry.take_intake() == [(entry, {"body": "{}"})]
+    assert await registry.take_intake() == []
+    await registry.ack_intake([entry])
+    assert await redis.xlen(registry.key("intake")) == 0
+
+
+async def test_entries_written_before_the_first_worker_are_not_lost(
+    registry: Registry, redis: Redis
+) -> None:
+    await redis.xadd(registry.key("intake"), {"body": "1"})
+    assert [fields for _, fields in await registry.take_intake()] == [{"body": "1"}]
+
+
+async def test_entries_of_a_dead_worker_are_taken_over(
+    registry: Registry, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis.xadd(registry.key("intake"), {"body": "1"})
+    assert len(await registry.take_intake()) == 1
+    monkeypatch.setattr("worker.registry.registry._INTAKE_IDLE_MS", 0)
+    assert len(await registry.take_intake()) == 1
+
+
+# -- Redis itself -----------------------------------------------------------------------------
+
+
+async def test_a_dead_server_is_named() -> None:
+    registry = make(Redis(port=1, retry=None), "nobody")
+    with pytest.raises(RegistryUnavailable, match="out of reach"):
+        await registry.record("t1")
+
+
+async def test_a_full_server_accepts_nothing_by_halves(registry: Registry, redis: Redis) -> None:
+    await registry.submit([submission("before")])
+    await redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(RegistryUnavailable, match="takes no writes"):
+            await registry.submit([submission("t1")])
+        assert await registry.record("t1") is None
+        assert (await registry.due())[Kind.COPY] == 1
+    finally:
+        await redis.config_set("maxmemory", "0")
+    assert await registry.submit([submission("t1")]) == {"t1": True}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_script_states_its_purpose(name: str) -> None:
+    body = source(name).split("string.format('%.6f', factor))")[-1]
+    assert "-- ARGV: ns" in body

@@ -1,0 +1,74 @@
+"""JSON that keeps what it does not understand: every number stays as it was written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import simplejson
+
+MAX_BYTES = 8 * 1024 * 1024
+MAX_DEPTH = 32
+
+_SAFE_DIGITS = 15  # integers up to this length survive every JSON reader; longer ones stay text
+
+Json = Any
+
+
+def _integer(digits: str) -> Json:
+    plain = len(digits) <= _SAFE_DIGITS and digits != "-0"
+    return int(digits) if plain else simplejson.RawJSON(digits)
+
+
+def _constant(name: str) -> Json:
+    raise ValueError(f"{name} is not JSON")
+
+
+def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Json:
+    """Parse JSON (RFC 8259); fractions and long integers become ``RawJSON`` and print unchanged.
+
+    Raises ``ValueError`` on anything that is not JSON, is larger than ``max_bytes`` or nested
+    deeper than ``max_depth``.
+    """
+    if len(text) > max_bytes:
+        raise ValueError(f"longer than {max_bytes} bytes")
+    try:
+        value = simplejson.loads(
+            text.decode("utf-8") if isinstance(text, bytes) else text,
+            parse_float=simplejson.RawJSON,
+            parse_int=_integer,
+            parse_constant=_constant,
+        )
+    except RecursionError:
+        raise ValueError(f"nested deeper than {max_depth} levels") from None
+    if _deeper_than(value, max_depth):
+        raise ValueError(f"nested deeper than {max_depth} levels")
+    return value
+
+
+def dumps(value: Json) -> str:
+    """Print compact ASCII JSON; what :func:`loads` read comes back digit for digit."""
+    return simplejson.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def number(value: Json) -> float | None:
+    """The value of a JSON number, or ``None`` if ``value`` is something else or not finite."""
+    if isinstance(value, simplejson.RawJSON):
+        value = float(value.encoded_json)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    result = float(value)
+    return result if result - result == 0 else None
+
+
+def _deeper_than(value: Json, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return False
+    return any(isinstance(node, dict | list) for node in level)

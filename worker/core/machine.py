@@ -1,0 +1,192 @@
+"""The state machine: what to do with a task, given what the upstream said.
+
+                submit               upstream succeeded         every file stored, verified
+    (unknown) ─────────▶ waiting ─────────────────────▶ copying ───────────────────────▶ stored
+                            │                             │ │ some lost for good
+                            │                             │ ├──────────────────────────▶ partial
+                            │                             │ │ all lost for good
+                            └── failed, refused, unknown ─┴─┴──────────────────────────▶ failed
+                                canceled, past deadline
+
+Everything here is a function of values; nothing is read or written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.core import schedule
+from worker.core.models import Doubtful, Failed, NotFound, Pending, Reason, Succeeded
+
+if TYPE_CHECKING:
+    from worker.core.models import Observation
+
+DOUBTS = 8
+DOUBTS_SECONDS = 60.0
+POISON_LAPSES = 4
+POISONED_ERROR = "its worker died several times while working on this task alone"
+
+FRESH_ADDRESSES = 3
+_FRESH_GAPS = (0.0, 15.0, 30.0)  # before the first, second and third fresh address
+REFUSALS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What is known of a waiting task. Times are Unix milliseconds of Redis.
+
+    ``asked_from`` is the submission (or retry), ``seen_at`` the last answer that knew the task (0:
+    never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``.
+    ``expected`` is the caller's hint in seconds.
+    """
+
+    now: int
+    asked_from: int
+    deadline_at: int
+    seen_at: int = 0
+    doubts: int = 0
+    doubted_at: int = 0
+    expected: float | None = None
+    grace: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """Ask again after ``delay`` seconds. ``seen`` and ``doubt`` say what the answer was."""
+
+    delay: float
+    seen: bool = False
+    doubt: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """Copy the files of ``data`` (JSON text)."""
+
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """End the run as ``failed``, for ``reason``."""
+
+    reason: Reason
+    error: str
+
+
+def on_answer(task: Waiting, said: Observation, *, chance: float) -> Again | Copy | End:
+    """What follows from a conclusive answer about a waiting task."""
+    match said:
+        case Succeeded():
+            return Copy(data=said.data)
+        case Failed():
+            return End(reason=said.reason, error=said.error)
+        case NotFound():
+            believed_from = max(task.asked_from, task.seen_at) + task.grace * 1000
+            if task.now >= believed_from:
+                return End(reason=Reason.UNKNOWN_TASK, error=said.error)
+            gap = schedule.poll_gap(
+                age=_age(task), expected=None, left=_left(task), chance=chance
+            )
+            return Again(delay=min(gap, max(1.0, (believed_from - task.now) / 1000 + 0.1)))
+        case Doubtful():
+            long_enough = task.now - task.doubted_at >= DOUBTS_SECONDS * 1000
+            if task.doubts + 1 >= DOUBTS and task.doubted_at and long_enough:
+                return End(reason=Reason.UPSTREAM_ERROR, error=said.error)
+            delay = schedule.backoff(task.doubts + 1, first=2, longest=15, chance=chance)
+            return Again(delay=delay, doubt=True)
+        case Pending():
+            if task.now >= task.deadline_at:
+                waited = (task.deadline_at - task.asked_from) / 1000
+                return End(
+                    reason=Reason.DEADLINE_EXCEEDED,
+                    error=f"still {said.status or 'not done'} upstream after {waited:.0f} s",
+                )
+            return Again(
+                delay=schedule.poll_gap(
+                    age=_age(task), expected=task.expected, left=_left(task), chance=chance
+                ),
+                seen=True,
+            )
+
+
+def _age(task: Waiting) -> float:
+    return max(0, task.now - task.asked_from) / 1000
+
+
+def _left(task: Waiting) -> float:
+    return (task.deadline_at - task.now) / 1000
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How a file that is not stored yet has fared.
+
+    ``gone`` counts addresses that answered 403, 404 or 410, the first one included; ``faults``
+    counts failures on the way; ``refusals`` those where the store refused the object.
+    """
+
+    gone: int = 0
+    faults: int = 0
+    refusals: int = 0
+    error: str = ""
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryAgain:
+    """Try the file again after ``delay`` seconds; ``trial`` is what to remember."""
+
+    trial: Trial
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """The file is lost for good."""
+
+    reason: Reason
+    error: str
+
+
+def on_gone(trial: Trial, error: str) -> TryAgain | GiveUp:
+    """The address answered 403, 404 or 410, or the upstream no longer names the file.
+
+    Lost once three fresh addresses, asked for over about 45 s, have answered so too.
+    """
+    if trial.gone >= FRESH_ADDRESSES:
+        return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
+    after = Trial(
+        gone=trial.gone + 1, faults=trial.faults, refusals=trial.refusals, error=error, stale=True
+    )
+    return TryAgain(trial=after, delay=_FRESH_GAPS[trial.gone])
+
+
+def on_fault(
+    trial: Trial, error: str, *, store: bool, late: bool, chance: float
+) -> TryAgain | GiveUp:
+    """The transfer failed on the way: tried again, more and more seldom.
+
+    A store out of reach is waited for without end; a source only until the copy deadline has
+    passed (``late``).
+    """
+    if late and not store:
+        return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
+    faults = trial.faults + 1
+    after = Trial(gone=trial.gone, faults=faults, refusals=trial.refusals, error=error)
+    return TryAgain(trial=after, delay=schedule.backoff(faults, longest=120, chance=chance))
+
+
+def on_refused(trial: Trial, error: str, *, chance: float) -> TryAgain | GiveUp:
+    """A reachable store refused this object: given up after several refusals, a minute apart."""
+    refusals = trial.refusals + 1
+    if refusals >= REFUSALS:
+        return GiveUp(reason=Reason.STORAGE_ERROR, error=error)
+    after = Trial(gone=trial.gone, faults=trial.faults, refusals=refusals, error=error)
+    return TryAgain(
+        trial=after, delay=schedule.backoff(refusals, first=2, longest=60, chance=chance)
+    )

@@ -1,0 +1,149 @@
+"""The nouns of the harvester: states, reasons, observations, files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a task stands. The last three are final."""
+
+    WAITING = "waiting"
+    COPYING = "copying"
+    STORED = "stored"
+    PARTIAL = "partial"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        """Whether only a retry leads out of this state."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset({State.STORED, State.PARTIAL, State.FAILED})
+
+
+class Reason(StrEnum):
+    """Why a task ended as ``failed`` or ``partial``."""
+
+    NONE = ""
+    UPSTREAM_FAILED = "upstream_failed"
+    UPSTREAM_CANCELED = "upstream_canceled"
+    CONTENT_REJECTED = "content_rejected"
+    UNKNOWN_TASK = "unknown_task"
+    UPSTREAM_ERROR = "upstream_error"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELED = "canceled"
+    FILES_UNAVAILABLE = "files_unavailable"
+    FILES_REJECTED = "files_rejected"
+    STORAGE_ERROR = "storage_error"
+    POISONED = "poisoned"
+
+
+class Priority(StrEnum):
+    """How soon a task is looked at when capacity is short."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+# -- what the upstream said -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """Not done yet. ``known`` is false for a status nobody documented."""
+
+    status: str
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succeeded:
+    """Done. ``data`` is the reply's ``data`` as JSON text, every number as it came."""
+
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Ended upstream without outputs, for good."""
+
+    reason: Reason
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotFound:
+    """The upstream cannot find the task; believed only after a grace period."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubtful:
+    """An answer about this task that cannot be used.
+
+    An unknown service error, or a success without outputs: asked again, a bounded number of times.
+    """
+
+    error: str
+
+
+Observation = Pending | Succeeded | Failed | NotFound | Doubtful
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One conclusive answer: what it means, and the record's ``upstream`` field as JSON text."""
+
+    observation: Observation
+    upstream: str
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFile:
+    """One file of a reply, with the address that this reply gave for it.
+
+    ``identity`` names the file across replies: its address without signing parameters. ``refs``
+    are JSON Pointers (RFC 6901) into the reply's ``data``, ``result`` before ``images``.
+    """
+
+    identity: str
+    refs: tuple[str, ...]
+    url: str
+    filename: str = ""
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFile:
+    """One file of a task, fixed at the first usable success and never renumbered.
+
+    ``name`` is the key's last part without extension. ``rejected`` says why the file may not be
+    stored, or is empty.
+    """
+
+    name: str
+    identity: str
+    refs: tuple[str, ...]
+    filename: str = ""
+    format: str = ""
+    rejected: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file that stands verified in the store."""
+
+    key: str
+    bytes: int
+    sha256: str
+    content_type: str
+    width: int | None = None
+    height: int | None = None

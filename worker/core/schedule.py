@@ -1,0 +1,50 @@
+"""When to look again: pure functions of ages, counts and chance.
+
+All times are seconds. ``chance`` is a number in [0, 1) from the caller's random source.
+"""
+
+from __future__ import annotations
+
+FIRST_LOOK = 1.0
+SHORTEST = 1.0
+LONGEST = 60.0
+
+
+def poll_gap(*, age: float, expected: float | None, left: float, chance: float) -> float:
+    """The wait before asking the upstream again about a task that is not done.
+
+    The gap grows with the task's age (a tenth of it, from 1 s to 60 s), since a task that has run
+    for an hour is seldom done within the next second. With an ``expected`` duration ahead, the
+    next look comes when most of it has passed. No look is planned far past the deadline, which is
+    ``left`` seconds away.
+    """
+    gap = min(LONGEST, max(SHORTEST, age / 10))
+    if expected is not None and age < expected:
+        gap = max(gap, min((expected - age) * 0.9, LONGEST))
+    if left > 0:
+        gap = min(gap, max(SHORTEST, left + 0.5))
+    return jittered(gap, chance)
+
+
+def backoff(faults: int, *, first: float = 1.0, longest: float = 60.0, chance: float) -> float:
+    """The wait after the ``faults``-th fault in a row (from 1): doubling, with jitter."""
+    return jittered(min(longest, first * 2.0 ** min(max(0, faults - 1), 30)), chance)
+
+
+def jittered(seconds: float, chance: float) -> float:
+    """``seconds`` up to a tenth more or less, so that a fleet does not move in step."""
+    return seconds * (0.9 + 0.2 * chance)
+
+
+def webhook_gap(attempts: int, chance: float) -> float | None:
+    """The wait after the ``attempts``-th failed webhook (from 1), or ``None`` after three days."""
+    gaps = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 43200, 43200, 43200)
+    return jittered(gaps[attempts - 1], chance) if attempts <= len(gaps) else None
+
+
+def copy_delay(expiry: float | None, now: float) -> float:
+    """How much sooner than others (0 to -3,600 s) a task is due whose addresses die at ``expiry``.
+
+    Both are Unix seconds.
+    """
+    return 0.0 if expiry is None else max(-3600.0, min(0.0, expiry - now - 3600.0))

@@ -1,0 +1,107 @@
+"""Every error the harvester raises on purpose, in one tree.
+
+    HarvesterError
+    ├── SettingsError            the environment is wrong; the program does not start (exit 2)
+    ├── InvalidSubmission        one id or option of a submission is refused, with its reason
+    ├── UpstreamError            nothing is known about the task; it keeps waiting
+    │   ├── UpstreamThrottled    asked too often: the whole fleet slows down
+    │   ├── UpstreamUnavailable  5xx, timeouts, broken replies: asked again later
+    │   └── UpstreamBlocked      credentials, clock, account or our request: the circuit opens
+    ├── SourceError              a file could not be fetched
+    │   ├── SourceGone           403, 404, 410: a fresh address is needed
+    │   ├── SourceRejected       against policy (size, host, type): never tried again
+    │   └── SourceFault          anything else on the way: tried again
+    ├── StoreError               a file could not be stored
+    │   ├── StoreBlocked         credentials or bucket wrong: the circuit opens, no file is blamed
+    │   ├── StoreUnavailable     5xx, timeouts, slow down: tried again
+    │   └── StoreRefused         a reachable store refuses this one object
+    ├── TellError                a webhook was not accepted; tried again for three days
+    │   └── TellRejected         the target does not want to be told, ever
+    ├── LeaseLost                another worker owns the task now; drop the work, write nothing
+    └── RegistryUnavailable      Redis is out of reach, read-only or full
+
+Library exceptions are translated into these where the library is called, and nowhere else.
+"""
+
+
+class HarvesterError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class SettingsError(HarvesterError):
+    """One or more settings are missing or malformed; the message lists all of them."""
+
+
+class InvalidSubmission(HarvesterError):  # noqa: N818  named for what it says to the caller
+    """One id, option or message was refused; the message says why."""
+
+
+class UpstreamError(HarvesterError):
+    """A call to the upstream gave no answer about the task."""
+
+
+class UpstreamThrottled(UpstreamError):
+    """The upstream limits the rate of calls (HTTP 429, throttled 403, flow control)."""
+
+
+class UpstreamUnavailable(UpstreamError):
+    """The upstream failed, timed out or sent something unreadable."""
+
+
+class UpstreamBlocked(UpstreamError):
+    """No call can succeed until an operator acts; no task is to blame.
+
+    ``kind`` is ``credentials``, ``clock``, ``account`` or ``request``.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class SourceError(HarvesterError):
+    """A file could not be fetched from the address the upstream gave."""
+
+
+class SourceGone(SourceError):
+    """The address answered 403, 404 or 410: expired or deleted."""
+
+
+class SourceRejected(SourceError):
+    """The file breaks a policy: its size, host or content type. Trying again cannot help."""
+
+
+class SourceFault(SourceError):
+    """The transfer failed on the way (timeout, reset, short body, 5xx); trying again may help."""
+
+
+class StoreError(HarvesterError):
+    """A file could not be stored."""
+
+
+class StoreBlocked(StoreError):
+    """The store rejects our credentials or bucket: no single file is to blame."""
+
+
+class StoreUnavailable(StoreError):
+    """The store failed or timed out; trying again may help."""
+
+
+class StoreRefused(StoreError):
+    """The store is reachable and refuses this object."""
+
+
+class TellError(HarvesterError):
+    """A target did not accept what it was told."""
+
+
+class TellRejected(TellError):
+    """The target answered 410: it does not want to be told, ever."""
+
+
+class LeaseLost(HarvesterError):  # noqa: N818  an event, not a fault
+    """The claim on the task is no longer ours."""
+
+
+class RegistryUnavailable(HarvesterError):  # noqa: N818  named for the state it reports
+    """Redis cannot be read or written now."""

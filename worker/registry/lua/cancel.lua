@@ -1,0 +1,20 @@
+-- Asks for a task's end. Invariant: a claimed task is only flagged, its owner acts on the flag;
+-- an unclaimed (or lapsed) one is due at once in 'copy', where endings are written.
+-- ARGV: ns, id
+-- Returns 'ok', 'unknown' or the final state it is in already.
+local id = ARGV[2]
+local state = redis.call('HGET', task_key(id), 'state')
+if not state then return 'unknown' end
+if state ~= 'waiting' and state ~= 'copying' then return state end
+local now = now_ms()
+local claimed = false
+if redis.call('HEXISTS', work_key(id), 'token') == 1 then
+  local due = redis.call('ZSCORE', due_key('poll'), id) or redis.call('ZSCORE', due_key('copy'), id)
+  claimed = due and tonumber(due) > now
+end
+redis.call('HSET', work_key(id), 'cancel', '1')
+if not claimed then
+  redis.call('ZREM', due_key('poll'), id)
+  redis.call('ZADD', due_key('copy'), ms(now), id)
+end
+return 'ok'

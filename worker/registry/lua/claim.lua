@@ -1,0 +1,99 @@
+-- Claims due tasks: each gets the fresh token, and its due time moves to now + lease.
+-- Invariant: a claim removes nothing, so a claim that is never heard of again comes due by itself;
+-- no more is claimed than slots and rate allow, so that nothing waits claimed for its turn.
+-- Crash caps: a claim found with its token still on has lapsed. Each lapse halves the number of
+-- tasks that may be in hand beside it in one process; only a lapse at cap 1, alone, is counted.
+-- An open circuit lets one claim through when its probe is due.
+-- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, rate ('' = none), burst
+-- Returns {now, wait (ms until it is worth looking again), probe, held cap,
+--          {id, {record...}, {work...}}...}
+local kind, token = ARGV[2], ARGV[3]
+local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local lease, circuit = tonumber(ARGV[7]), ns .. ':circuit:' .. ARGV[8]
+local rate, burst = tonumber(ARGV[9]), tonumber(ARGV[10])
+local due, claim = due_key(kind), ns .. ':claim:' .. token
+local now = now_ms()
+
+local function answer(ids, wait, probe, held)
+  local out = {ms(now), ms(wait), probe, held}
+  for _, id in ipairs(ids) do
+    local work = redis.call('HGETALL', work_key(id))
+    out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work}
+  end
+  return out
+end
+
+local function next_wait()
+  local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+  if not first[2] then return 60000 end
+  return math.max(0, tonumber(first[2]) - now)
+end
+
+-- asked again by the client library: the same tasks, as far as they are still ours
+local before = redis.call('LRANGE', claim, 0, -1)
+if #before > 0 then
+  local ids = {}
+  for i = 2, #before do
+    if redis.call('HGET', work_key(before[i]), 'token') == token then ids[#ids + 1] = before[i] end
+  end
+  return answer(ids, 0, tonumber(before[1]), 0)
+end
+
+local probe = 0
+local probe_at = tonumber(redis.call('HGET', circuit, 'probe_at'))
+if probe_at then
+  if now < probe_at then return answer({}, probe_at - now, 0, 0) end
+  probe, limit = 1, math.min(limit, 1)
+end
+
+local tokens, factor
+if rate then
+  tokens, factor = rate_tokens(now, rate, burst)
+  if tokens < 1 then
+    local refill = math.ceil((1 - tokens) * 1000 / (rate * factor))
+    return answer({}, math.max(refill, next_wait()), 0, 0)
+  end
+  limit = math.min(limit, math.floor(tokens))
+end
+
+local ids, held, cap_now, gone = {}, 0, slots, {}
+-- look a little further than the limit: capped tasks may have to be passed over
+local candidates = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'LIMIT', 0, limit + 16)
+local caps = {}
+for _, id in ipairs(candidates) do
+  if #ids >= limit then break end
+  if redis.call('EXISTS', task_key(id)) == 0 then
+    gone[#gone + 1] = id
+  else
+    local work = redis.call('HMGET', work_key(id), 'token', 'cap', 'lapses')
+    local cap, lapses = tonumber(work[2]) or slots, tonumber(work[3]) or 0
+    if work[1] then
+      if cap <= 1 then lapses = lapses + 1 end
+      cap = math.max(1, math.floor(math.min(cap, slots) / 2))
+    end
+    local in_hand_then = in_hand + #ids + 1
+    if in_hand_then <= math.min(cap, cap_now) then
+      ids[#ids + 1] = id
+      caps[id] = {cap, lapses, work[1]}
+      cap_now = math.min(cap_now, cap)
+    elseif cap < in_hand_then and held == 0 then
+      held = cap
+    end
+  end
+end
+
+for _, id in ipairs(gone) do redis.call('ZREM', due, id) end
+for _, id in ipairs(ids) do
+  local cap = caps[id]
+  if cap[3] then redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1) end
+  redis.call('ZADD', due, ms(now + lease), id)
+  redis.call('HSET', work_key(id), 'token', token, 'lapses', ms(cap[2]), 'cap', ms(cap[1]))
+end
+if #ids > 0 then
+  redis.call('RPUSH', claim, probe, unpack(ids))
+  redis.call('PEXPIRE', claim, lease)
+  if rate then keep_rate(now, tokens - #ids, factor) end
+  -- one prober at a time; should it die, the next one may try after a while
+  if probe == 1 then redis.call('HSET', circuit, 'probe_at', ms(now + 45000)) end
+end
+return answer(ids, next_wait(), probe, held)

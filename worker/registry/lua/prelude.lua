@@ -1,0 +1,70 @@
+-- Put before every script. ARGV[1] is the namespace; keys are derived from it and the task id,
+-- so the scripts are for a single node (or Sentinel), not for Redis Cluster.
+--
+-- Shared rules. Time is Redis time, in milliseconds. JSON is carried as text and never re-encoded
+-- here (cjson turns [] into {} and rounds long integers). Everything is checked before the first
+-- write, since Lua does not roll back. A script that runs twice with one token answers the same.
+local ns = ARGV[1]
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function ms(value)
+  return string.format('%.0f', value)
+end
+
+local function task_key(id) return ns .. ':task:' .. id end
+local function work_key(id) return ns .. ':work:' .. id end
+local function due_key(kind) return ns .. ':due:' .. kind end
+local function index_key(state) return ns .. ':index:' .. state end
+
+-- Whether `token` owns the task: 'ok'; 'done' if this token has already made its last move;
+-- 'lost' if another claim or nothing owns it.
+local function ownership(id, token)
+  local work = redis.call('HMGET', work_key(id), 'token', 'settled')
+  if work[1] == token then return 'ok' end
+  if work[2] == token then return 'done' end
+  return 'lost'
+end
+
+-- Gives the claim up for good and remembers by whom, for a repeated call.
+local function settle(id, token)
+  redis.call('HDEL', work_key(id), 'token')
+  redis.call('HSET', work_key(id), 'settled', token)
+end
+
+local function to_state(id, from, to, score)
+  redis.call('ZREM', index_key(from), id)
+  redis.call('ZADD', index_key(to), score, id)
+  redis.call('HSET', task_key(id), 'state', to)
+end
+
+-- A final task is kept for ttl milliseconds from now (0: for ever); 'expiring' lets the sweep
+-- remove its index entries afterwards.
+local function keep_for(id, now, ttl)
+  if ttl > 0 then
+    redis.call('PEXPIRE', task_key(id), ttl)
+    redis.call('PEXPIRE', work_key(id), ttl)
+    redis.call('ZADD', ns .. ':expiring', ms(now + ttl), id)
+  end
+end
+
+-- The fleet's rate: tokens flow in at rate * factor a second, up to burst. factor is halved by
+-- throttling and comes back by a sixtieth a second. Returns the tokens there are now.
+local function rate_tokens(now, rate, burst)
+  local kept = redis.call('HMGET', ns .. ':rate', 'tokens', 'at', 'factor')
+  local factor = tonumber(kept[3]) or 1
+  local at = tonumber(kept[2]) or now
+  local passed = math.max(0, now - at) / 1000
+  local tokens = math.min(burst, (tonumber(kept[1]) or burst) + passed * rate * factor)
+  factor = math.min(1, factor + passed / 60)
+  return tokens, factor
+end
+
+local function keep_rate(now, tokens, factor)
+  redis.call('HSET', ns .. ':rate', 'tokens', string.format('%.6f', tokens),
+    'at', ms(now), 'factor', string.format('%.6f', factor))
+  redis.call('PEXPIRE', ns .. ':rate', 600000)
+end

@@ -1,0 +1,36 @@
+-- Ends a claim with a step that is not final: fields are written and the task stands, unclaimed,
+-- in exactly one due set. Invariant: hand-over from one set to another is one step; only the
+-- owner makes it; a task somebody wants canceled goes to 'copy', where endings are written.
+-- ARGV: ns, id, token, from kind, to kind, delay (ms), state ('' = as it is),
+--       upstream calls, n, n record fields and values, work fields and values...
+--       (a work value '' removes the field)
+-- Returns 'ok' or 'lost'.
+local id, token = ARGV[2], ARGV[3]
+local owner = ownership(id, token)
+if owner == 'done' then return 'ok' end
+local state = redis.call('HGET', task_key(id), 'state')
+if owner == 'lost' or not state then
+  redis.call('HINCRBY', ns .. ':counters', 'stale_writes', 1)
+  return 'lost'
+end
+local now, to, delay = now_ms(), ARGV[5], tonumber(ARGV[6])
+local record_end = 9 + tonumber(ARGV[9])
+redis.call('HSET', task_key(id), 'updated_at', ms(now))
+redis.call('HINCRBY', task_key(id), 'polls', ARGV[8])
+for i = 10, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
+for i = record_end + 1, #ARGV, 2 do
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', work_key(id), ARGV[i])
+  else
+    redis.call('HSET', work_key(id), ARGV[i], ARGV[i + 1])
+  end
+end
+if ARGV[7] ~= '' and ARGV[7] ~= state then
+  to_state(id, state, ARGV[7], redis.call('HGET', task_key(id), 'submitted_at'))
+end
+if redis.call('HEXISTS', work_key(id), 'cancel') == 1 then to, delay = 'copy', 0 end
+redis.call('HDEL', work_key(id), 'cap', 'lapses')
+settle(id, token)
+redis.call('ZREM', due_key(ARGV[4]), id)
+redis.call('ZADD', due_key(to), ms(now + delay), id)
+return 'ok'

@@ -1,0 +1,32 @@
+-- Accepts ids: each gets its record and one due entry, together, or is left exactly as it is.
+-- Invariant: a record that is not final always stands in a due set; a known id is never changed.
+-- ARGV: ns, metadata, label, options, callbacks (count), deadline (ms), id...
+-- Returns one flag for each id: 1 new, 0 known.
+local now = now_ms()
+local flags = {}
+for i = 7, #ARGV do
+  local id = ARGV[i]
+  if redis.call('EXISTS', task_key(id)) == 1 then
+    flags[#flags + 1] = 0
+  else
+    -- the record first: a full Redis refuses it before anything is changed
+    redis.call('HSET', task_key(id),
+      'schema', '1', 'task_id', id, 'label', ARGV[3], 'metadata', ARGV[2], 'options', ARGV[4],
+      'run', '1', 'state', 'waiting', 'reason', '', 'error', '', 'polls', '0', 'upstream', '{}',
+      'submitted_at', ms(now), 'updated_at', ms(now), 'finished_at', '', 'told', '[]')
+    -- what an expired record of this id left behind
+    redis.call('DEL', work_key(id))
+    redis.call('ZREM', ns .. ':expiring', id)
+    for _, state in ipairs({'stored', 'partial', 'failed'}) do
+      redis.call('ZREM', index_key(state), id)
+    end
+    for _, kind in ipairs({'poll', 'tell'}) do redis.call('ZREM', due_key(kind), id) end
+    redis.call('HSET', work_key(id), 'callbacks', ARGV[5], 'asked_from', ms(now),
+      'deadline_at', ms(now + tonumber(ARGV[6])))
+    redis.call('ZADD', index_key('waiting'), ms(now), id)
+    -- first the bucket is looked at: the files may be stored already
+    redis.call('ZADD', due_key('copy'), ms(now), id)
+    flags[#flags + 1] = 1
+  end
+end
+return flags

@@ -1,0 +1,73 @@
+"""What the registry hands out: claimed jobs and the answer to a claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from worker.core.models import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Kind(StrEnum):
+    """A due set: what a task is due for.
+
+    ``poll`` talks to the upstream, ``copy`` to the bucket (the first look for a manifest and
+    the writing of endings included), ``tell`` to those who asked to be told.
+    """
+
+    POLL = "poll"
+    COPY = "copy"
+    TELL = "tell"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One claimed task: the record as it stood, and the fleet's own notes beside it.
+
+    ``record`` is what the public hash holds. ``work`` is private to the fleet. ``token`` fences
+    every later write; ``claimed_at`` is Redis time in milliseconds; ``probe`` says that this job
+    tests an open circuit.
+    """
+
+    kind: Kind
+    task_id: str
+    token: str
+    claimed_at: int
+    record: Mapping[str, str] = field(repr=False)
+    work: Mapping[str, str] = field(repr=False)
+    probe: bool = False
+
+    @property
+    def state(self) -> State:
+        """The state at the time of the claim."""
+        return State(self.record["state"])
+
+    @property
+    def run(self) -> int:
+        """The number of the run, from 1."""
+        return int(self.record.get("run", "1"))
+
+    @property
+    def cap(self) -> int:
+        """How many jobs, this one included, the process may have in hand beside it."""
+        return int(self.work.get("cap") or 1)
+
+    def note(self, name: str, default: int = 0) -> int:
+        """A number among the notes."""
+        return int(self.work.get(name) or default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The answer to a claim: jobs, and when it is worth asking again.
+
+    ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand.
+    """
+
+    jobs: tuple[Job, ...]
+    wait: float
+    held: int

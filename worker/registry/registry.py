@@ -1,0 +1,468 @@
+"""Records, due sets, leases, indexes and events in Redis.
+
+Everything that changes a task is one script (``lua/``). A claim is fenced by a random token; time
+is Redis time. Every method raises :class:`~worker.errors.RegistryUnavailable` when Redis cannot
+be reached, is full, or does not take writes.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as redis_errors
+
+from worker.core.models import State
+from worker.core.submission import Refusal, Submission, merge_callbacks
+from worker.errors import LeaseLost, RegistryUnavailable
+from worker.registry.records import Claim, Job, Kind
+from worker.registry.scripts import Scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+REFUSED_KEPT = 1000
+INTAKE_GROUP = "harvester"
+_CHUNK = 100
+_INTAKE_IDLE_MS = 30_000
+# Redis says these of itself, not of the command: it is worth waiting for it to mend.
+_SERVER_STATES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+
+
+@contextmanager
+def _seam() -> Iterator[None]:
+    try:
+        yield
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
+        raise RegistryUnavailable(f"Redis is out of reach: {type(error).__name__}") from error
+    except redis_errors.ResponseError as error:
+        message = str(error)
+        if any(state in message for state in _SERVER_STATES) or isinstance(
+            error, redis_errors.ReadOnlyError | redis_errors.OutOfMemoryError
+        ):
+            raise RegistryUnavailable(f"Redis takes no writes: {message[:200]}") from error
+        raise
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [part for pair in fields.items() for part in pair]
+
+
+class Registry:
+    """The fleet's memory.
+
+    ``lease``, ``deadline`` and ``record_ttl`` are in seconds, ``poll_rate`` in calls a second.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        namespace: str,
+        lease: float,
+        poll_rate: float,
+        deadline: float,
+        record_ttl: int,
+        events_maxlen: int,
+    ) -> None:
+        self.redis = redis
+        self.namespace = namespace
+        self.lease = lease
+        self._rate = poll_rate
+        # a quarter of a second's calls may be made at once, not more: the limit holds each second
+        self._burst = max(1.0, poll_rate / 4)
+        self._deadline = deadline
+        self._ttl = record_ttl * 1000
+        self._events_maxlen = events_maxlen
+        self._scripts = Scripts(redis, namespace)
+
+    def key(self, *parts: str) -> str:
+        """The Redis key ``namespace:part:…``."""
+        return ":".join((self.namespace, *parts))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.redis.aclose()
+
+    async def now(self) -> int:
+        """Redis time in Unix milliseconds."""
+        with _seam():
+            seconds, micros = await self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    # -- intake -------------------------------------------------------------------------------
+
+    async def submit(self, submissions: Sequence[Submission]) -> dict[str, bool]:
+        """Accept ids; returns for each whether it is new.
+
+        A known id is left as it is, except that a callback it does not have yet is added. Raises
+        ``InvalidSubmission`` if that would make too many callbacks.
+        """
+        groups: dict[tuple[str, str, str], list[str]] = {}
+        for item in submissions:
+            groups.setdefault((item.metadata, item.label, item.options), []).append(item.task_id)
+        new: dict[str, bool] = {}
+        for (metadata, label, text), ids in groups.items():
+            options = json.loads(text)
+            callbacks = len(options["callbacks"])
+            deadline = int(float(options.get("deadline", self._deadline)) * 1000)
+            for start in range(0, len(ids), _CHUNK):
+                chunk = ids[start : start + _CHUNK]
+                with _seam():
+                    flags = await self._scripts.call(
+                        "submit", metadata, label, text, callbacks, deadline, *chunk
+                    )
+                new.update(zip(chunk, map(bool, flags), strict=True))
+            if callbacks:
+                for task_id in ids:
+                    if not new[task_id]:
+                        await self._add_callbacks(task_id, options["callbacks"])
+        return new
+
+    async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
+        while True:
+            with _seam():
+                before = await self.redis.hget(self.key("task", task_id), "options")
+            after = merge_callbacks(before, callbacks) if before else None
+            if before is None or after is None:
+                return
+            with _seam():
+                done = await self._scripts.call(
+                    "add_callbacks", task_id, before, after, len(json.loads(after)["callbacks"])
+                )
+            if done != "changed":
+                return
+
+    async def refuse(self, refusals: Sequence[Refusal], *, source: str) -> None:
+        """Keep what was refused, newest first, the last 1,000 of them."""
+        if not refusals:
+            return
+        at = await self.now()
+        entries = [
+            json.dumps(
+                {"at": at, "source": source, "what": r.what, "value": r.value, "reason": r.reason}
+            )
+            for r in refusals
+        ]
+        with _seam():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.lpush(self.key("refused"), *entries)
+                pipe.ltrim(self.key("refused"), 0, REFUSED_KEPT - 1)
+                await pipe.execute()
+
+    async def refused(self, limit: int = REFUSED_KEPT) -> list[dict[str, Any]]:
+        """What was refused lately, newest first."""
+        with _seam():
+            entries = await self.redis.lrange(self.key("refused"), 0, limit - 1)
+        return [json.loads(entry) for entry in entries]
+
+    async def take_intake(self, count: int = 50) -> list[tuple[str, dict[str, str]]]:
+        """Entries of the intake stream: those a dead worker left first, then new ones."""
+        stream = self.key("intake")
+        with _seam():
+            try:
+                stale = await self.redis.xautoclaim(
+                    stream, INTAKE_GROUP, "fleet", min_idle_time=_INTAKE_IDLE_MS, count=count
+                )
+            except redis_errors.ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                try:
+                    await self.redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
+                except redis_errors.ResponseError as created:
+                    if "BUSYGROUP" not in str(created):
+                        raise
+                stale = [None, []]
+            entries = list(stale[1])
+            if not entries:
+                fresh = await self.redis.xreadgroup(
+                    INTAKE_GROUP, "fleet", {stream: ">"}, count=count
+                )
+                streams = fresh.values() if isinstance(fresh, dict) else [s[1] for s in fresh or []]
+                for batch in streams:
+                    entries += batch[0] if isinstance(fresh, dict) else batch
+        return [(str(entry_id), dict(fields or {})) for entry_id, fields in entries]
+
+    async def ack_intake(self, entry_ids: Sequence[str]) -> None:
+        """Acknowledge and remove entries whose ids are accepted (or refused) by now."""
+        if not entry_ids:
+            return
+        with _seam():
+            async with self.redis.pipeline() as pipe:
+                pipe.xack(self.key("intake"), INTAKE_GROUP, *entry_ids)
+                pipe.xdel(self.key("intake"), *entry_ids)
+                await pipe.execute()
+
+    # -- claims -------------------------------------------------------------------------------
+
+    async def claim(self, kind: Kind, *, limit: int, in_hand: int, slots: int) -> Claim:
+        """Claim up to ``limit`` due tasks for one lease."""
+        token = secrets.token_hex(16)
+        polling = kind is Kind.POLL
+        circuit = {Kind.POLL: "upstream", Kind.COPY: "store", Kind.TELL: "tell"}[kind]
+        with _seam():
+            answer = await self._scripts.call(
+                "claim", kind, token, limit, in_hand, slots, self._lease_ms, circuit,
+                self._rate if polling else "", self._burst if polling else "",
+            )  # fmt: skip
+        now, wait, probe, held, *rows = answer
+        jobs = tuple(
+            Job(
+                kind=kind, task_id=task_id, token=token, claimed_at=int(now),
+                record=_pairs(record), work=_pairs(work), probe=bool(probe),
+            )
+            for task_id, record, work in rows
+        )  # fmt: skip
+        return Claim(jobs=jobs, wait=int(wait) / 1000, held=int(held))
+
+    async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
+        answers: dict[str, str] = {}
+        by_token: dict[str, list[str]] = {}
+        for job in jobs:
+            by_token.setdefault(job.token, []).append(job.task_id)
+        for token, ids in by_token.items():
+            with _seam():
+                said = await self._scripts.call("renew", jobs[0].kind, token, self._lease_ms, *ids)
+            answers.update(zip(ids, said, strict=True))
+        return answers
+
+    async def release(self, jobs: Sequence[Job], *, delay: float = 0) -> None:
+        """Hand claims of one kind back, due again after ``delay`` seconds."""
+        by_token: dict[str, list[str]] = {}
+        for job in jobs:
+            by_token.setdefault(job.token, []).append(job.task_id)
+        for token, ids in by_token.items():
+            with _seam():
+                await self._scripts.call(
+                    "release", jobs[0].kind, token, round(delay * 1000), *ids
+                )
+
+    async def save(
+        self,
+        job: Job,
+        *,
+        to: Kind,
+        delay: float = 0,
+        state: State | None = None,
+        calls: int = 0,
+        record: Mapping[str, str] | None = None,
+        work: Mapping[str, str] | None = None,
+    ) -> None:
+        """End a claim with a step that is not final; raises :class:`LeaseLost`.
+
+        ``delay`` is in seconds and may be negative (sooner than others); a ``work`` value of ``""``
+        removes the note.
+        """
+        fields = _flat(record or {})
+        with _seam():
+            said = await self._scripts.call(
+                "save", job.task_id, job.token, job.kind, to, round(delay * 1000), state or "",
+                calls, len(fields), *fields, *_flat(work or {}),
+            )  # fmt: skip
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+
+    async def progress(self, job: Job, name: str = "", value: str = "") -> tuple[str, int, bool]:
+        """Note progress under a claim and renew it; raises :class:`LeaseLost`.
+
+        Returns the value that stands, Redis time in milliseconds, and whether somebody asked for
+        the task's end.
+        """
+        with _seam():
+            said, stands, now = await self._scripts.call(
+                "progress", job.task_id, job.token, self._lease_ms, name, value
+            )
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+        return stands, int(now), said == "cancel"
+
+    async def finish(
+        self,
+        job: Job,
+        *,
+        state: State,
+        reason: str,
+        finished_at: int,
+        record: Mapping[str, str],
+        calls: int = 0,
+        restored: bool = False,
+    ) -> None:
+        """End the run: record, index, event and the due entry for telling; or LeaseLost."""
+        with _seam():
+            said = await self._scripts.call(
+                "finish", job.task_id, job.token, state, reason, finished_at, self._ttl,
+                self._events_maxlen, int(restored), calls, *_flat(record),
+            )  # fmt: skip
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+
+    async def told(
+        self, job: Job, *, told: str, settled: bool, delay: float, callbacks: int
+    ) -> None:
+        """Note what was told; raises :class:`LeaseLost`."""
+        with _seam():
+            said = await self._scripts.call(
+                "told", job.task_id, job.token, told, int(settled), round(delay * 1000),
+                callbacks, self._ttl,
+            )  # fmt: skip
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.lease * 1000)
+
+    # -- asked for from outside ---------------------------------------------------------------
+
+    async def retry(self, task_id: str) -> str:
+        """Open a new run of a failed or partial task: ``ok``, ``unknown`` or its state."""
+        record = await self.record(task_id)
+        options = json.loads(record["options"]) if record else {}
+        own = options.get("deadline")
+        with _seam():
+            said: str = await self._scripts.call(
+                "retry", task_id, round(self._deadline * 1000),
+                "" if own is None else round(float(own) * 1000),
+            )  # fmt: skip
+        return said
+
+    async def cancel(self, task_id: str) -> str:
+        """Ask for a task's end: ``ok``, ``unknown`` or the final state it is in."""
+        with _seam():
+            said: str = await self._scripts.call("cancel", task_id)
+        return said
+
+    # -- rate and circuits --------------------------------------------------------------------
+
+    async def take_call(self) -> tuple[float, bool]:
+        """Reserve one upstream call: the seconds to wait first, and whether it may be made."""
+        with _seam():
+            wait, refused = await self._scripts.call("take", self._rate, self._burst)
+        return int(wait) / 1000, not refused
+
+    async def throttle(self) -> None:
+        """Halve the fleet's rate of upstream calls."""
+        with _seam():
+            await self._scripts.call("throttle", self._rate, self._burst)
+
+    async def trip(self, circuit: str, *, kind: str, message: str, probe: bool) -> bool:
+        """Open a circuit (or lengthen its gap after a failed probe); whether it was closed."""
+        with _seam():
+            return bool(await self._scripts.call("trip", circuit, kind, message, int(probe)))
+
+    async def close_circuit(self, circuit: str) -> bool:
+        """Close a circuit after a success; whether it was open."""
+        with _seam():
+            return bool(await self._scripts.call("close", circuit))
+
+    async def circuits(self) -> dict[str, dict[str, str]]:
+        """The open circuits, with kind, message and times."""
+        found = {}
+        for name in ("upstream", "store"):
+            with _seam():
+                fields = await self.redis.hgetall(self.key("circuit", name))
+            if fields:
+                found[name] = fields
+        return found
+
+    async def say_once(self, event: str, *, seconds: int = 60) -> bool:
+        """Whether the fleet has not said ``event`` within the last ``seconds``."""
+        with _seam():
+            return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))
+
+    # -- ticking ------------------------------------------------------------------------------
+
+    async def tick(self, worker: str) -> None:
+        """Note that a worker lives, forget those silent for an hour, sweep what has expired."""
+        now = await self.now()
+        with _seam():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.zadd(self.key("workers"), {worker: now})
+                pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
+                await pipe.execute()
+            await self._scripts.call("sweep", 500)
+
+    async def leave(self, worker: str) -> None:
+        """Forget a worker that ends."""
+        with _seam():
+            await self.redis.zrem(self.key("workers"), worker)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def record(self, task_id: str) -> dict[str, str] | None:
+        """The record of a task, or ``None``."""
+        with _seam():
+            fields: dict[str, str] = await self.redis.hgetall(self.key("task", task_id))
+        return fields or None
+
+    async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
+        """The records of several tasks, in order."""
+        found: list[dict[str, str] | None] = []
+        for start in range(0, len(task_ids), _CHUNK):
+            with _seam():
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for task_id in task_ids[start : start + _CHUNK]:
+                        pipe.hgetall(self.key("task", task_id))
+                    found += [fields or None for fields in await pipe.execute()]
+        return found
+
+    async def states(self, task_ids: Sequence[str]) -> dict[str, State | None]:
+        """The states of several tasks; ``None`` for an unknown one."""
+        found: dict[str, State | None] = {}
+        for start in range(0, len(task_ids), 1000):
+            chunk = task_ids[start : start + 1000]
+            with _seam():
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for task_id in chunk:
+                        pipe.hget(self.key("task", task_id), "state")
+                    states = await pipe.execute()
+            found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
+        return found
+
+    async def ids(self, state: State, *, limit: int, since: int = 0) -> list[str]:
+        """Ids in a state, newest first; ``since`` in Unix milliseconds.
+
+        Final ones by the time they finished, the others by the time of their submission.
+        """
+        with _seam():
+            found = await self.redis.zrange(
+                self.key("index", state), "+inf", since, byscore=True, desc=True, offset=0,
+                num=limit,
+            )  # fmt: skip
+        return [str(task_id) for task_id in found]
+
+    async def counts(self) -> dict[State, int]:
+        """How many tasks are in each state."""
+        with _seam():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for state in State:
+                    pipe.zcard(self.key("index", state))
+                sizes = await pipe.execute()
+        return dict(zip(State, map(int, sizes), strict=True))
+
+    async def due(self) -> dict[Kind, int]:
+        """How many tasks stand in each due set, due or not."""
+        with _seam():
+            return {k: int(await self.redis.zcard(self.key("due", k))) for k in Kind}
+
+    async def workers(self) -> dict[str, int]:
+        """The last tick of each worker, in Unix milliseconds."""
+        with _seam():
+            rows = await self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
+        return {str(name): int(score) for name, score in rows}
+
+    async def info(self) -> dict[str, Any]:
+        """The server's ``INFO``."""
+        with _seam():
+            found: dict[str, Any] = await self.redis.info()
+        return found
+
