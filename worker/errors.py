@@ -32,7 +32,7 @@ class SettingsError(HarvesterError):
     """One or more settings are missing or malformed; the message lists all of them."""
 
 
-class InvalidSubmission(HarvesterError):  # noqa: N818  named for what it says to the caller
+class InvalidSubmission(HarvesterError):
     """One id, option or message was refused; the message says why."""
 
 
@@ -99,9 +99,9 @@ class TellRejected(TellError):
     """The target answered 410: it does not want to be told, ever."""
 
 
-class LeaseLost(HarvesterError):  # noqa: N818  an event, not a fault
+class LeaseLost(HarvesterError):
     """The claim on the task is no longer ours."""
 
 
-class RegistryUnavailable(HarvesterError):  # noqa: N818  named for the state it reports
+class RegistryUnavailable(HarvesterError):
     """Redis cannot be read or written now."""

@@ -167,9 +167,7 @@ async def test_a_claim_is_kept_until_its_lease_lapses(redis: Redis, namespace: s
     await registry.save(second[0], to=Kind.POLL)
 
 
-async def test_an_unchanged_token_still_owns_after_its_lease(
-    redis: Redis, namespace: str
-) -> None:
+async def test_an_unchanged_token_still_owns_after_its_lease(redis: Redis, namespace: str) -> None:
     registry = make(redis, namespace, lease=0.05)
     await registry.submit([submission()])
     job = await claim_one(registry, Kind.COPY)

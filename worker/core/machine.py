@@ -86,9 +86,7 @@ def on_answer(task: Waiting, said: Observation, *, chance: float) -> Again | Cop
             believed_from = max(task.asked_from, task.seen_at) + task.grace * 1000
             if task.now >= believed_from:
                 return End(reason=Reason.UNKNOWN_TASK, error=said.error)
-            gap = schedule.poll_gap(
-                age=_age(task), expected=None, left=_left(task), chance=chance
-            )
+            gap = schedule.poll_gap(age=_age(task), expected=None, left=_left(task), chance=chance)
             return Again(delay=min(gap, max(1.0, (believed_from - task.now) / 1000 + 0.1)))
         case Doubtful():
             long_enough = task.now - task.doubted_at >= DOUBTS_SECONDS * 1000

@@ -30,7 +30,15 @@ INTAKE_GROUP = "harvester"
 _CHUNK = 100
 _INTAKE_IDLE_MS = 30_000
 # Redis says these of itself, not of the command: it is worth waiting for it to mend.
-_SERVER_STATES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+_SERVER_STATES = (
+    "OOM",
+    "READONLY",
+    "MISCONF",
+    "NOREPLICAS",
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+)
 
 
 @contextmanager
@@ -60,6 +68,7 @@ class Registry:
     """The fleet's memory.
 
     ``lease``, ``deadline`` and ``record_ttl`` are in seconds, ``poll_rate`` in calls a second.
+    ``owner`` names the process that claims, for people to read.
     """
 
     def __init__(
@@ -72,7 +81,9 @@ class Registry:
         deadline: float,
         record_ttl: int,
         events_maxlen: int,
+        owner: str = "",
     ) -> None:
+        self.owner = owner
         self.redis = redis
         self.namespace = namespace
         self.lease = lease
@@ -130,7 +141,7 @@ class Registry:
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:
             with _seam():
-                before = await self.redis.hget(self.key("task", task_id), "options")
+                before: Any = await self.redis.hget(self.key("task", task_id), "options")
             after = merge_callbacks(before, callbacks) if before else None
             if before is None or after is None:
                 return
@@ -210,17 +221,31 @@ class Registry:
         circuit = {Kind.POLL: "upstream", Kind.COPY: "store", Kind.TELL: "tell"}[kind]
         with _seam():
             answer = await self._scripts.call(
-                "claim", kind, token, limit, in_hand, slots, self._lease_ms, circuit,
-                self._rate if polling else "", self._burst if polling else "",
-            )  # fmt: skip
+                "claim",
+                kind,
+                token,
+                limit,
+                in_hand,
+                slots,
+                self._lease_ms,
+                circuit,
+                self.owner,
+                self._rate if polling else "",
+                self._burst if polling else "",
+            )
         now, wait, probe, held, *rows = answer
         jobs = tuple(
             Job(
-                kind=kind, task_id=task_id, token=token, claimed_at=int(now),
-                record=_pairs(record), work=_pairs(work), probe=bool(probe),
+                kind=kind,
+                task_id=task_id,
+                token=token,
+                claimed_at=int(now),
+                record=_pairs(record),
+                work=_pairs(work),
+                probe=bool(probe),
             )
             for task_id, record, work in rows
-        )  # fmt: skip
+        )
         return Claim(jobs=jobs, wait=int(wait) / 1000, held=int(held))
 
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
@@ -242,9 +267,7 @@ class Registry:
             by_token.setdefault(job.token, []).append(job.task_id)
         for token, ids in by_token.items():
             with _seam():
-                await self._scripts.call(
-                    "release", jobs[0].kind, token, round(delay * 1000), *ids
-                )
+                await self._scripts.call("release", jobs[0].kind, token, round(delay * 1000), *ids)
 
     async def save(
         self,
@@ -265,9 +288,18 @@ class Registry:
         fields = _flat(record or {})
         with _seam():
             said = await self._scripts.call(
-                "save", job.task_id, job.token, job.kind, to, round(delay * 1000), state or "",
-                calls, len(fields), *fields, *_flat(work or {}),
-            )  # fmt: skip
+                "save",
+                job.task_id,
+                job.token,
+                job.kind,
+                to,
+                round(delay * 1000),
+                state or "",
+                calls,
+                len(fields),
+                *fields,
+                *_flat(work or {}),
+            )
         if said == "lost":
             raise LeaseLost(job.task_id)
 
@@ -299,9 +331,18 @@ class Registry:
         """End the run: record, index, event and the due entry for telling; or LeaseLost."""
         with _seam():
             said = await self._scripts.call(
-                "finish", job.task_id, job.token, state, reason, finished_at, self._ttl,
-                self._events_maxlen, int(restored), calls, *_flat(record),
-            )  # fmt: skip
+                "finish",
+                job.task_id,
+                job.token,
+                state,
+                reason,
+                finished_at,
+                self._ttl,
+                self._events_maxlen,
+                int(restored),
+                calls,
+                *_flat(record),
+            )
         if said == "lost":
             raise LeaseLost(job.task_id)
 
@@ -311,9 +352,15 @@ class Registry:
         """Note what was told; raises :class:`LeaseLost`."""
         with _seam():
             said = await self._scripts.call(
-                "told", job.task_id, job.token, told, int(settled), round(delay * 1000),
-                callbacks, self._ttl,
-            )  # fmt: skip
+                "told",
+                job.task_id,
+                job.token,
+                told,
+                int(settled),
+                round(delay * 1000),
+                callbacks,
+                self._ttl,
+            )
         if said == "lost":
             raise LeaseLost(job.task_id)
 
@@ -330,9 +377,11 @@ class Registry:
         own = options.get("deadline")
         with _seam():
             said: str = await self._scripts.call(
-                "retry", task_id, round(self._deadline * 1000),
+                "retry",
+                task_id,
+                round(self._deadline * 1000),
                 "" if own is None else round(float(own) * 1000),
-            )  # fmt: skip
+            )
         return said
 
     async def cancel(self, task_id: str) -> str:
@@ -366,10 +415,10 @@ class Registry:
 
     async def circuits(self) -> dict[str, dict[str, str]]:
         """The open circuits, with kind, message and times."""
-        found = {}
+        found: dict[str, dict[str, str]] = {}
         for name in ("upstream", "store"):
             with _seam():
-                fields = await self.redis.hgetall(self.key("circuit", name))
+                fields: Any = await self.redis.hgetall(self.key("circuit", name))
             if fields:
                 found[name] = fields
         return found
@@ -401,7 +450,7 @@ class Registry:
     async def record(self, task_id: str) -> dict[str, str] | None:
         """The record of a task, or ``None``."""
         with _seam():
-            fields: dict[str, str] = await self.redis.hgetall(self.key("task", task_id))
+            fields: Any = await self.redis.hgetall(self.key("task", task_id))
         return fields or None
 
     async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
@@ -435,9 +484,14 @@ class Registry:
         """
         with _seam():
             found = await self.redis.zrange(
-                self.key("index", state), "+inf", since, byscore=True, desc=True, offset=0,
+                self.key("index", state),
+                "+inf",
+                since,
+                byscore=True,
+                desc=True,
+                offset=0,
                 num=limit,
-            )  # fmt: skip
+            )
         return [str(task_id) for task_id in found]
 
     async def counts(self) -> dict[State, int]:
@@ -457,7 +511,7 @@ class Registry:
     async def workers(self) -> dict[str, int]:
         """The last tick of each worker, in Unix milliseconds."""
         with _seam():
-            rows = await self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
+            rows: Any = await self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
         return {str(name): int(score) for name, score in rows}
 
     async def info(self) -> dict[str, Any]:
@@ -465,4 +519,3 @@ class Registry:
         with _seam():
             found: dict[str, Any] = await self.redis.info()
         return found
-

@@ -4,13 +4,14 @@
 -- Crash caps: a claim found with its token still on has lapsed. Each lapse halves the number of
 -- tasks that may be in hand beside it in one process; only a lapse at cap 1, alone, is counted.
 -- An open circuit lets one claim through when its probe is due.
--- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, rate ('' = none), burst
+-- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, owner,
+--       rate ('' = none), burst
 -- Returns {now, wait (ms until it is worth looking again), probe, held cap,
 --          {id, {record...}, {work...}}...}
 local kind, token = ARGV[2], ARGV[3]
 local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, circuit = tonumber(ARGV[7]), ns .. ':circuit:' .. ARGV[8]
-local rate, burst = tonumber(ARGV[9]), tonumber(ARGV[10])
+local rate, burst = tonumber(ARGV[10]), tonumber(ARGV[11])
 local due, claim = due_key(kind), ns .. ':claim:' .. token
 local now = now_ms()
 
@@ -87,7 +88,8 @@ for _, id in ipairs(ids) do
   local cap = caps[id]
   if cap[3] then redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1) end
   redis.call('ZADD', due, ms(now + lease), id)
-  redis.call('HSET', work_key(id), 'token', token, 'lapses', ms(cap[2]), 'cap', ms(cap[1]))
+  redis.call('HSET', work_key(id), 'token', token, 'owner', ARGV[9],
+    'lapses', ms(cap[2]), 'cap', ms(cap[1]))
 end
 if #ids > 0 then
   redis.call('RPUSH', claim, probe, unpack(ids))

@@ -1,0 +1,48 @@
+# Everything a contributor runs. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help install demo test lint types clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Create .venv and install everything, the embedded servers included
+
+# An interpreter is tried by running it: version managers leave names behind that do not run.
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || { \
+	  for python in $${PYTHON:-} python3.13 python3.12 python3.11 python3; do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      echo "Creating $(VENV) with $$python"; exec "$$python" -m venv $(VENV); \
+	    fi; \
+	  done; \
+	  echo "Python 3.11 or newer is needed and none was found. Install one, or name it:" >&2; \
+	  echo "    make install PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[sandbox]' --group dev
+	@touch $@
+
+demo: $(STAMP) ## Run the whole fleet on this machine, against a simulated upstream
+	$(BIN)/harvester demo
+
+test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
+	$(BIN)/pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+clean: ## Remove the virtual environment and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

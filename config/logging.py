@@ -1,0 +1,156 @@
+"""Logging: one JSON object a line on stderr, or readable lines on a terminal.
+
+Records of the standard library (Celery, kombu, botocore …) pass through the same formatter, so
+that redaction, which is its last step before rendering, misses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+from config.settings import Settings
+from worker.core.redact import redact
+
+_QUIET = (
+    "aiohttp",
+    "boto3",
+    "botocore",
+    "celery.app.trace",  # success of every hint
+    "celery.worker.strategy",  # receipt of every hint
+    "httpcore",
+    "httpx",
+    "s3transfer",
+    "urllib3",
+)
+_AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SHORTEST_SECRET = 4  # hiding a shorter one would garble every line
+_MAX_DEPTH = 16
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Redactor:
+    """A structlog processor: URLs lose their query and known secrets become ``***``.
+
+    Every value is looked at, nested ones and keys too; what JSON cannot hold becomes its repr.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        texts = {text for text in secrets if len(text) >= _SHORTEST_SECRET}
+        texts |= {quote(text, safe="") for text in texts}
+        longest_first = sorted(texts, key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if texts else None
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        """Return the event with every value redacted."""
+        return {self.text(str(name)): self._value(value, 0) for name, value in event.items()}
+
+    def text(self, text: str) -> str:
+        """One text without queries and secrets."""
+        if self._secrets is not None:
+            text = self._secrets.sub("***", text)
+        return redact(text) if "://" in text or "=" in text else text
+
+    def _value(self, value: object, depth: int) -> object:
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, str):
+            return self.text(value)
+        if depth < _MAX_DEPTH:
+            if isinstance(value, Mapping):
+                return {self.text(str(k)): self._value(v, depth + 1) for k, v in value.items()}
+            if isinstance(value, list | tuple | set | frozenset):
+                return [self._value(item, depth + 1) for item in value]
+        return self.text(repr(value))
+
+
+def configure(settings: Settings, *, level: int | str = logging.INFO) -> None:
+    """Send every log record of this process to stderr in the chosen format.
+
+    Also shows warnings and uncaught exceptions as records. Calling it again replaces what was
+    set before. Celery calls it through its ``setup_logging`` signal.
+    """
+    console = settings.log_format == "console" or (
+        settings.log_format == "auto" and sys.stderr.isatty()
+    )
+    aws = (os.environ.get(name, "") for name in _AWS_SECRETS)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(Redactor([*settings.secrets, *aws]), console=console))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    # Advice about a setting that the threads pool cannot follow, given at every reconnection.
+    warnings.filterwarnings("ignore", message=r"\s*In Celery 5\.1 we introduced")
+    sys.excepthook = _log_uncaught
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_common_processors(),
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _common_processors() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _formatter(redactor: Redactor, *, console: bool) -> logging.Formatter:
+    rendering: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,  # plain: locals in a traceback may hold secrets
+        redactor,
+    ]
+    if console:
+        colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        rendering += [_escape_controls, structlog.dev.ConsoleRenderer(colors=colors)]
+    else:
+        rendering.append(structlog.processors.JSONRenderer())
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=_common_processors(), processors=rendering
+    )
+
+
+def _escape_controls(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Keep foreign text from moving the terminal's cursor or faking further lines."""
+    return {
+        name: _CONTROL.sub(lambda found: ascii(found[0])[1:-1], value)
+        if isinstance(value, str) and name not in {"exception", "stack"}
+        else value
+        for name, value in event.items()
+    }
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    structlog.get_logger("harvester").critical("process.crashed", exc_info=(kind, error, trace))

@@ -1,0 +1,201 @@
+"""Where Redis is, and how the harvester connects to it.
+
+One parser serves both sides: the registry's own client (:func:`make_redis`) and Celery's broker
+(:mod:`config.celery`), so that ``REDIS_URL`` means the same to both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import ExponentialBackoff, NoBackoff
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+SCHEMES = ("redis", "rediss", "redis+sentinel")
+
+SOCKET_TIMEOUT = 5.0  # seconds; a blocking read must ask for less than this
+CONNECT_TIMEOUT = 5.0
+HEALTH_CHECK_INTERVAL = 15
+SENTINEL_TIMEOUT = 2.0  # a sentinel answers from memory; the next one is asked after this
+_MAX_CONNECTIONS = 512
+
+_DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379}
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "redis": (),
+    "rediss": ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
+    "redis+sentinel": ("sentinel_username", "sentinel_password"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAddress:
+    """A Redis deployment's address, taken apart. Its repr shows no password."""
+
+    hosts: tuple[tuple[str, int], ...]
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    master_name: str | None = None
+    """Name the sentinels know the primary by; ``None`` without Sentinel."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    tls: dict[str, str | bool] | None = None
+    """redis-py's ``ssl_*`` options; ``None`` for a plain connection."""
+
+    @classmethod
+    def parse(cls, url: str) -> RedisAddress:
+        """Read ``redis://``, ``rediss://`` or ``redis+sentinel://[:password@]h1:p,h2:p/name/db``.
+
+        Raises ``ValueError`` with a message that repeats no part of the URL.
+        """
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in SCHEMES:
+            raise ValueError("must begin with redis://, rediss:// or redis+sentinel://")
+        if "#" in rest or any(character.isspace() for character in rest):
+            raise ValueError("special characters in user name and password must be %-encoded")
+        location, _, query = rest.partition("?")
+        authority, _, path = location.partition("/")
+        credentials, at, hosts = authority.rpartition("@")
+        username, _, password = credentials.partition(":")
+        if at and not password:
+            raise ValueError("has a user name without a password; write ://:PASSWORD@HOST")
+        sentinel = scheme == "redis+sentinel"
+        options = _query(query, scheme)
+        addresses = tuple(_host(text, _DEFAULT_PORTS[scheme]) for text in hosts.split(","))
+        if len(addresses) > 1 and not sentinel:
+            raise ValueError("names several hosts; only redis+sentinel:// may")
+        master_name: str | None = None
+        if sentinel:
+            master_name, _, path = path.partition("/")
+            if not master_name:
+                raise ValueError("lacks the primary's name: redis+sentinel://HOST:PORT/NAME/DB")
+        return cls(
+            hosts=addresses,
+            db=_database(path),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+            master_name=unquote(master_name) if master_name else None,
+            sentinel_username=options.get("sentinel_username"),
+            sentinel_password=options.get("sentinel_password"),
+            tls=_tls(options) if scheme == "rediss" else None,
+        )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The passwords in this address, to be kept out of logs."""
+        return tuple(text for text in (self.password, self.sentinel_password) if text)
+
+    @property
+    def sentinel_credentials(self) -> dict[str, str]:
+        """What the sentinels themselves ask for, as redis-py's options."""
+        named = {"username": self.sentinel_username, "password": self.sentinel_password}
+        return {name: text for name, text in named.items() if text}
+
+    def urls(self, scheme: str) -> list[str]:
+        """One URL for each host, without options: the form kombu reads."""
+        credentials = ""
+        if self.password:
+            credentials = f"{quote(self.username or '', safe='')}:{quote(self.password, safe='')}@"
+        return [
+            f"{scheme}://{credentials}{f'[{host}]' if ':' in host else host}:{port}/{self.db}"
+            for host, port in self.hosts
+        ]
+
+
+def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) -> Redis:
+    """Build the registry's client; nothing is connected until the first command.
+
+    ``socket_timeout`` (seconds) bounds each reply, so blocking reads must block for less. A failed
+    command is sent once more at most: the scripts of the registry answer a repetition as the
+    first time, and a longer wait belongs to the caller, who knows whether it still matters.
+    """
+    address = RedisAddress.parse(settings.redis_url.get_secret_value())
+    options: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "decode_responses": True,
+        "protocol": 2,  # the same reply shapes from every redis-py the project allows
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_keepalive": True,
+        "health_check_interval": HEALTH_CHECK_INTERVAL,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
+        "max_connections": _MAX_CONNECTIONS,
+    }
+    if address.master_name is None:
+        host, port = address.hosts[0]
+        if address.tls is not None:
+            options |= {"ssl": True, **address.tls}
+        return Redis(host=host, port=port, **options)
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it without types
+        list(address.hosts),
+        sentinel_kwargs={
+            **address.sentinel_credentials,
+            "socket_timeout": SENTINEL_TIMEOUT,
+            "socket_connect_timeout": SENTINEL_TIMEOUT,
+            "retry": Retry(NoBackoff(), retries=0),
+        },
+    )
+    client: Redis = sentinel.master_for(address.master_name, redis_class=_SentinelRedis, **options)
+    return client
+
+
+class _SentinelRedis(Redis):
+    """A client that also closes the connections to the sentinels it was found through."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        pool = self.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+def _query(query: str, scheme: str) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    allowed = ", ".join(_OPTIONS[scheme]) or "none"
+    if not set(options) <= set(_OPTIONS[scheme]):
+        raise ValueError(f"has an unknown option after '?'; for {scheme}:// there are: {allowed}")
+    return options
+
+
+def _tls(options: dict[str, str]) -> dict[str, str | bool]:
+    check = options.setdefault("ssl_cert_reqs", "required")
+    if check not in {"required", "optional", "none"}:
+        raise ValueError("ssl_cert_reqs must be required, optional or none")
+    return {**options, "ssl_check_hostname": check == "required"}
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    if text.startswith("["):
+        host, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError("has a malformed IPv6 address; write [ADDRESS]:PORT")
+        port = port[1:]
+    else:
+        host, _, port = text.partition(":")
+    if not host:
+        raise ValueError("lacks a host name")
+    if not port:
+        return host, default_port
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(
+            "has a malformed port (special characters in a password must be %-encoded)"
+        )
+    return host, int(port)
+
+
+def _database(path: str) -> int:
+    if not path:
+        return 0
+    if not (path.isascii() and path.isdecimal()):
+        raise ValueError("the database after the last '/' must be a number")
+    return int(path)

@@ -1,0 +1,521 @@
+"""Settings: what an operator may say, read from the environment and a ``.env`` file.
+
+Every problem is reported at once, by the name of the variable, and no value of a secret or URL is
+ever repeated. ``docs/settings.md`` holds the same table for people; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from config.redis import RedisAddress
+from worker.core.keys import check_prefix
+from worker.errors import SettingsError
+
+ENV_FILE = ".env"
+PUT_OPTIONS = frozenset(
+    {"ServerSideEncryption", "SSEKMSKeyId", "StorageClass", "CacheControl", "ACL", "Tagging"}
+)
+BROKER_SCHEMES = ("amqp", "amqps")
+
+_TEN_YEARS = 315_360_000
+_OWN_NAMES = ("speedpix_", "redis_", "celery_")  # the rest is HARVESTER_*
+_SHOWN_ERRORS = ("literal_error", "_parsing", "_than", "_equal", "finite_number", "int_from_float")
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets a field of :class:`Settings`."""
+    return field.upper() if field.startswith(_OWN_NAMES) else f"HARVESTER_{field.upper()}"
+
+
+def environment() -> dict[str, str]:
+    """What is set: ``.env`` of the working directory under the environment, empty values left out.
+
+    Raises :class:`SettingsError` if the file is there and cannot be read.
+    """
+    return _dotenv() | {name: value for name, value in os.environ.items() if value.strip()}
+
+
+def _dotenv() -> dict[str, str]:
+    path = Path(ENV_FILE)
+    try:
+        if not path.is_file():
+            return {}
+        values = dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path.absolute()} cannot be read: {type(exc).__name__}") from None
+    return {name: value for name, value in values.items() if value and value.strip()}
+
+
+# -- rules, each for one kind of value ----------------------------------------------------------
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
+def _http_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("must be an http:// or https:// URL with a host")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must not hold a user name, a query or a fragment")
+    return text
+
+
+def _redis_url(secret: SecretStr) -> SecretStr:
+    RedisAddress.parse(secret.get_secret_value())
+    return secret
+
+
+def _broker_url(secret: SecretStr) -> SecretStr:
+    urls = secret.get_secret_value().split(";")
+    if urls[0].partition("://")[0] not in BROKER_SCHEMES:
+        try:
+            return _redis_url(secret)
+        except ValueError as exc:
+            if "must begin" not in str(exc):
+                raise
+            raise ValueError(f"{exc}, amqp:// or amqps://") from None
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in BROKER_SCHEMES and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(
+                "must be amqp://USER:PASSWORD@HOST:PORT/VHOST, several joined by ';'"
+                " (special characters %-encoded)"
+            )
+    return secret
+
+
+def _bucket(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", text):
+        raise ValueError("must be the bare name of a bucket, without s3:// or a path")
+    return text
+
+
+def _put_options(value: object) -> object:
+    try:
+        options = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("must be a JSON object") from None
+    if not isinstance(options, dict):
+        raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic collects ValueError only
+    if unknown := sorted(set(options) - PUT_OPTIONS):
+        raise ValueError(
+            f"knows only {', '.join(sorted(PUT_OPTIONS))}; not {', '.join(map(repr, unknown))}"
+        )
+    if wrong := sorted(name for name, text in options.items() if not _filled(text)):
+        raise ValueError(f"{', '.join(wrong)} must be a string that is not empty")
+    return options
+
+
+def _filled(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _manifest_prefix(text: str) -> str:
+    prefix = check_prefix(text)
+    if not prefix:
+        raise ValueError("must not be empty")
+    return prefix
+
+
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise ValueError("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    return text
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    try:
+        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if not text.startswith("whsec_") or not 24 <= size <= 64:
+        raise ValueError("must be whsec_ followed by 24 to 64 bytes in base64")
+    return secret
+
+
+def _split(value: object) -> object:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        return value
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _each(rule: Callable[[str], str]) -> AfterValidator:
+    def check(items: tuple[str, ...]) -> tuple[str, ...]:
+        checked = []
+        for position, item in enumerate(items, start=1):
+            try:
+                checked.append(rule(item))
+            except ValueError as exc:
+                raise ValueError(f"entry {position} {exc}") from None
+        return tuple(checked)
+
+    return AfterValidator(check)
+
+
+def _some(items: tuple[str, ...]) -> tuple[str, ...]:
+    if not items:
+        raise ValueError("must hold at least one entry; * allows all")
+    return items
+
+
+def _host_glob(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:*?\[\]!-]+", text):
+        raise ValueError("must be a host name or a glob of host names, without scheme or path")
+    return text.lower()
+
+
+def _host_or_network(text: str) -> str:
+    if "/" not in text:
+        return _host_glob(text)
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError("must be a host glob or a network such as 10.0.0.0/8") from None
+
+
+def _content_type(text: str) -> str:
+    if not re.fullmatch(r"\*|[A-Za-z0-9.+*?\[\]!-]+/[A-Za-z0-9.+*?\[\]!-]+", text):
+        raise ValueError("must be * or a glob such as image/*")
+    return text.lower()
+
+
+def _reply_target(text: str) -> str:
+    queue, slash, task = text.partition("/")
+    if not slash or not queue or not task:
+        raise ValueError("must be a glob of the form queue/task")
+    return text
+
+
+Seconds = Annotated[float, Field(gt=0, le=_TEN_YEARS, allow_inf_nan=False)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+BaseUrl = Annotated[HttpUrl, AfterValidator(lambda url: f"{url.rstrip('/')}/")]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_split), _each(_host_or_network)]
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """pydantic-settings source: the variables of :func:`environment`, as text."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self._values = environment()
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._values.get(variable(field_name)), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {
+            name: self.get_field_value(field, name)[0]
+            for name, field in self.settings_cls.model_fields.items()
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Settings(BaseSettings):
+    """Everything an operator sets, checked. Times are seconds, sizes bytes.
+
+    Build it with :func:`load_settings`, whose errors name the variables.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    speedpix_endpoint: Annotated[HttpUrl, AfterValidator(lambda url: url.rstrip("/"))] = Field(
+        "https://openai.edu-aliyun.com",
+        description="Address of the upstream. The name is the one of the vendor's SDK.",
+    )
+    speedpix_app_key: Annotated[str, AfterValidator(_token)] = Field(
+        description="Access key of the upstream. The name is the one of the vendor's SDK.",
+        examples=["your-access-key"],
+    )
+    speedpix_app_secret: SecretStr = Field(
+        description="Secret of that access key. The name is the one of the vendor's SDK.",
+        examples=["your-access-secret"],
+    )
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+        description="Records, schedule and events: `redis://`, `rediss://` or "
+        "`redis+sentinel://`. `harvester up` supplies an embedded server.",
+        examples=["redis://:PASSWORD@localhost:6379/0"],
+    )
+    celery_broker_url: Annotated[SecretStr, AfterValidator(_broker_url)] = Field(
+        default_factory=lambda data: data["redis_url"],
+        description="Celery's broker: Redis, as above, or RabbitMQ (`amqp://`, `amqps://`).",
+        examples=["amqp://USER:PASSWORD@localhost:5672//"],
+    )
+    bucket: Annotated[str, AfterValidator(_bucket)] = Field(
+        description="Bucket that files are stored in. `harvester up` supplies an embedded store.",
+        examples=["my-bucket"],
+    )
+    storage: Literal["auto", "aws", "oss", "generic"] = Field(
+        "auto",
+        description="Kind of store: `auto`, `aws`, `oss` or `generic`. `auto` decides from the "
+        "endpoint. Sets addressing style, checksums and conditional writes.",
+    )
+    put_options: Annotated[dict[str, str], BeforeValidator(_put_options)] = Field(
+        {},
+        description="JSON of boto3 parameters for every object: `ServerSideEncryption`, "
+        "`SSEKMSKeyId`, `StorageClass`, `CacheControl`, `ACL`, `Tagging`.",
+        examples=['{"StorageClass": "STANDARD_IA"}'],
+    )
+    prefix: Annotated[str, AfterValidator(check_prefix)] = Field(
+        "",
+        description="Prefix of every key: segments of `A-Z a-z 0-9 . _ -` joined by `/`, none of "
+        "them `.` or `..`, at most 256 bytes. A closing `/` is added.",
+        examples=["media/comfy/"],
+    )
+    manifest_prefix: Annotated[str, AfterValidator(_manifest_prefix)] = Field(
+        "manifests/",
+        description="Where manifests live, below `HARVESTER_PREFIX`, apart from the files, so "
+        "that a bucket policy can keep them private. Same rule as there.",
+    )
+    public_base_url: (
+        Annotated[HttpUrl, AfterValidator(lambda url: f"{url.rstrip('/')}/")] | None
+    ) = Field(
+        None,
+        description="When set, each file also gets `url`: this base followed by its key.",
+        examples=["https://cdn.example.com/"],
+    )
+    poll_rate: float = Field(
+        20,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="Upstream calls a second, for the whole fleet and one app key.",
+    )
+    deadline: Seconds = Field(
+        86_400,
+        description="Seconds from submission after which waiting for the upstream ends in "
+        "`failed`/`deadline_exceeded`, once the upstream said that the task is still not done.",
+    )
+    copy_deadline: Seconds = Field(
+        21_600,
+        description="Seconds after the upstream's success for which files that keep failing are "
+        "tried.",
+    )
+    unknown_task_grace: float = Field(
+        120,
+        ge=0,
+        le=_TEN_YEARS,
+        allow_inf_nan=False,
+        description="Seconds after submission, or after the task was last seen upstream, during "
+        'which "cannot find task" is not believed.',
+    )
+    lease: float = Field(
+        60,
+        ge=5,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds a claim lasts unless renewed; at least 5.",
+    )
+    max_file_bytes: int = Field(
+        5_368_709_120, ge=1, description="A larger file is refused. In bytes."
+    )
+    memory_budget: int = Field(
+        100_663_296,
+        ge=1_048_576,
+        description="Bytes of files held in memory at once by one process; at least 1048576.",
+    )
+    source_hosts: Annotated[
+        tuple[str, ...], BeforeValidator(_split), _each(_host_glob), AfterValidator(_some)
+    ] = Field(
+        ("*",),
+        description="Comma-separated globs of hosts that files may come from, redirects included.",
+        examples=["*.aliyuncs.com,files.example.com"],
+    )
+    source_allow_private: Hosts = Field(
+        (),
+        description="Comma-separated host globs or networks that may be plain `http` or resolve "
+        "to loopback, private, link-local or 100.64/10 addresses. Nothing else may.",
+        examples=["127.0.0.1,10.0.0.0/8"],
+    )
+    record_ttl: int = Field(
+        2_592_000,
+        ge=0,
+        le=_TEN_YEARS,
+        description="Seconds a final record stays in Redis after telling has settled; `0` keeps it "
+        "for ever. The manifest in the bucket stays.",
+    )
+    content_types: Annotated[
+        tuple[str, ...], BeforeValidator(_split), _each(_content_type), AfterValidator(_some)
+    ] = Field(
+        ("*",),
+        description="Comma-separated globs of content types, told from the bytes, that may be "
+        "stored.",
+        examples=["image/*,video/mp4"],
+    )
+    shutdown_grace: Seconds = Field(
+        30,
+        description="Seconds after SIGTERM by which a worker has handed back its claims and gone.",
+    )
+    events_maxlen: int = Field(
+        100_000, ge=1, description="Approximate length of the event stream, in entries."
+    )
+    reply_allow: Annotated[tuple[str, ...], BeforeValidator(_split), _each(_reply_target)] = Field(
+        (),
+        description="Comma-separated globs `queue/task` that replies may be sent to. Empty: "
+        "submissions with `reply_task` are refused. `harvester.*` tasks never may.",
+        examples=["orders/shop.tasks.*"],
+    )
+    webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secret)] | None = Field(
+        None,
+        description="Key that webhooks are signed with: `whsec_` and 24 to 64 bytes in base64. "
+        "Without it tasks with a `callback_url` are refused.",
+        examples=["whsec_$(openssl rand -base64 32)"],
+    )
+    webhook_allow_private: Hosts = Field(
+        (),
+        description="As `HARVESTER_SOURCE_ALLOW_PRIVATE`, for callback URLs.",
+        examples=["hooks.internal,10.0.0.0/8"],
+    )
+    namespace: Annotated[str, AfterValidator(_namespace)] = Field(
+        "harvester",
+        description="First part of every Redis key and queue name, so that fleets can share a "
+        "server.",
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto",
+        description="`auto`, `console` or `json`; `auto` is `console` on a terminal, else `json`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trim(cls, values: dict[str, object]) -> dict[str, object]:
+        """Text loses outer white space (files mounted as secrets end in a newline)."""
+        trimmed = {
+            name: value.strip() if isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        return {name: value for name, value in trimmed.items() if value != ""}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments first, then :func:`environment`, and nothing else."""
+        return init_settings, _Environment(settings_cls)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Every text in these settings that must never be printed."""
+        found = {self.speedpix_app_secret.get_secret_value()}
+        if self.webhook_secret is not None:
+            found.add(self.webhook_secret.get_secret_value())
+        for url in (self.redis_url.get_secret_value(), self.celery_broker_url.get_secret_value()):
+            if url.partition("://")[0] in BROKER_SCHEMES:
+                passwords = [urlsplit(part).password for part in url.split(";")]
+                found.update(unquote(text) for text in passwords if text)
+            else:
+                found.update(RedisAddress.parse(url).secrets)
+        return frozenset(found)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; ``overrides`` (by field name) win over the environment.
+
+    ``AWS_*`` variables found only in ``.env`` are exported to this process, since boto3 reads
+    its own; empty ones count as unset; ``AWS_REGION`` also serves as ``AWS_DEFAULT_REGION``,
+    the only one of the two that boto3 heeds.
+
+    Raises :class:`SettingsError` with one message that lists everything that is wrong.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as exc:
+        raise SettingsError(_explain(exc)) from None
+    _export_aws(environment())
+    return settings
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """One warning for each ``HARVESTER_*`` variable that no setting answers to."""
+    known = [variable(field) for field in Settings.model_fields]
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith("HARVESTER_") and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            warnings.append(f"{name} is not a setting; the nearest one is {nearest}")
+    return warnings
+
+
+def _export_aws(values: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        if name not in values:
+            del os.environ[name]
+    os.environ.update({name: text for name, text in values.items() if name.startswith("AWS_")})
+    if "AWS_REGION" in values:
+        os.environ.setdefault("AWS_DEFAULT_REGION", values["AWS_REGION"])
+
+
+def _explain(error: ValidationError) -> str:
+    problems = {}
+    for found in error.errors(include_url=False):
+        if found["type"] == "default_factory_not_called":
+            continue  # Celery's broker defaults to REDIS_URL, which is at fault itself
+        field = str(found["loc"][0])
+        if field not in Settings.model_fields:
+            problems[field] = f"- {field}: no such setting"
+            continue
+        name = variable(field)
+        line = f"- {name}: {_fault(found)}"
+        if examples := Settings.model_fields[field].examples:
+            line += f". Example: {name}={examples[0]}"
+        problems.setdefault(field, line)
+    count = "1 setting is" if len(problems) == 1 else f"{len(problems)} settings are"
+    return "\n".join(
+        [
+            f"{count} missing or malformed:",
+            *problems.values(),
+            "Set them in the environment or in a .env file in the working directory.",
+        ]
+    )
+
+
+def _fault(found: Mapping[str, Any]) -> str:
+    kind = found["type"]
+    if kind == "missing":
+        return "is not set"
+    if kind == "value_error":
+        return str(found["ctx"]["error"])
+    text = str(found["msg"]).replace("Input should be", "must be")
+    # Numbers and choices only: whatever else is wrong may be a secret in the wrong place.
+    return f"{text} (got {found['input']!r:.60})" if kind.endswith(_SHOWN_ERRORS) else text

@@ -1,0 +1,86 @@
+"""Real servers and a simulated upstream for every test.
+
+Each pytest-xdist worker is a process of its own and starts its own servers.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+
+from tests.support import BucketEnv
+from worker.sandbox.servers import SeaweedFS, Valkey
+from worker.sandbox.simulator import Simulator
+
+_FOREIGN = ("AWS_", "HARVESTER_", "SPEEDPIX_", "REDIS_URL", "CELERY_BROKER_URL")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees credentials or settings of the machine it runs on."""
+    for name in list(os.environ):
+        if name.startswith(_FOREIGN):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """One running Valkey for the whole run. Tests that stop or kill it start it again."""
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> str:
+    """URL of the empty Valkey."""
+    valkey.start()
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A ``HARVESTER_NAMESPACE`` nobody else uses."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture(scope="session")
+def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """One running SeaweedFS for the whole run. Tests that stop or kill it start it again."""
+    server = SeaweedFS(tmp_path_factory.mktemp("seaweedfs"), "media")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(store_server: SeaweedFS) -> Iterator[BucketEnv]:
+    """The one real bucket. It is not emptied: use task ids or prefixes of your own."""
+    store_server.start()
+    client = store_server.client()
+    yield BucketEnv(
+        endpoint=store_server.endpoint,
+        access_key=store_server.access_key,
+        secret_key=store_server.secret_key,
+        bucket=store_server.bucket,
+        region=store_server.region,
+        client=client,
+    )
+    client.close()
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    """A fresh simulated upstream on a free port."""
+    async with Simulator() as upstream:
+        yield upstream

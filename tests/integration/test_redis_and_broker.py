@@ -1,0 +1,123 @@
+"""The registry's client and Celery's broker on real servers, found directly and by Sentinel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from celery import Celery
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from config.celery import celery_config
+from config.redis import make_redis
+from config.settings import Settings, load_settings
+from worker.sandbox.servers import Valkey
+
+PASSWORD = "p@ss/word:1"
+SENTINEL_PASSWORD = "s3ntinel?#"
+
+
+class Sentinel(Valkey):
+    """A Valkey in Sentinel mode that watches one primary under the name ``main``."""
+
+    def __init__(self, directory: Path, primary: Valkey) -> None:
+        super().__init__(directory, password=SENTINEL_PASSWORD)
+        self._primary = primary
+
+    def _arguments(self) -> list[str]:
+        config = self.directory / "sentinel.conf"
+        config.write_text(
+            f"bind 127.0.0.1\nport {self.port}\ndir .\n"
+            f'requirepass "{SENTINEL_PASSWORD}"\n'
+            f"sentinel monitor main 127.0.0.1 {self._primary.port} 1\n"
+            f'sentinel auth-pass main "{PASSWORD}"\n'
+            "sentinel down-after-milliseconds main 60000\n"
+        )
+        return [config.name, "--sentinel"]
+
+
+@pytest.fixture(scope="module")
+def primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with Valkey(tmp_path_factory.mktemp("primary"), password=PASSWORD) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sentinel_url(primary: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL whose first sentinel is dead: the second one must be asked."""
+    with Sentinel(tmp_path_factory.mktemp("sentinel"), primary) as sentinel:
+        yield (
+            f"redis+sentinel://:{quote(PASSWORD, safe='')}@127.0.0.1:1,127.0.0.1:{sentinel.port}"
+            f"/main/3?sentinel_password={quote(SENTINEL_PASSWORD, safe='')}"
+        )
+
+
+@pytest.fixture(params=["direct", "sentinel"])
+def url(request: pytest.FixtureRequest, primary: Valkey, sentinel_url: str) -> str:
+    return primary.url if request.param == "direct" else sentinel_url
+
+
+def settings(url: str) -> Settings:
+    return load_settings(
+        speedpix_app_key="k", speedpix_app_secret="s", bucket="media", redis_url=url
+    )
+
+
+async def test_registry_client_reads_and_writes(url: str) -> None:
+    async with make_redis(settings(url)) as client:
+        await client.set("greeting", "grüß dich")
+        assert await client.get("greeting") == "grüß dich"
+        info = await client.client_info()
+        assert info["db"] == (3 if "sentinel" in url else 0)
+
+
+async def test_registry_client_comes_back_after_the_server_was_killed(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as server:
+        async with make_redis(settings(server.url)) as client:
+            await client.ping()
+            server.kill()
+            with pytest.raises(RedisConnectionError):
+                await client.ping()
+            server.start()
+            assert await client.ping()
+
+
+def test_a_message_goes_through_the_broker(url: str) -> None:
+    app = Celery("test", set_as_current=False)
+    app.config_from_object(celery_config(settings(url)))
+    with app.connection_for_write() as connection:
+        app.send_task("harvester.submit", args=["t1"], queue="harvester", connection=connection)
+        queue = connection.SimpleQueue(app.amqp.queues["harvester"], no_ack=True)
+        try:
+            message = queue.get(timeout=10)
+            with pytest.raises(Empty):
+                queue.get(block=False)
+        finally:
+            queue.close()
+    assert message.content_type == "application/json"
+    assert message.payload[0] == ["t1"]
+    app.close()
+
+
+async def test_an_unacknowledged_message_waits_under_the_namespace(
+    primary: Valkey, namespace: str
+) -> None:
+    given = settings(primary.url).model_copy(update={"namespace": namespace})
+    app = Celery("test", set_as_current=False)
+    app.config_from_object(celery_config(given))
+    async with make_redis(given) as client:
+        with app.connection_for_write() as connection:
+            app.send_task("harvester.submit", args=["t1"], connection=connection)
+            assert await client.llen(namespace) == 1
+            queue = connection.SimpleQueue(app.amqp.queues[namespace])
+            message: Any = queue.get(timeout=10)
+            assert await client.exists(f"{namespace}:unacked") == 1
+            assert await client.exists("unacked") == 0
+            message.ack()
+            queue.close()
+        assert await client.exists(f"{namespace}:unacked") == 0
+    app.close()

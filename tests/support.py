@@ -1,0 +1,93 @@
+"""Helpers that tests share; the fixtures built on them are in ``conftest.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+import speedpix
+
+if TYPE_CHECKING:
+    from worker.sandbox.simulator import Simulator
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketEnv:
+    """A real bucket: how to reach it, and a boto3 client that does."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    bucket: str
+    region: str
+    client: Any = field(repr=False)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment variables that point boto3 and the harvester at this bucket."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "HARVESTER_BUCKET": self.bucket,
+        }
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """All keys below ``prefix``, sorted."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix
+        )
+        return sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one object."""
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[Found] | Found], *, seconds: float = 30, what: str = ""
+) -> Found:
+    """Await until ``condition()`` is truthy and return its value; ``AssertionError`` if never."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what or 'the condition'} did not hold within {seconds:g} s")
+        await asyncio.sleep(0.01)
+
+
+async def signed_call(
+    simulator: Simulator,
+    call: str,
+    document: Any,
+    *,
+    app_secret: str = "",
+    headers: dict[str, str] | None = None,
+) -> httpx.Response:
+    """POST ``/scc/<call>``, signed by the vendor's SDK; ``headers`` overwrite what it made."""
+    path = f"/scc/{call}"
+    sdk = speedpix.Client(simulator.app_key, app_secret or simulator.app_secret, simulator.endpoint)
+    body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    signed = sdk._generate_header("POST", path, document) | (headers or {})
+    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as client:
+        return await client.post(simulator.endpoint + path, content=body, headers=signed)
+
+
+async def ask_result(simulator: Simulator, task_id: str) -> Any:
+    """One signed ``comfy_get_result``; the reply's JSON."""
+    response = await signed_call(simulator, "comfy_get_result", {"taskId": task_id})
+    assert response.status_code == 200, response.headers
+    return response.json()

@@ -1,0 +1,201 @@
+"""The repository itself: layers, packaging and the files that start processes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from honcho.environ import parse_procfile
+
+from config.settings import Settings, variable
+
+ROOT = Path(__file__).parents[2]
+COMPOSE_FILE = ROOT / "docker-compose.yml"
+
+# Modules that read files, sockets, clocks or chance, or that hold a client which does.
+IO_MODULES = {
+    "aiohttp",
+    "asyncio",
+    "boto3",
+    "botocore",
+    "celery",
+    "httpx",
+    "io",
+    "kombu",
+    "os",
+    "pathlib",
+    "random",
+    "redis",
+    "requests",
+    "secrets",
+    "shutil",
+    "socket",
+    "ssl",
+    "structlog",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib.request",
+}
+
+
+def modules(package: str) -> Iterator[Path]:
+    return (ROOT / package).rglob("*.py")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything a module imports, wherever in it the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def test_core_imports_nothing_that_does_io() -> None:
+    checked = 0
+    for path in modules("worker/core"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert name not in IO_MODULES, f"{path} imports {name}"
+            assert top not in IO_MODULES, f"{path} imports {name}"
+            if top in {"worker", "config"}:
+                assert name.startswith(("worker.core", "worker.errors")), f"{path}: {name}"
+        checked += 1
+    assert checked > 3
+
+
+@pytest.mark.parametrize("adapter", ["upstream", "transfer", "registry", "telling"])
+def test_adapters_know_neither_each_other_nor_what_stands_above(adapter: str) -> None:
+    allowed = ("worker.core", "worker.errors", f"worker.{adapter}")
+    if adapter == "telling":
+        allowed += ("worker.transfer.guard",)  # callback URLs are guarded as file addresses are
+    for path in modules(f"worker/{adapter}"):
+        for name in imports(path):
+            if name.startswith("worker."):
+                assert name.startswith(allowed), f"{path} imports {name}"
+
+
+def test_settings_depend_on_the_core_alone() -> None:
+    for path in modules("config"):
+        for name in imports(path):
+            if name.startswith("worker."):
+                assert name.startswith(("worker.core", "worker.errors")), f"{path}: {name}"
+
+
+def test_every_imported_distribution_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["sandbox"]]
+    names = {re.split(r"[\[<>=~! ;]", line)[0].lower().replace("-", "_") for line in declared}
+    names |= {"pil" if name == "pillow" else name for name in names}
+    names |= {"dotenv", "kombu", "botocore"}  # by python-dotenv, celery and boto3
+    for package in ("worker", "config"):
+        for path in modules(package):
+            for name in imports(path):
+                top = name.split(".")[0].lower()
+                if top not in sys.stdlib_module_names and top not in {"worker", "config"}:
+                    assert top in names, f"{path} imports {name}, which pyproject.toml lacks"
+
+
+def test_procfile_starts_a_worker_with_settings_from_the_environment_alone() -> None:
+    processes = parse_procfile((ROOT / "Procfile").read_text()).processes
+    words = shlex.split(processes["worker"])
+    assert words[:4] == ["celery", "-A", "worker.app", "worker"]
+    assert not [word for word in words if word.startswith(("-Q", "--queues", "-P", "--pool"))]
+
+
+def compose(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    spec = importlib.util.find_spec("compose")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    binary = Path(spec.submodule_search_locations[0]) / "docker-compose"
+    return subprocess.run(
+        [str(binary), "-f", str(COMPOSE_FILE), *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_compose_file_is_valid_without_any_variable() -> None:
+    result = compose("config", "-q")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_compose_file_passes_every_setting_through() -> None:
+    fields = [variable(field) for field in Settings.model_fields]
+    result = compose("config", "--format", "json", **{name: f"given-{name}" for name in fields})
+    assert result.returncode == 0, result.stderr
+    for name in fields:
+        assert f'"{name}": "given-{name}"' in result.stdout, name
+
+
+def test_compose_gives_a_worker_longer_than_its_own_grace_time() -> None:
+    text = COMPOSE_FILE.read_text()
+    grace = re.search(r"stop_grace_period: \$\{WORKER_STOP_GRACE:-(\d+)s\}", text)
+    own = re.search(r"HARVESTER_SHUTDOWN_GRACE: \$\{HARVESTER_SHUTDOWN_GRACE:-(\d+)\}", text)
+    assert grace
+    assert own
+    assert int(grace[1]) > int(own[1]) >= Settings.model_fields["shutdown_grace"].default
+
+
+def test_make_lists_its_targets() -> None:
+    result = subprocess.run(
+        ["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    listed = {line.split()[0] for line in result.stdout.splitlines()}
+    assert {"install", "demo", "test", "lint", "types", "clean"} <= listed
+
+
+def test_nothing_names_a_package_index() -> None:
+    """Packages come from whatever index the machine is set up for."""
+    paths = [
+        *ROOT.glob("*.toml"),
+        *ROOT.glob("*.lock"),
+        *ROOT.glob("*requirements*"),
+        *ROOT.glob("*.cfg"),
+        *(ROOT / ".github").rglob("*.yml"),
+        ROOT / ".ci" / "run",
+        ROOT / "Makefile",
+        ROOT / "Dockerfile",
+        COMPOSE_FILE,
+    ]
+    for path in paths:
+        found = re.search(
+            r"index[-_]url|find[-_]links|\[\[tool\.uv\.index|registry *=", path.read_text()
+        )
+        assert found is None, f"{path}: {found}"
+
+
+def test_what_starts_by_name_can_be_executed() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_license_is_the_one_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_changelog_knows_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()

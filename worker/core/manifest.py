@@ -1,0 +1,129 @@
+"""The manifest: the final record as one JSON document, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from worker.core import jsontext
+from worker.core.jsontext import Json
+from worker.core.models import State
+from worker.core.redact import strip_query
+
+SCHEMA = 1
+MAX_BYTES = 256 * 1024 * 1024
+"""Largest manifest that is read: a full reply, its files and its links fit many times over."""
+
+# A reply's 32 levels, below the document and its field.
+_MAX_DEPTH = jsontext.MAX_DEPTH + 2
+_TEXT = frozenset({"task_id", "label", "state", "reason", "error", "manifest"})
+_NUMBERS = frozenset({"schema", "run", "submitted_at", "updated_at", "finished_at", "polls"})
+_ORDER = (
+    "schema", "task_id", "run", "state", "reason", "error", "label", "metadata", "options",
+    "submitted_at", "updated_at", "finished_at", "polls", "upstream", "files", "result",
+    "manifest",
+)  # fmt: skip
+_REQUIRED = ("run", "metadata", "options", "submitted_at", "finished_at")
+
+
+def record_document(record: Mapping[str, str]) -> dict[str, Json]:
+    """A record as one JSON value: times and counts as numbers, JSON fields decoded to the digit.
+
+    Empty times and JSON fields are left out, as is everything that is no field of a manifest
+    (``told`` is). Callback URLs lose their query. Raises ``ValueError`` if a field is malformed.
+    """
+    document: dict[str, Json] = {}
+    for name in _ORDER:
+        text = record.get(name)
+        if text is None:
+            continue
+        if name in _TEXT:
+            document[name] = text
+        elif not text:
+            continue
+        elif name in _NUMBERS:
+            document[name] = int(text)
+        else:
+            document[name] = jsontext.loads(text, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
+    if "options" in document:
+        document["options"] = _without_queries(document["options"])
+    return document
+
+
+def manifest_from_record(record: Mapping[str, str]) -> bytes:
+    """The manifest of a final record; raises ``ValueError`` if a field is malformed."""
+    return jsontext.dumps(record_document(record)).encode("ascii")
+
+
+def _without_queries(options: Json) -> Json:
+    _checked("options", isinstance(options, dict) and isinstance(options.get("callbacks"), list))
+    callbacks = [
+        {**callback, "target": strip_query(callback["target"])}
+        if isinstance(callback, dict) and isinstance(callback.get("target"), str)
+        else callback
+        for callback in options["callbacks"]
+    ]
+    return {**options, "callbacks": callbacks}
+
+
+def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
+    """The record that a manifest holds, all fields as text.
+
+    Raises ``ValueError`` if it is not a manifest of this task, or not one of a final record.
+    """
+    document = jsontext.loads(body, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
+    _checked("the document", isinstance(document, dict))
+    record: dict[str, str] = {}
+    for name in _ORDER:
+        if name not in document:
+            continue
+        value = document[name]
+        if name in _TEXT:
+            _checked(name, isinstance(value, str))
+            record[name] = value
+        elif name in _NUMBERS:
+            _checked(name, type(value) is int and value >= 0)
+            record[name] = str(value)
+        else:
+            _checked(name, isinstance(value, list if name == "files" else dict))
+            record[name] = jsontext.dumps(value)
+    if record.get("schema") != str(SCHEMA):
+        raise ValueError(f"not of schema {SCHEMA}")
+    if record.get("task_id") != task_id:
+        raise ValueError("of another task")
+    state = record.get("state")
+    if state not in set(State) or not State(state).final:
+        raise ValueError("not of a final state")
+    required = _REQUIRED if state == State.FAILED else (*_REQUIRED, "files", "result")
+    for name in required:
+        _checked(name, name in record)
+    for file in document.get("files", []):
+        _check_file(file, whole=state == State.STORED)
+    return record
+
+
+def _checked(name: str, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"{name} is missing or malformed")
+
+
+def _check_file(file: Json, *, whole: bool) -> None:
+    _checked("a file", isinstance(file, dict) and isinstance(file.get("name"), str))
+    _checked("a file", isinstance(file.get("key"), str) or isinstance(file.get("error"), str))
+    if whole and "key" not in file:
+        raise ValueError("stored, with a file that is not")
+
+
+def stored_count(record: Mapping[str, str]) -> int:
+    """How many files of a record are stored."""
+    files = jsontext.loads(record.get("files") or "[]", max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
+    return sum("key" in file for file in files)
+
+
+def richer(existing: Mapping[str, str], ours: Mapping[str, str]) -> bool:
+    """Whether the record of an existing manifest must not be replaced by ours.
+
+    It has more stored files, or it says ``stored`` and ours does not.
+    """
+    if existing["state"] == State.STORED and ours["state"] != State.STORED:
+        return True
+    return stored_count(existing) > stored_count(ours)

@@ -1,0 +1,258 @@
+"""What a reply of the upstream means: the one module that knows the vendor's field names.
+
+Errors come in three layers. An HTTP status other than 200 comes from the API gateway; a ``status``
+other than 10 in the reply from the business gateway behind it, told by ``errCode``; and
+``B_API_ServiceError`` there from the application, told by ``subErrCode``.
+
+Sources: the vendor's page of ``comfy_get_result``, and the gateway's codes at
+https://www.alibabacloud.com/help/en/api-gateway/traditional-api-gateway/support/api-gateway-error-code-table
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from worker.core import jsontext, outputs
+from worker.core.models import (
+    Answer,
+    Doubtful,
+    Failed,
+    NotFound,
+    Observation,
+    Pending,
+    Reason,
+    Succeeded,
+)
+from worker.core.redact import one_line, redact
+from worker.errors import (
+    UpstreamBlocked,
+    UpstreamError,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.core.jsontext import Json
+
+_TEXT_LIMIT = 1000
+_NUMBER_LIMIT = 40
+
+# -- the API gateway --------------------------------------------------------------------------
+
+# Beginnings of messages, in lower case: they are more precise than codes, and often come alone.
+_CLASS_BY_MESSAGE = {
+    "throttled by": "throttled",
+    "timestamp expired": "clock",
+    "invalid timestamp": "clock",
+    "nonce used": "clock",
+    "invalid signature": "credentials",
+    "empty signature": "credentials",
+    "invalid appkey": "credentials",
+    "unauthorized": "credentials",
+}
+_CLASS_BY_CODE = {
+    "T429": "throttled",
+    "A4": "credentials",
+    "B403": "account",
+    "B451": "account",
+    "D5": "backend",
+    "N5": "backend",
+    "X5": "backend",
+    "I4": "request",
+}
+_BLOCKED = {
+    "credentials": "the upstream refuses SPEEDPIX_APP_KEY or SPEEDPIX_APP_SECRET",
+    "clock": "the upstream refuses the clock or nonce of the signature",
+    "account": "the upstream account is overdue, out of quota or barred",
+    "request": "the upstream refuses the request (is SPEEDPIX_ENDPOINT right?)",
+}
+
+# -- the business gateway and the application -------------------------------------------------
+
+_INVOKE_TIMEOUT = "B_API_InvokeTimeout"
+_FLOW_CONTROL = "B_API_CauseFlowControl"
+_AUDIT_FAILED = "B_API_AuditFailed"
+_CANNOT_FIND_TASK = "B_COMPUTING_CanNotFindTask"
+_CONTENT_UNSAFE = "P_Request_ContentSafe"
+
+# The documented ones, and what the vendor's SDKs and other pages name besides.
+_WAITING = frozenset({"waiting", "queued", "pending", "running", "processing"})
+_SUCCEEDED = frozenset({"succeeded", "successed", "success"})
+_ENDED = {
+    "failed": Reason.UPSTREAM_FAILED,
+    "canceled": Reason.UPSTREAM_CANCELED,
+    "cancelled": Reason.UPSTREAM_CANCELED,
+}
+
+
+def read_reply(
+    *, http_status: int, headers: Mapping[str, str], body: bytes, task_id: str
+) -> Answer:
+    """Read the reply to a question about ``task_id``.
+
+    Raises ``UpstreamThrottled``, ``UpstreamUnavailable`` or ``UpstreamBlocked`` if it says nothing
+    about the task. Of those blocked, kind ``clock`` deserves one more try, signed anew.
+    """
+    if http_status != 200:
+        raise _gateway_error(http_status, {name.lower(): headers[name] for name in headers})
+    try:
+        reply = jsontext.loads(body)
+    except ValueError as exc:
+        raise UpstreamUnavailable(one_line(f"the upstream's reply is unreadable: {exc}")) from exc
+    if not isinstance(reply, dict):
+        raise UpstreamUnavailable("the upstream's reply is no JSON object")
+    observation = _observe(reply, task_id)
+    return Answer(observation=observation, upstream=jsontext.dumps(_summary(reply)))
+
+
+def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
+    code = headers.get("x-ca-error-code", "").strip()
+    message = headers.get("x-ca-error-message", "").strip()
+    shown = f"HTTP {status} {code}".rstrip()
+    if message:  # what follows repeats the request, the access key included
+        shown += f": {message.partition(', Server StringToSign')[0]}"
+    if "location" in headers:
+        shown += f" (redirects to {headers['location']})"
+    if "x-ca-request-id" in headers:
+        shown += f" (request {headers['x-ca-request-id']})"
+
+    kind = (
+        _by_prefix(_CLASS_BY_MESSAGE, message.lower())
+        or _by_prefix(_CLASS_BY_CODE, code)
+        or _by_status(status)
+    )
+    if kind == "throttled":
+        return UpstreamThrottled(one_line(f"the upstream throttles: {shown}"))
+    if kind == "backend":
+        return UpstreamUnavailable(one_line(f"the upstream fails: {shown}"))
+    return UpstreamBlocked(one_line(f"{_BLOCKED[kind]}: {shown}"), kind=kind)
+
+
+def _by_prefix(table: Mapping[str, str], text: str) -> str:
+    return next((kind for prefix, kind in table.items() if text.startswith(prefix)), "")
+
+
+def _by_status(status: int) -> str:
+    if status == 429:
+        return "throttled"
+    if status == 401:
+        return "credentials"
+    if 300 <= status < 500 and status != 408:  # 408: the connection was too slow
+        return "request"
+    return "backend"
+
+
+def _observe(reply: dict[str, Json], task_id: str) -> Observation:
+    data = reply.get("data")
+    if _text(reply.get("status")) != "10":
+        _raise_if_not_about_the_task(reply)
+    if isinstance(data, dict):
+        named = data.get("taskId")
+        if named not in (None, "") and _text(named) != task_id:
+            return Doubtful(error=one_line(f"the reply is about another task: {_text(named)}"))
+    if _text(reply.get("status")) != "10":
+        return _refused(reply, data)
+    if not isinstance(data, dict):
+        return Doubtful(error="the reply has no data")
+    status = _status(data)
+    if status in _ENDED:
+        return _ended(reply, status)
+    if status in _SUCCEEDED:
+        return _succeeded(data)
+    shown = one_line(_text(data.get("status")), 100)
+    return Pending(status=shown, known=status in _WAITING)
+
+
+def _raise_if_not_about_the_task(reply: dict[str, Json]) -> None:
+    code = _text(reply.get("errCode"))
+    if code == _FLOW_CONTROL:
+        raise UpstreamThrottled(one_line(f"the upstream throttles: {_complaint(reply)}"))
+    if code == _INVOKE_TIMEOUT:
+        raise UpstreamUnavailable(one_line(f"the upstream timed out: {_complaint(reply)}"))
+    named = code or _text(reply.get("subErrCode"))
+    if not named and _text(reply.get("status")) != "20":
+        raise UpstreamUnavailable("the upstream's reply has neither a known status nor an error")
+
+
+def _refused(reply: dict[str, Json], data: Json) -> Observation:
+    if _content_refused(reply):
+        return Failed(reason=Reason.CONTENT_REJECTED, error=_error(reply, "content refused"))
+    if isinstance(data, dict) and _status(data) in _ENDED:
+        return _ended(reply, _status(data))
+    if _text(reply.get("subErrCode")) == _CANNOT_FIND_TASK:
+        return NotFound(error=_error(reply, ""))
+    return Doubtful(error=_error(reply, "refused"))
+
+
+def _ended(reply: dict[str, Json], status: str) -> Failed:
+    reason = Reason.CONTENT_REJECTED if _content_refused(reply) else _ENDED[status]
+    return Failed(reason=reason, error=_error(reply, f"{status} upstream"))
+
+
+def _succeeded(data: dict[str, Json]) -> Observation:
+    if not outputs.usable(data):
+        return Doubtful(error="succeeded upstream, but the reply names no outputs")
+    text = jsontext.dumps(data)
+    if len(text) > jsontext.MAX_BYTES:  # escapes make it longer; who reads it has the same bound
+        return Doubtful(error="succeeded upstream, but the outputs are too large to record")
+    return Succeeded(data=text)
+
+
+def _content_refused(reply: dict[str, Json]) -> bool:
+    return (
+        _text(reply.get("subErrCode")) == _CONTENT_UNSAFE
+        or _text(reply.get("errCode")) == _AUDIT_FAILED
+    )
+
+
+# -- reading fields ---------------------------------------------------------------------------
+
+
+def _text(value: Json) -> str:
+    """A string or number as text; anything else is empty."""
+    if isinstance(value, str):
+        return value.strip()
+    return "" if jsontext.number(value) is None else jsontext.dumps(value)
+
+
+def _status(data: dict[str, Json]) -> str:
+    return _text(data.get("status")).lower()
+
+
+def _complaint(reply: dict[str, Json]) -> str:
+    code = _text(reply.get("subErrCode")) or _text(reply.get("errCode"))
+    message = _text(reply.get("subErrMessage")) or _text(reply.get("errMessage"))
+    return ": ".join(filter(None, (code, message)))
+
+
+def _error(reply: dict[str, Json], what: str) -> str:
+    """One line for a person: what happened, and the upstream's own words if it has any."""
+    return one_line(": ".join(filter(None, (what, _complaint(reply)))))
+
+
+def _summary(reply: dict[str, Json]) -> dict[str, Any]:
+    """The record's ``upstream``: ``status`` and times are the task's, the rest the reply's."""
+    data = reply.get("data")
+    task = data if isinstance(data, dict) else {}
+    return {
+        "status": _field(task.get("status")),
+        "apiInvokeId": _field(reply.get("apiInvokeId")),
+        "errCode": _field(reply.get("errCode")),
+        "errMessage": _field(reply.get("errMessage")),
+        "subErrCode": _field(reply.get("subErrCode")),
+        "subErrMessage": _field(reply.get("subErrMessage")),
+        "taskBeginTime": _field(task.get("taskBeginTime")),
+        "taskEndTime": _field(task.get("taskEndTime")),
+        "taskDuration": _field(task.get("taskDuration")),
+    }
+
+
+def _field(value: Json) -> Json:
+    """A string or number, bounded and without signed addresses; ``None`` for anything else."""
+    if isinstance(value, str):
+        # cut before, for speed, and after, since only whole addresses are recognised
+        return redact(value[: 16 * _TEXT_LIMIT])[:_TEXT_LIMIT]
+    text = _text(value)
+    return value if 0 < len(text) <= _NUMBER_LIMIT else None

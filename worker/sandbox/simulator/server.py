@@ -1,0 +1,456 @@
+"""The simulated service: its three calls, its files, and what tests need to steer and judge."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import simplejson
+import structlog
+from aiohttp import web
+
+from worker.sandbox.simulator import files, oracle, tasks
+from worker.sandbox.simulator.gateway import Doorkeeper
+from worker.sandbox.simulator.script import Script, ScriptError, read_script
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from types import TracebackType
+
+Json = Any
+EXAMPLE_ID = "01jgjgyaqh85f7rs23v0kbmtdb"
+_MAX_BODY = 16 << 20
+
+_PROMPT = "/scc/comfy_prompt"
+_PROGRESS = "/scc/comfy_get_progress"
+_RESULT = "/scc/comfy_get_result"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What can be changed while the simulator runs; :data:`CONTROLS` says what each means."""
+
+    outage: str = ""
+    files_outage: str = ""
+    rate_limit: float = 0.0
+    throttle: str = "403"
+    latency: float = 0.0
+    url_ttl: float = 3600.0
+    clock_offset: float = 0.0
+    app_secret: str = ""
+
+
+CONTROLS = {
+    "outage": "what every call meets: `error` (HTTP 503), `reset`, `hang`, `throttle`, or empty",
+    "files_outage": "what every file meets: `error` (503), `reset`, `hang`, `expired`, or empty",
+    "rate_limit": "calls a second; further ones are throttled; 0: no limit",
+    "throttle": 'how: `"403"` (`Throttled by USER Flow Control`) or `"429"`',
+    "latency": "seconds every call takes",
+    "url_ttl": "seconds the addresses live, unless the task has a `ttl`",
+    "clock_offset": "seconds the service's clock is ahead; below 0 behind",
+    "app_secret": "the secret that calls must be signed with; never shown",
+}
+_CHOICES = {
+    "outage": {"", "error", "reset", "hang", "throttle"},
+    "files_outage": {"", "error", "reset", "hang", "expired"},
+    "throttle": {"403", "429"},
+}
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the whole simulator has seen."""
+
+    calls: int = 0
+    polls: int = 0
+    throttled: int = 0
+    signature_failures: int = 0
+    unknown_tasks: int = 0
+    fetches: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    max_calls_per_second: int = 0
+
+
+class Simulator:
+    """A stand-in for the SpeedPix service, in this process.
+
+    ``port`` 0 takes a free one; it is kept through ``stop`` and ``start``. ``url_ttl`` is in
+    seconds. ``duration`` is how long a task without a script takes, in seconds. The oldest of more
+    than ``max_tasks`` tasks is forgotten. Not to be shared between event loops.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        app_key: str = "simulator",
+        app_secret: str = "simulator-secret",  # noqa: S107  a published one, for loopback
+        url_ttl: float = 3600,
+        *,
+        duration: float = 0.0,
+        rate_limit: float = 0.0,
+        latency: float = 0.0,
+        max_tasks: int = 200_000,
+        verbose: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.app_key = app_key
+        self.counters = Counters()
+        self.controls = Controls(
+            url_ttl=url_ttl, rate_limit=rate_limit, latency=latency, app_secret=app_secret
+        )
+        self._duration = duration
+        self._max_tasks = max_tasks
+        self._clock = clock
+        self._log = structlog.get_logger("simulator") if verbose else None
+        self._doorkeeper = Doorkeeper(app_key, app_secret)
+        self._url_secret = secrets.token_hex(16)
+        self._tasks: OrderedDict[str, tasks.Task] = OrderedDict()
+        self._aliases: dict[str, tuple[str, int]] = {}
+        self._second = (0, 0)
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        """URL to set as ``SPEEDPIX_ENDPOINT``."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def app_secret(self) -> str:
+        """The secret that calls must be signed with now."""
+        return self.controls.app_secret
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment variables that point a client here."""
+        return {
+            "SPEEDPIX_ENDPOINT": self.endpoint,
+            "SPEEDPIX_APP_KEY": self.app_key,
+            "SPEEDPIX_APP_SECRET": self.app_secret,
+        }
+
+    async def start(self) -> None:
+        """Listen. ``OSError`` if the port is taken."""
+        app = web.Application(client_max_size=_MAX_BODY)
+        app.router.add_post(_PROMPT, self._call(self._comfy_prompt))
+        app.router.add_post(_PROGRESS, self._call(self._comfy_get_progress))
+        app.router.add_post(_RESULT, self._call(self._comfy_get_result))
+        app.router.add_get("/_sim/oracle", self._get_oracle)
+        app.router.add_get("/_sim/control", self._get_control)
+        app.router.add_post("/_sim/control", self._post_control)
+        app.router.add_get("/{path:.*}", self._get_file)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self.host, self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stop listening and drop all connections; tasks stay for the next start."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    # -- for tests in the same process -------------------------------------------------------
+
+    def submit(self, inputs: Mapping[str, Json] | None = None, *, task_id: str = "") -> str:
+        """Take a task in without a signed call and return its id; ``ScriptError`` if unreadable."""
+        script = read_script(dict(inputs or {}), duration=self._duration)
+        return self._plant(task_id or _new_id(), script).id
+
+    def finish(self, task_id: str) -> None:
+        """Bring the task to its scripted end now, whatever its duration."""
+        self._tasks[task_id].finished = True
+
+    def control(self, **changes: Json) -> None:
+        """Change :class:`Controls`; ``ValueError`` naming an unknown one or a wrong value."""
+        known = {entry.name: type(entry.default) for entry in fields(Controls)}
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(f"there is no control {name}")
+            if name in _CHOICES and value not in _CHOICES[name]:
+                raise ValueError(f"{name} must be one of {sorted(_CHOICES[name])}")
+            if known[name] is not str and not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number")
+        self.controls = replace(self.controls, **changes)
+        self._doorkeeper.app_secret = self.controls.app_secret
+
+    def oracle(self) -> dict[str, Json]:
+        """What must become of every task, and what was counted; see ``docs/simulator.md``.
+
+        Hashes files on the first call, which takes about a second a GiB.
+        """
+        return {
+            "tasks": {task.id: oracle.foretell(task) for task in list(self._tasks.values())},
+            "counters": asdict(self.counters),
+        }
+
+    def example(self) -> str:
+        """Plant the example of the vendor's page and return its task id.
+
+        A WebP behind an address that ends in ``.png``, once in ``images`` and once in ``result``.
+        """
+        stem = "a153c27e31ed4e0f8c8721af0984ca5a_00000_.webp"
+        poster = {
+            "file": "webp",
+            "name": "poster",
+            "path": "/example.png",
+            "width": 472,
+            "height": 1024,
+            "filename": stem,
+            "fields": {"object_key": f"comfy/output/{stem}"},
+        }
+        outputs = {"images": [{"same": "poster"}], "result": {"poster": poster}}
+        return self.submit({"simulate": {"duration": 0, **outputs}}, task_id=EXAMPLE_ID)
+
+    # -- the calls ---------------------------------------------------------------------------
+
+    def _call(
+        self, answer: Callable[[Json, str], tasks.Reply]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Wrap one of the three calls in what the gateway does for all of them."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            counters = self.counters
+            counters.in_flight += 1
+            counters.max_in_flight = max(counters.max_in_flight, counters.in_flight)
+            try:
+                body = await request.read()
+                if self.controls.latency:
+                    await asyncio.sleep(self.controls.latency)
+                reply = self._pass_gateway(request, body) or _read(
+                    body, lambda document: answer(document, str(request.url.origin()))
+                )
+                if reply.silence == "reset":
+                    return await files.reset(request)
+                if reply.silence == "hang":
+                    return await files.silence()
+                return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+            finally:
+                counters.in_flight -= 1
+
+        return handle
+
+    def _pass_gateway(self, request: web.Request, body: bytes) -> tasks.Reply | None:
+        """Count the call; a reply if it comes no further than the gateway."""
+        controls, now = self.controls, self._now()
+        over = self._count_call(now)
+        if controls.outage:
+            return _OUTAGES[controls.outage]
+        refusal = self._doorkeeper.check(
+            method=request.method,
+            path=request.raw_path,
+            headers=request.headers,
+            body=body,
+            now=now,
+        )
+        if refusal is not None:
+            self.counters.signature_failures += 1
+            self._say("call.refused", path=request.path, why=refusal.message.partition(":")[0])
+            return tasks.gateway_error(refusal.status, refusal.code, refusal.message)
+        if over:
+            self.counters.throttled += 1
+            self._say("call.throttled", path=request.path)
+            return tasks.throttled(controls.throttle)
+        return None
+
+    def _count_call(self, now: float) -> bool:
+        """Whether this call is one too many for the current second."""
+        second, count = self._second
+        count = count + 1 if int(now) == second else 1
+        self._second = (int(now), count)
+        self.counters.calls += 1
+        self.counters.max_calls_per_second = max(self.counters.max_calls_per_second, count)
+        return bool(self.controls.rate_limit) and count > self.controls.rate_limit
+
+    def _comfy_prompt(self, document: Json, _: str) -> tasks.Reply:
+        try:
+            script = read_script(document.get("inputs"), duration=self._duration)
+        except ScriptError as exc:
+            return tasks.service_error("P_Request_Invalid", str(exc))
+        task = self._plant(_new_id(), script)
+        estimate = script.duration if script.estimate is None else script.estimate
+        return tasks.envelope(
+            {"taskId": task.id, "status": "waiting", "estimatedDurationInSeconds": estimate}
+        )
+
+    def _comfy_get_progress(self, document: Json, origin: str) -> tasks.Reply:
+        return self._about_task(document, origin, tasks.get_progress)
+
+    def _comfy_get_result(self, document: Json, origin: str) -> tasks.Reply:
+        self.counters.polls += 1
+        return self._about_task(document, origin, tasks.get_result)
+
+    def _about_task(
+        self,
+        document: Json,
+        origin: str,
+        answer: Callable[[tasks.Task, tasks.Moment], tasks.Reply],
+    ) -> tasks.Reply:
+        task_id = document.get("taskId")
+        task = self._tasks.get(task_id) if isinstance(task_id, str) else None
+        if task is None:
+            self.counters.unknown_tasks += 1
+            return tasks.not_found(str(task_id))
+        moment = tasks.Moment(
+            now=self._now(), origin=origin, ttl=self.controls.url_ttl, secret=self._url_secret
+        )
+        successes = task.successes
+        reply = answer(task, moment)
+        self._say(
+            "task.asked", task_id=task.id, polls=task.polls, succeeded=task.successes > successes
+        )
+        return reply
+
+    def _plant(self, task_id: str, script: Script) -> tasks.Task:
+        task = tasks.Task(id=task_id, script=script, submitted_at=self._now())
+        self._tasks[task_id] = task
+        for number, spec in enumerate(script.files):
+            if spec.path:
+                self._aliases[spec.path] = (task_id, number)
+        while len(self._tasks) > self._max_tasks:
+            _, old = self._tasks.popitem(last=False)
+            for spec in old.script.files:
+                self._aliases.pop(spec.path, None)
+        self._say("task.submitted", task_id=task_id, end=script.end, files=len(script.files))
+        return task
+
+    # -- files and tests ---------------------------------------------------------------------
+
+    async def _get_file(self, request: web.Request) -> web.StreamResponse:
+        self.counters.fetches += 1
+        outage = self.controls.files_outage
+        if outage == "reset":
+            return await files.reset(request)
+        if outage == "hang":
+            return await files.silence()
+        if outage == "error":
+            return files.error(503, "ServiceUnavailable", "Please reduce your request rate.")
+        path = request.raw_path.partition("?")[0]
+        found = self._aliases.get(path) or files.task_of(path, tasks.FILES_PATH)
+        task = self._tasks.get(found[0]) if found else None
+        if found is None or task is None or found[1] >= len(task.script.files):
+            return files.error(404, "NoSuchKey", "The specified key does not exist.")
+        if outage == "expired":
+            return files.error(403, "AccessDenied", "Request has expired.", expires=self._now())
+        response = await files.serve(
+            request, task, found[1], now=self._now(), secret=self._url_secret
+        )
+        self._say("file.asked", task_id=task.id, file=found[1], status=response.status)
+        return response
+
+    async def _get_oracle(self, _: web.Request) -> web.StreamResponse:
+        report = await asyncio.to_thread(self.oracle)
+        return web.json_response(body=tasks.dumps(report))
+
+    async def _get_control(self, _: web.Request) -> web.StreamResponse:
+        shown = asdict(self.controls)
+        del shown["app_secret"]
+        return web.json_response(shown)
+
+    async def _post_control(self, request: web.Request) -> web.StreamResponse:
+        try:
+            changes = simplejson.loads(await request.text())
+            if not isinstance(changes, dict):
+                raise ScriptError("the body must be an object")
+            self.control(**changes)
+        except ValueError as exc:
+            return web.json_response({"error": str(exc)}, status=400)
+        self._say("controls.changed", names=sorted(changes))
+        return await self._get_control(request)
+
+    def _now(self) -> float:
+        return self._clock() + self.controls.clock_offset
+
+    def _say(self, event: str, **details: Json) -> None:
+        if self._log is not None:
+            self._log.info(event, **details)
+
+
+def run(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    app_key: str = "simulator",
+    app_secret: str = "simulator-secret",  # noqa: S107  a published one, for loopback
+    url_ttl: float = 3600,
+    *,
+    duration: float = 5.0,
+    rate_limit: float = 0.0,
+    latency: float = 0.0,
+) -> None:
+    """Run a simulator until SIGINT or SIGTERM, and say on standard output how to reach it.
+
+    ``OSError`` if the port is taken. The vendor's example task is there from the start.
+    """
+    simulator = Simulator(
+        host,
+        port,
+        app_key,
+        app_secret,
+        url_ttl,
+        duration=duration,
+        rate_limit=rate_limit,
+        latency=latency,
+        verbose=True,
+    )
+    asyncio.run(_run(simulator))
+
+
+async def _run(simulator: Simulator) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    async with simulator:
+        simulator.example()
+        print(f"The simulator listens on {simulator.endpoint}; point clients at it with:")
+        for name, value in simulator.environ.items():
+            print(f"export {name}={value}")
+        print("export HARVESTER_SOURCE_ALLOW_PRIVATE=127.0.0.0/8")
+        print(f"Example task: {EXAMPLE_ID}. Oracle: {simulator.endpoint}/_sim/oracle", flush=True)
+        await ended.wait()
+
+
+def _read(body: bytes, answer: Callable[[Json], tasks.Reply]) -> tasks.Reply:
+    try:
+        document = simplejson.loads(body.decode(), parse_float=simplejson.RawJSON)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return tasks.gateway_error(400, "I400BD", "Invalid Body: not a JSON object")
+    return answer(document)
+
+
+def _new_id() -> str:
+    """An id like the service's: 26 characters, in the order of submission (ULID)."""
+    number = (int(time.time() * 1000) << 80) | secrets.randbits(80)
+    digits = "0123456789abcdefghjkmnpqrstvwxyz"
+    return "".join(digits[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+_OUTAGES = {
+    "error": tasks.Reply(status=503, body=b"Service Unavailable"),
+    "reset": tasks.Reply(silence="reset"),
+    "hang": tasks.Reply(silence="hang"),
+    "throttle": tasks.throttled(),
+}
