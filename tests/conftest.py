@@ -9,12 +9,17 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 import redis
 
 from tests.support import BucketEnv
 from worker.sandbox.servers import SeaweedFS, Valkey
 from worker.sandbox.simulator import Simulator
+
+# machines are shared: how long one example takes says nothing
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")
 
 _FOREIGN = ("AWS_", "HARVESTER_", "SPEEDPIX_", "REDIS_URL", "CELERY_BROKER_URL")
 

@@ -84,7 +84,9 @@ COMMON = (
 
 RARE = (
     lambda _: {"images": [{"file": "png", "faults": [{"fault": "gone", "times": "ever"}]}]},
-    lambda _: {"images": ["png", {"file": "png", "faults": [{"fault": "missing", "times": "ever"}]}]},
+    lambda _: {
+        "images": ["png", {"file": "png", "faults": [{"fault": "missing", "times": "ever"}]}]
+    },
     lambda _: {"images": ["png", {"file": "png", "faults": ["redirect_to"]}]},
     lambda _: {"end": "unknown"},
     lambda _: {"stale_replies": 1, "images": ["png", "webp"]},

@@ -114,3 +114,7 @@ def test_number_takes_plain_python_numbers() -> None:
     assert jsontext.number(math.inf) is None
     assert jsontext.number(True) is None
     assert jsontext.number(simplejson.RawJSON("7.0")) == 7.0
+
+
+def test_a_number_too_large_for_a_float_is_none() -> None:
+    assert jsontext.number(10**400) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import simplejson
@@ -56,8 +57,11 @@ def number(value: Json) -> float | None:
         value = float(value.encoded_json)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    result = float(value)
-    return result if result - result == 0 else None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
 
 
 def _deeper_than(value: Json, limit: int) -> bool:

@@ -10,7 +10,7 @@ from worker.core.models import State
 from worker.core.redact import strip_query
 
 SCHEMA = 1
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """Largest manifest that is read: a full reply, its files and its links fit many times over."""
 
 # A reply's 32 levels, below the document and its field.
@@ -93,7 +93,7 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
     state = record.get("state")
     if state not in set(State) or not State(state).final:
         raise ValueError("not of a final state")
-    required = _REQUIRED if state == State.FAILED else (*_REQUIRED, "files", "result")
+    required = _REQUIRED if state == State.FAILED else (*_REQUIRED, "files")
     for name in required:
         _checked(name, name in record)
     for file in document.get("files", []):

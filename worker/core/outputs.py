@@ -24,7 +24,7 @@ MAX_FILES = 1000
 NOT_HTTP = "not an http(s) address"
 TOO_MANY = f"more than {MAX_FILES:,} files"
 
-_OWN_TEXT_BYTES = 256 * 1024 * 1024  # what this module wrote itself is read back whatever its size
+_OWN_TEXT_BYTES = 64 * 1024 * 1024  # a plan repeats parts of its reply, and is bounded by it
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 # Characters that no request can carry, or that would split it.

@@ -112,7 +112,7 @@ def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
     message = headers.get("x-ca-error-message", "").strip()
     shown = f"HTTP {status} {code}".rstrip()
     if message:  # what follows repeats the request, the access key included
-        shown += f": {message.partition(', Server StringToSign')[0]}"
+        shown += f": {message.partition('Server StringToSign')[0].rstrip(', ')}"
     if "location" in headers:
         shown += f" (redirects to {headers['location']})"
     if "x-ca-request-id" in headers:
@@ -214,7 +214,9 @@ def _text(value: Json) -> str:
     """A string or number as text; anything else is empty."""
     if isinstance(value, str):
         return value.strip()
-    return "" if jsontext.number(value) is None else jsontext.dumps(value)
+    if value is None or jsontext.number(value) is None:
+        return ""
+    return str(value) if isinstance(value, int) else jsontext.dumps(value)
 
 
 def _status(data: dict[str, Json]) -> str:

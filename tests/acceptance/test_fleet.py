@@ -1,0 +1,204 @@
+"""The whole job by real worker processes, hurt while they work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from redis.asyncio import Redis
+
+from tests.fleet import Fleet, Killer, all_final, environ, verify
+from tests.scripts import mixed
+from tests.support import BucketEnv, eventually
+from worker.sandbox.simulator import Simulator
+
+MIXED = 300
+KILL_EVERY = 2.5  # seconds
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
+
+
+def celery_of_another_application(redis_url: str) -> Celery:
+    return Celery("another", broker=redis_url)
+
+
+async def hand_in(redis_url: str, namespace: str, *args: object, **options: object) -> None:
+    """As the README tells other applications to."""
+
+    def send() -> None:
+        with celery_of_another_application(redis_url) as app:
+            app.send_task("harvester.submit", args=args, kwargs=options, queue=namespace)
+
+    await asyncio.to_thread(send)
+
+
+async def test_the_vendors_example(
+    simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    task_id = simulator.example()
+    async with Fleet(environ(simulator, redis_url, bucket, namespace), tmp_path, size=1):
+        await hand_in(redis_url, namespace, task_id, metadata={"order": 42})
+        await all_final(redis, namespace, [task_id], seconds=40)
+    records = await verify(simulator, redis, bucket, namespace, [task_id])
+    record = records[task_id]
+    assert record["state"] == "stored"
+    assert json.loads(record["metadata"]) == {"order": 42}
+    (file,) = json.loads(record["files"])
+    assert file["refs"] == ["/result/poster/url", "/images/0"]
+    assert file["key"] == f"{namespace}/{task_id}/result/poster.webp"
+    assert file["uri"] == f"s3://{bucket.bucket}/{file['key']}"
+    assert (file["content_type"], file["width"], file["height"]) == ("image/webp", 472, 1024)
+    result = json.loads(record["result"])
+    assert result["images"] == [file["uri"]]
+    assert result["result"]["poster"]["url"] == file["uri"]
+    assert result["result"]["poster"]["object_key"].startswith("comfy/output/")
+    head = bucket.client.head_object(Bucket=bucket.bucket, Key=file["key"])
+    assert head["ContentType"] == "image/webp"
+    assert head["Metadata"] == {"task-id": task_id, "sha256": file["sha256"]}
+    assert head["ContentDisposition"].startswith("inline")
+    manifest = json.loads(bucket.read(record["manifest"]))
+    assert manifest["state"] == "stored"
+    assert manifest["result"] == result
+
+
+async def test_workers_killed_again_and_again_lose_nothing(
+    simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    seed = random.Random(7)
+    scripts = mixed(MIXED, seed, spread=25)
+    async with Fleet(environ(simulator, redis_url, bucket, namespace), tmp_path) as fleet:
+        killer = Killer(fleet, redis, namespace)
+        ids = [simulator.submit(script) for script in scripts]
+        for start in range(0, MIXED, 20):
+            body = json.dumps({"task_ids": ids[start : start + 20]})
+            await redis.xadd(f"{namespace}:intake", {"body": body})
+
+        async def keep_killing() -> None:
+            while True:
+                await asyncio.sleep(KILL_EVERY)
+                await killer.kill_a_busy_one(seed)
+
+        killing = asyncio.create_task(keep_killing())
+        try:
+            await asyncio.wait_for(all_final(redis, namespace, ids, seconds=150), 160)
+        finally:
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+    await verify(simulator, redis, bucket, namespace, ids)
+    print(f"{killer.kills} kills: {dict(killer.stages)}")
+    assert killer.kills >= 5
+    assert killer.stages["polling"] > 0
+    assert sum(killer.stages[stage] for stage in ("mid-copy", "between files")) > 0
+
+
+async def test_doubled_and_lost_messages_change_nothing(
+    simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    ids = [simulator.submit({"simulate": {"duration": 3, "images": ["png"]}}) for _ in range(20)]
+    async with Fleet(environ(simulator, redis_url, bucket, namespace), tmp_path) as fleet:
+        for _ in range(3):
+            await hand_in(redis_url, namespace, ids)
+        await eventually(lambda: redis.zcard(f"{namespace}:index:waiting"), what="the first record")
+        await redis.delete(namespace)
+        with celery_of_another_application(redis_url) as app:
+            for kind in ("poll", "copy", "tell") * 5:
+                app.send_task(f"harvester.{kind}", queue=namespace)
+        await all_final(redis, namespace, ids, seconds=40)
+        assert await fleet.stop() == [0, 0]
+    await verify(simulator, redis, bucket, namespace, ids)
+
+
+async def test_garbage_leaves_the_workers_standing(
+    simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    good = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(3)]
+    garbage: list[tuple[tuple[object, ...], dict[str, object]]] = [
+        ((), {}),
+        ((None,), {}),
+        ((5,), {}),
+        (({"a": 1},), {}),
+        (("x" * 1_000_000,), {}),
+        (("../../etc/passwd",), {}),
+        (("a\nb\x00",), {}),
+        (("<script>",), {"metadata": [1]}),
+        ((["ok-1", "../no", 7, None],), {"nonsense": True, "prefix": "../x"}),
+        (("ok-2", "second argument"), {}),
+        ((["too", "many"] * 1000,), {}),
+    ]
+    async with Fleet(environ(simulator, redis_url, bucket, namespace), tmp_path, size=1) as fleet:
+        (process,) = fleet.processes
+        for args, options in garbage:
+            await hand_in(redis_url, namespace, *args, **options)
+        for raw in (b"not json", b"{}", b"\xff\xfe\x00", b"[]", b'{"body": 1}', b"null"):
+            await redis.lpush(namespace, raw)
+        for body in ("", "no json", "[1]", "{}", '{"task_ids": "../x"}', "{" * 5000):
+            await redis.xadd(f"{namespace}:intake", {"body": body})
+        await redis.xadd(f"{namespace}:intake", {"other": "field"})
+        await hand_in(redis_url, namespace, good[0])
+        await redis.xadd(f"{namespace}:intake", {"body": json.dumps({"task_ids": good[1:]})})
+        await all_final(redis, namespace, good, seconds=60)
+        assert fleet.processes == [process], fleet.log_text()[-3000:]
+        refused = [json.loads(text) for text in await redis.lrange(f"{namespace}:refused", 0, -1)]
+    assert all(entry["reason"] and len(entry["value"]) < 1000 for entry in refused)
+    values = " ".join(entry["value"] for entry in refused)
+    assert "passwd" in values
+    assert await redis.exists(f"{namespace}:task:ok-1")
+    assert not await redis.exists(f"{namespace}:task:../no")
+    assert await redis.xlen(f"{namespace}:intake") == 0
+
+
+async def test_a_wrong_upstream_secret_ends_nothing(
+    simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    secret = simulator.app_secret
+    env = environ(simulator, redis_url, bucket, namespace)
+    simulator.control(app_secret="another-secret-now")
+    ids = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(20)]
+    async with Fleet(env, tmp_path) as fleet:
+        await hand_in(redis_url, namespace, ids)
+        await eventually(lambda: redis.exists(f"{namespace}:circuit:upstream"), what="the circuit")
+        calls = simulator.counters.signature_failures
+        await asyncio.sleep(6)
+        assert simulator.counters.signature_failures - calls <= 3
+        assert await redis.zcard(f"{namespace}:index:waiting") == 20
+        loud = [line for line in fleet.log_lines() if line.get("event") == "circuit.open"]
+        assert len(loud) == 1
+        assert loud[0]["level"] == "error"
+        simulator.control(app_secret=secret)
+        await all_final(redis, namespace, ids, seconds=60)
+    await verify(simulator, redis, bucket, namespace, ids)
+    assert secret not in fleet.log_text()
+
+
+async def test_wrong_bucket_credentials_end_nothing(
+    simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    ids = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(20)]
+    env = environ(simulator, redis_url, bucket, namespace)
+    wrong = {**env, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    async with Fleet(wrong, tmp_path) as fleet:
+        await hand_in(redis_url, namespace, ids)
+        await eventually(lambda: redis.exists(f"{namespace}:circuit:store"), what="the circuit")
+        await asyncio.sleep(3)
+        assert await redis.zcard(f"{namespace}:index:waiting") == 20
+        loud = [line for line in fleet.log_lines() if line.get("event") == "circuit.open"]
+        assert [line["circuit"] for line in loud] == ["store"]
+    async with Fleet(env, tmp_path):
+        await all_final(redis, namespace, ids, seconds=60)
+    await verify(simulator, redis, bucket, namespace, ids)

@@ -1,0 +1,248 @@
+"""Real worker processes under a supervisor, and an oracle that checks what they left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tests.support import BucketEnv, eventually
+from worker.sandbox.simulator import Simulator
+
+ROOT = Path(__file__).parent.parent
+
+
+class Fleet:
+    """``size`` workers, each started again when it dies, until :meth:`stop`."""
+
+    def __init__(self, environ: dict[str, str], logs: Path, *, size: int = 2) -> None:
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "HARVESTER_LOG_FORMAT": "json",
+            **environ,
+        }
+        self._logs = logs
+        self._size = size
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._started = 0
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Fleet:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def start(self) -> None:
+        """Start the workers and their supervisor."""
+        self._processes = [self._spawn() for _ in range(self._size)]
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The workers that run now."""
+        return [process for process in self._processes if process.poll() is None]
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Every JSON line that any worker has logged."""
+        lines = []
+        for path in sorted(self._logs.glob("worker-*.log")):
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    lines.append(json.loads(line))
+        return lines
+
+    def log_text(self) -> str:
+        """All that the workers have written."""
+        return "".join(p.read_text(errors="replace") for p in self._logs.glob("worker-*.log"))
+
+    async def stop(self) -> list[int]:
+        """SIGTERM all; returns their exit codes."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        for process in self.processes:
+            process.terminate()
+        try:
+            return [await asyncio.to_thread(p.wait, 40) for p in self._processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self._started += 1
+        with (self._logs / f"worker-{self._started}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "worker.app", "worker"],
+                cwd=ROOT,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    async def _supervise(self) -> None:
+        while True:
+            self._processes = [p if p.poll() is None else self._spawn() for p in self._processes]
+            await asyncio.sleep(0.1)
+
+
+class Killer:
+    """Kills workers at random and counts in what stage their tasks were."""
+
+    def __init__(self, fleet: Fleet, redis: Redis, namespace: str) -> None:
+        self._fleet = fleet
+        self._redis = redis
+        self._namespace = namespace
+        self.kills = 0
+        self.stages: collections.Counter[str] = collections.Counter()
+
+    async def kill_a_busy_one(self, seed: random.Random) -> None:
+        """SIGKILL a worker that has tasks in hand, if there is one."""
+        for process in seed.sample(self._fleet.processes, len(self._fleet.processes)):
+            # stopped first, so that the count is of what the kill hits
+            process.send_signal(signal.SIGSTOP)
+            hit = await self._in_hand(process.pid)
+            if hit:
+                process.kill()
+                process.wait()
+                self.kills += 1
+                self.stages += hit
+                return
+            process.send_signal(signal.SIGCONT)
+
+    async def _in_hand(self, pid: int) -> collections.Counter[str]:
+        owner, found = f"{socket.gethostname()}:{pid}", collections.Counter[str]()
+        async for key in self._redis.scan_iter(f"{self._namespace}:work:*", count=1000):
+            work = await self._redis.hgetall(key)
+            if work.get("owner") == owner and "token" in work:
+                task_id = key.rpartition(":")[2]
+                found[await self._stage(task_id, work)] += 1
+        return found
+
+    async def _stage(self, task_id: str, work: dict[str, str]) -> str:
+        if await self._redis.zscore(f"{self._namespace}:due:poll", task_id) is not None:
+            return "polling"
+        if "data" not in work:
+            return "ending" if "ending" in work else "first look"
+        files = len(json.loads(work.get("plan", "[]")))
+        done = sum(name.startswith(("file:", "lost:")) for name in work)
+        if files and done == files:
+            return "before the record"
+        if any(name.startswith("key:") for name in work):
+            return "mid-copy" if not done else "between files"
+        return "before the first byte"
+
+
+async def all_final(redis: Redis, namespace: str, ids: list[str], *, seconds: float) -> None:
+    """Wait until every task is final."""
+
+    async def missing() -> list[str]:
+        async with redis.pipeline(transaction=False) as pipe:
+            for task_id in ids:
+                pipe.hget(f"{namespace}:task:{task_id}", "state")
+            states = await pipe.execute()
+        return [f"{i}:{s}" for i, s in zip(ids, states, strict=True)
+                if s not in ("stored", "partial", "failed")]  # fmt: skip
+
+    try:
+        await eventually(lambda: _none(missing()), seconds=seconds)
+    except AssertionError:
+        raise AssertionError(f"not final: {await missing()}") from None
+
+
+async def _none(listed: Any) -> bool:
+    await asyncio.sleep(0.2)
+    return not await listed
+
+
+async def verify(
+    simulator: Simulator, redis: Redis, bucket: BucketEnv, namespace: str, ids: list[str]
+) -> dict[str, dict[str, str]]:
+    """Compare Redis, the bucket and the stream with what the simulator foretells.
+
+    Every task ends as foretold; every object is byte-exact; no object or open upload is
+    unexplained; every task is announced once. The records are returned. The fleet must use the
+    namespace as its prefix.
+    """
+    foretold = await asyncio.to_thread(lambda: simulator.oracle()["tasks"])
+    wrong: list[str] = []
+    records: dict[str, dict[str, str]] = {}
+    explained: set[str] = set()
+    sums: dict[str, str] = {}
+    for task_id in ids:
+        record = await redis.hgetall(f"{namespace}:task:{task_id}")
+        records[task_id] = record
+        oracle = foretold.get(task_id, {"state": "failed", "reason": "unknown_task", "files": []})
+        ended = (record.get("state"), record.get("reason"))
+        if oracle["state"] != "unsure" and ended != (oracle["state"], oracle["reason"]):
+            wrong.append(
+                f"{task_id} ended {ended}, foretold {oracle['state'], oracle['reason']}: "
+                f"{record.get('error')}"
+            )
+            continue
+        explained.add(record["manifest"])
+        files = json.loads(record["files"])
+        by_refs = {tuple(file["refs"]): file for file in files}
+        if record["state"] != "failed" and len(files) != len(oracle["files"]):
+            wrong.append(f"{task_id} has {len(files)} files, foretold {len(oracle['files'])}")
+        for file in oracle["files"]:
+            stored = by_refs.get(tuple(file["refs"]))
+            if file["expected"] == "stored" and record["state"] != "failed":
+                if stored is None or stored.get("sha256") != file["sha256"]:
+                    wrong.append(f"{task_id} {file['refs']}: {stored}, foretold {file}")
+                    continue
+                sums[stored["key"]] = file["sha256"]
+        explained |= {file["key"] for file in files if "key" in file}
+    keys = set(await asyncio.to_thread(bucket.keys, f"{namespace}/"))
+    if keys != explained:
+        wrong.append(f"unexplained {keys - explained}, missing {explained - keys}")
+    for key in keys & sums.keys():
+        body = await asyncio.to_thread(bucket.read, key)
+        if hashlib.sha256(body).hexdigest() != sums[key]:
+            wrong.append(f"{key} has other bytes than its source")
+    uploads = await asyncio.to_thread(
+        bucket.client.list_multipart_uploads, Bucket=bucket.bucket, Prefix=f"{namespace}/"
+    )
+    if uploads.get("Uploads"):
+        wrong.append(f"open uploads {uploads['Uploads']}")
+    told = collections.Counter(
+        (event["task_id"], event["run"]) for _, event in await redis.xrange(f"{namespace}:events")
+    )
+    if told != collections.Counter((task_id, records[task_id].get("run")) for task_id in ids):
+        wrong.append(f"announced not once: {[k for k, n in told.items() if n != 1]}")
+    assert not wrong, "\n".join(wrong[:20])
+    return records
+
+
+def environ(
+    simulator: Simulator, redis_url: str, bucket: BucketEnv, namespace: str, **changes: str
+) -> dict[str, str]:
+    """The environment of a worker for these servers."""
+    return {
+        **simulator.environ,
+        **bucket.environ,
+        "REDIS_URL": redis_url,
+        "HARVESTER_NAMESPACE": namespace,
+        "HARVESTER_PREFIX": namespace,
+        "HARVESTER_SOURCE_ALLOW_PRIVATE": "127.0.0.1/32",
+        "HARVESTER_LEASE": "5",
+        "HARVESTER_POLL_RATE": "200",
+        "HARVESTER_UNKNOWN_TASK_GRACE": "10",
+        **changes,
+    }

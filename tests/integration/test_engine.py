@@ -1,0 +1,216 @@
+"""Drains and the engine's loop, on a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.integration.test_registry import make, submission
+from tests.support import eventually
+from worker.engine import Drain, Engine, Hand, Parts, insist
+from worker.errors import RegistryUnavailable
+from worker.registry.records import Job, Kind
+from worker.registry.registry import Registry
+
+
+class Toy:
+    """Work that does what a test says."""
+
+    kind = Kind.COPY
+
+    def __init__(self, act: Callable[[Job, Hand], Awaitable[str]], slots: int = 10) -> None:
+        self.slots = slots
+        self.most = 0
+        self.now = 0
+        self.seen: list[str] = []
+        self._act = act
+
+    async def __call__(self, job: Job, hand: Hand) -> str:
+        self.seen.append(job.task_id)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return await self._act(job, hand)
+        finally:
+            self.now -= 1
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def registry(redis: Redis, namespace: str) -> Registry:
+    return make(redis, namespace, lease=0.6)
+
+
+async def running(registry: Registry, toy: Toy) -> Drain:
+    drain = Drain(registry, toy)
+    drain.task = asyncio.create_task(drain.run())  # type: ignore[attr-defined]
+    return drain
+
+
+async def ended(drain: Drain) -> None:
+    await drain.stop(2)
+    await drain.task  # type: ignore[attr-defined]
+
+
+async def put_off(registry: Registry, job: Job) -> str:
+    await registry.save(job, to=Kind.POLL)
+    return "done"
+
+
+async def test_everything_due_is_worked_within_the_slots(registry: Registry) -> None:
+    async def act(job: Job, hand: Hand) -> str:
+        await asyncio.sleep(0)
+        return await put_off(registry, job)
+
+    toy = Toy(act, slots=7)
+    await registry.submit([submission(f"t{n}") for n in range(100)])
+    drain = await running(registry, toy)
+    await eventually(lambda: len(toy.seen) == 100)
+    await ended(drain)
+    assert sorted(toy.seen) == sorted({f"t{n}" for n in range(100)})
+    assert toy.most <= 7
+
+
+async def test_a_wake_is_heard_at_once(registry: Registry) -> None:
+    toy = Toy(lambda job, _: put_off(registry, job))
+    drain = await running(registry, toy)
+    await asyncio.sleep(0.05)
+    await registry.submit([submission()])
+    drain.wake()
+    await eventually(lambda: toy.seen, seconds=0.7)
+    await ended(drain)
+
+
+async def test_long_work_keeps_its_lease(registry: Registry) -> None:
+    async def act(job: Job, hand: Hand) -> str:
+        hand.alive(30)
+        await asyncio.sleep(1.5)
+        return await put_off(registry, job)
+
+    first, second = Toy(act), Toy(act)
+    await registry.submit([submission()])
+    drains = [await running(registry, first), await running(registry, second)]
+    await eventually(lambda: _moved(registry))
+    for drain in drains:
+        await ended(drain)
+    assert len(first.seen) + len(second.seen) == 1
+
+
+async def _moved(registry: Registry) -> bool:
+    return (await registry.due())[Kind.POLL] == 1
+
+
+async def test_work_that_shows_no_life_loses_its_lease(registry: Registry) -> None:
+    broken_off = []
+
+    async def hang(job: Job, hand: Hand) -> str:
+        hand.alive(0)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            broken_off.append(job.task_id)
+            raise
+        return "never"
+
+    stalled = await running(registry, Toy(hang))
+    await registry.submit([submission()])
+    stalled.wake()
+    await eventually(lambda: stalled.work.seen)  # type: ignore[attr-defined]
+    other = Toy(lambda job, _: put_off(registry, job))
+    drain = await running(registry, other)
+    await eventually(lambda: other.seen == ["t1"])
+    await ended(drain)
+    await ended(stalled)
+    assert broken_off == ["t1"]
+
+
+async def test_a_stop_hands_claims_back_at_once(registry: Registry, redis: Redis) -> None:
+    async def act(job: Job, hand: Hand) -> str:
+        await asyncio.sleep(60)
+        return "never"
+
+    toy = Toy(act)
+    await registry.submit([submission(f"t{n}") for n in range(5)])
+    drain = await running(registry, toy)
+    await eventually(lambda: len(toy.seen) == 5)
+    await ended(drain)
+    answer = await registry.claim(Kind.COPY, limit=10, in_hand=0, slots=10)
+    assert len(answer.jobs) == 5
+    assert all(job.note("lapses") == 0 and job.cap == 10 for job in answer.jobs)
+
+
+async def test_a_crash_of_one_job_disturbs_no_other(registry: Registry) -> None:
+    async def act(job: Job, hand: Hand) -> str:
+        if job.task_id == "t3":
+            raise ZeroDivisionError
+        return await put_off(registry, job)
+
+    toy = Toy(act)
+    await registry.submit([submission(f"t{n}") for n in range(6)])
+    drain = await running(registry, toy)
+    await eventually(lambda: _polls(registry, 5))
+    await ended(drain)
+    assert await registry.due() == {Kind.POLL: 5, Kind.COPY: 1, Kind.TELL: 0}
+    assert toy.seen.count("t3") == 1
+
+
+async def _polls(registry: Registry, count: int) -> bool:
+    return (await registry.due())[Kind.POLL] == count
+
+
+async def test_insisting_outlasts_a_short_outage() -> None:
+    calls = []
+
+    async def call() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            raise RegistryUnavailable("away")
+        return "there"
+
+    assert await insist(call) == "there"
+    calls.clear()
+    with pytest.raises(RegistryUnavailable):
+        await insist(call, seconds=0.05)
+
+
+async def test_the_engine_starts_ticks_and_stops(redis_url: str, namespace: str) -> None:
+    closed = []
+
+    class Nothing:
+        async def drain_stream(self) -> int:
+            return 0
+
+    async def build(_wake: Callable[[Kind], None]) -> Parts:
+        client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+        registry = make(client, namespace)
+
+        async def close() -> None:
+            closed.append(True)
+            await registry.close()
+
+        toy = Toy(lambda job, _: put_off(registry, job))
+        return Parts(registry=registry, works=(toy,), intake=Nothing(), close=close)  # type: ignore[arg-type]
+
+    engine = Engine(build, grace=5)
+    engine.start()
+
+    async def workers(parts: Parts) -> dict[str, int]:
+        return await eventually(parts.registry.workers)
+
+    found = await asyncio.wrap_future(engine.call(workers))
+    assert list(found) == [engine.name]
+    engine.stop()
+    assert engine.join(5)
+    assert closed == [True]
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    assert await make(client, namespace).workers() == {}
+    await client.aclose()

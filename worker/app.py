@@ -1,0 +1,125 @@
+"""The Celery application: ``celery -A worker.app worker``.
+
+Celery carries ids in and hints around; the engine on its own loop does the work. The engine lives
+in the process that runs tasks: the worker itself, or each child of the prefork pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery, signals
+
+from config import logging as log_config
+from config.celery import celery_config
+from config.settings import environment, load_settings, unknown_settings
+from worker import broker, wiring
+from worker.engine import Engine
+from worker.errors import RegistryUnavailable, SettingsError
+
+if TYPE_CHECKING:
+    from worker.registry.records import Kind
+
+log = structlog.get_logger("harvester.app")
+
+try:
+    settings = load_settings()
+except SettingsError as error:
+    sys.stderr.write(f"{error}\n")
+    raise SystemExit(2) from None
+
+log_config.configure(settings)
+for warning in unknown_settings(environment()):
+    log.warning("settings.unknown", message=warning)
+
+broker.install()
+app = Celery("harvester", include=["worker.tasks"])
+app.conf.update(celery_config(settings))
+
+_HINT_EVERY = 1.0
+
+
+@cache
+def engine() -> Engine:
+    """The engine of this process, started when first asked for."""
+    started = Engine(
+        lambda wake: wiring.build(settings, app, wake),
+        grace=settings.shutdown_grace,
+        hint=_Hints().send,
+    )
+    started.start()
+    return started
+
+
+class _Hints:
+    """Tells other workers that one cannot keep up; a lost hint costs them a tick."""
+
+    def __init__(self) -> None:
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="hints")
+        self._sent: dict[str, float] = {}
+
+    def send(self, kind: Kind) -> None:
+        """Send ``harvester.<kind>``, at most once a second; never blocks."""
+        now = time.monotonic()
+        if now - self._sent.get(kind, -_HINT_EVERY) >= _HINT_EVERY:
+            self._sent[kind] = now
+            self._sender.submit(self._send, kind)
+
+    @staticmethod
+    def _send(kind: Kind) -> None:
+        try:
+            app.send_task(f"harvester.{kind}", retry=False, expires=30)
+        except Exception as error:
+            log.info("hint.not_sent", kind=kind, error=type(error).__name__)
+
+
+@signals.setup_logging.connect
+def _logging(loglevel: int, **_: Any) -> None:
+    # Celery's default is WARNING; what becomes of tasks is said at INFO
+    log_config.configure(settings, level=logging.INFO if loglevel == logging.WARNING else loglevel)
+
+
+@signals.worker_init.connect
+def _start(sender: Any, **_: Any) -> None:
+    try:
+        asyncio.run(wiring.refuse_eviction(settings))
+    except SettingsError as error:
+        log.critical("settings.unsafe", error=str(error))
+        raise SystemExit(2) from None
+    except RegistryUnavailable as error:
+        log.warning("registry.unavailable", error=str(error))
+    if "prefork" not in str(sender.pool_cls):
+        engine()
+
+
+@signals.worker_process_init.connect
+def _start_child(**_: Any) -> None:
+    engine.cache_clear()
+    engine()
+
+
+@signals.worker_shutting_down.connect
+def _stop(**_: Any) -> None:
+    """SIGTERM: stop at once, without waiting for Celery's pool."""
+    if engine.cache_info().currsize:
+        engine().stop()
+    watch = threading.Timer(settings.shutdown_grace, os._exit, args=(1,))
+    watch.daemon = True
+    watch.start()
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    if engine.cache_info().currsize:
+        engine().stop()
+        engine().join(settings.shutdown_grace)

@@ -1,0 +1,70 @@
+"""Kombu's Redis transport, made to survive garbage.
+
+A list item that is no message at all (not JSON, no envelope) makes kombu's consumer raise, and
+the worker exit, after the item is already popped. Here it is logged and dropped: it carried
+nothing that could be accepted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as kombu_redis
+from kombu.transport.virtual import Empty
+
+from worker.core.redact import one_line
+
+if TYPE_CHECKING:
+    _Base = kombu_redis.Channel
+else:
+    _Base = object
+
+log = structlog.get_logger("harvester.broker")
+
+_SHOWN = 200
+
+
+class _Tolerant(_Base):
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            text = getattr(error, "doc", "")  # what a JSON decoder could not read
+            log.warning(
+                "intake.unreadable",
+                source="celery",
+                reason=one_line(f"no Celery message: {type(error).__name__}: {error}"),
+                value=one_line(str(text), _SHOWN),
+            )
+            raise Empty from None
+
+
+class Channel(_Tolerant, kombu_redis.Channel):
+    """A channel on one Redis."""
+
+
+class SentinelChannel(_Tolerant, kombu_redis.SentinelChannel):
+    """A channel on the primary that the sentinels name."""
+
+
+class Transport(kombu_redis.Transport):
+    """``redis://`` and ``rediss://``."""
+
+    Channel = Channel
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """``sentinel://``."""
+
+    Channel = SentinelChannel
+
+
+def install() -> None:
+    """Use these transports in this process; to be called before the first connection."""
+    TRANSPORT_ALIASES.update(
+        redis="worker.broker:Transport",
+        rediss="worker.broker:Transport",
+        sentinel="worker.broker:SentinelTransport",
+    )

@@ -1,0 +1,354 @@
+"""Claim, work, save: one asyncio loop a process, one drain for each due set.
+
+A drain claims what is due, works on it concurrently, keeps the leases, and sleeps until something
+comes due. It needs no message to go on: Celery messages only wake it early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import structlog
+
+from worker.errors import LeaseLost, RegistryUnavailable
+from worker.registry.records import Job, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from worker.registry.registry import Registry
+    from worker.work.intake import Intake
+
+log = structlog.get_logger("harvester.engine")
+
+T = TypeVar("T")
+
+TICK = 1.0  # seconds between two looks when nothing else wakes a drain
+_BATCH = 100
+_REPORT = 10.0
+_CRASH_DELAY = 30.0
+_INSIST = 120.0
+
+
+class Hand:
+    """What a job's work holds while it works: proof of life, and the wish to end it.
+
+    ``cancel`` is set when somebody asked for the task's end.
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.cancel = asyncio.Event()
+        self._until = 0.0
+        self.alive(bound)
+
+    def alive(self, bound: float) -> None:
+        """Promise the next sign of life within ``bound`` seconds; the lease is kept until then."""
+        self._until = asyncio.get_running_loop().time() + bound
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the promised sign of life has not come."""
+        return asyncio.get_running_loop().time() > self._until
+
+
+class Work(Protocol):
+    """The work of one kind. Ends the claim by a save, or raises.
+
+    Returns a word for the report (``stored``, ``pending``…).
+    """
+
+    kind: Kind
+    slots: int
+
+    async def __call__(self, job: Job, hand: Hand) -> str:
+        """Work on a claimed job."""
+
+
+async def insist(call: Callable[[], Awaitable[T]], *, seconds: float = _INSIST) -> T:
+    """Repeat a registry write until Redis takes it; gives up after ``seconds``.
+
+    Safe because every script answers a repeated call as it did the first.
+    """
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + seconds, 0.1
+    while True:
+        try:
+            return await call()
+        except RegistryUnavailable:
+            if loop.time() + pause > until:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2.0, pause * 2)
+
+
+@dataclass
+class _InHand:
+    job: Job
+    hand: Hand
+    task: asyncio.Task[None] = field(init=False)
+    lost: bool = False
+
+
+class Drain:
+    """Works off one due set."""
+
+    def __init__(self, registry: Registry, work: Work) -> None:
+        self.work = work
+        self._registry = registry
+        self._in_hand: dict[str, _InHand] = {}
+        self._woken = asyncio.Event()
+        self._stopping = False
+        self._backlog = False
+        self._report: Counter[str] = Counter()
+        self.saturated: Callable[[Kind], None] = lambda _kind: None
+
+    def wake(self) -> None:
+        """Look for due tasks now."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Drain until :meth:`stop`."""
+        keeper = asyncio.create_task(self._keep())
+        try:
+            while not self._stopping:
+                self._woken.clear()
+                wait = await self._claim()
+                if wait > 0:
+                    try:
+                        async with asyncio.timeout(wait):
+                            await self._woken.wait()
+                    except TimeoutError:
+                        pass
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+
+    async def stop(self, grace: float) -> None:
+        """Claim nothing more, break off what is in hand and hand it back, within ``grace``."""
+        self._stopping = True
+        self._woken.set()
+        entries = list(self._in_hand.values())
+        for entry in entries:
+            entry.task.cancel()
+        if entries:
+            await asyncio.wait([entry.task for entry in entries], timeout=grace)
+        kept = [entry.job for entry in entries if not entry.lost]
+        if kept:
+            try:
+                async with asyncio.timeout(grace):
+                    await self._registry.release(kept)
+            except (RegistryUnavailable, TimeoutError):
+                log.warning("claims.not_released", kind=self.work.kind, count=len(kept))
+
+    async def _claim(self) -> float:
+        """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
+        kind, slots = self.work.kind, self.work.slots
+        cap = min((entry.job.cap for entry in self._in_hand.values()), default=slots)
+        free = min(slots, cap) - len(self._in_hand)
+        if free <= 0:
+            self._backlog = True
+            return TICK
+        try:
+            claim = await self._registry.claim(
+                kind, limit=min(free, _BATCH), in_hand=len(self._in_hand), slots=slots
+            )
+        except RegistryUnavailable as error:
+            log.warning("registry.unavailable", kind=kind, error=str(error))
+            return TICK * (1 + random.random())
+        for job in claim.jobs:
+            self._start(job)
+        self._backlog = claim.wait == 0 or bool(claim.held)
+        if claim.held:
+            return TICK
+        if claim.wait == 0 and len(claim.jobs) == free:
+            self.saturated(kind)
+        return min(claim.wait, TICK * (0.8 + 0.4 * random.random()))
+
+    def _start(self, job: Job) -> None:
+        entry = _InHand(job, Hand(self._registry.lease))
+        entry.task = asyncio.create_task(self._do(entry), name=f"{job.kind}:{job.task_id}")
+        self._in_hand[job.task_id] = entry
+
+    async def _do(self, entry: _InHand) -> None:
+        job, outcome = entry.job, "crashed"
+        with structlog.contextvars.bound_contextvars(task_id=job.task_id, run=job.run):
+            try:
+                outcome = await self.work(job, entry.hand)
+            except LeaseLost:
+                outcome, entry.lost = "lost", True
+                log.warning("lease.lost", kind=job.kind)
+            except RegistryUnavailable as error:
+                outcome = "unsaved"
+                log.warning("job.unsaved", kind=job.kind, error=str(error))
+            except Exception:
+                log.exception("job.crashed", kind=job.kind)
+                await self._hand_back(job)
+            finally:
+                # at a stop the claims stay listed: stop() hands them back
+                if not (self._stopping and outcome == "crashed"):
+                    self._in_hand.pop(job.task_id, None)
+                self._report[outcome] += 1
+                if self._backlog:
+                    self._woken.set()
+
+    async def _hand_back(self, job: Job) -> None:
+        try:
+            await self._registry.release([job], delay=_CRASH_DELAY)
+        except RegistryUnavailable:
+            log.warning("claims.not_released", kind=job.kind, count=1)
+
+    async def _keep(self) -> None:
+        """Renew the leases of what shows life; break off what is no longer ours."""
+        loop = asyncio.get_running_loop()
+        every = min(self._registry.lease / 3, 5.0)
+        reported = loop.time()
+        while True:
+            await asyncio.sleep(every)
+            if loop.time() - reported >= _REPORT and self._report:
+                log.info(
+                    f"{self.work.kind}.batch", in_hand=len(self._in_hand), **dict(self._report)
+                )
+                self._report.clear()
+                reported = loop.time()
+            living = [e.job for e in self._in_hand.values() if not e.hand.overdue]
+            if not living:
+                continue
+            try:
+                answers = await self._registry.renew(living)
+            except RegistryUnavailable as error:
+                log.warning("lease.not_renewed", kind=self.work.kind, error=str(error))
+                continue
+            for job in living:
+                entry = self._in_hand.get(job.task_id)
+                if entry is None or entry.job.token != job.token:
+                    continue
+                if answers[job.task_id] == "cancel":
+                    entry.hand.cancel.set()
+                elif answers[job.task_id] == "lost" and not entry.task.done():
+                    entry.lost = True
+                    entry.task.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What runs on the loop; made on it by the wiring, closed at the end."""
+
+    registry: Registry
+    works: Sequence[Work]
+    intake: Intake
+    close: Callable[[], Awaitable[None]]
+
+
+def worker_name() -> str:
+    """The name of this process in the registry: ``host:pid``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Engine:
+    """The loop of one process, on a thread of its own.
+
+    ``build`` makes the parts on the loop and gets the engine's ``wake``. ``hint`` is called (from
+    the loop; must not block) when one process cannot keep up, so that others look as well.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Callable[[Kind], None]], Awaitable[Parts]],
+        *,
+        grace: float,
+        hint: Callable[[Kind], None] | None = None,
+    ) -> None:
+        self.name = worker_name()
+        self._build = build
+        self._grace = grace
+        self._hint = hint
+        self._thread = threading.Thread(target=self._main, name="harvester", daemon=True)
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._parts: Parts | None = None
+        self._drains: Mapping[Kind, Drain] = {}
+
+    def start(self) -> None:
+        """Start the loop and wait until it runs."""
+        self._thread.start()
+        self._ready.wait()
+
+    def wake(self, kind: Kind) -> None:
+        """Have one drain look for due tasks now; from any thread."""
+        drain = self._drains.get(kind)
+        if drain is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(drain.wake)
+
+    def call(self, work: Callable[[Parts], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Run a coroutine with the engine's parts on its loop; from any other thread."""
+        if self._loop is None or self._parts is None:
+            raise RegistryUnavailable("the engine is not running")
+        return asyncio.run_coroutine_threadsafe(work(self._parts), self._loop)
+
+    def stop(self) -> None:
+        """Begin to stop; returns at once. From any thread or signal handler."""
+        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end; whether it came."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except BaseException:
+            # crash-only: a process without its loop does nothing; a supervisor starts a new one
+            log.critical("engine.crashed", exc_info=True)
+            os._exit(70)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._parts = parts = await self._build(self.wake)
+        self._drains = {work.kind: Drain(parts.registry, work) for work in parts.works}
+        for drain in self._drains.values():
+            if self._hint is not None:
+                drain.saturated = self._hint
+        running = [asyncio.create_task(drain.run()) for drain in self._drains.values()]
+        running.append(asyncio.create_task(self._tick(parts)))
+        self._ready.set()
+        log.info("engine.started", worker=self.name)
+        stopping = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopping}:
+            task.result()
+        # leave a fifth of the grace for the rest of the process
+        grace = self._grace * 0.4
+        await asyncio.gather(*(drain.stop(grace) for drain in self._drains.values()))
+        running[-1].cancel()
+        await asyncio.wait(running, timeout=2)
+        try:
+            await asyncio.wait_for(parts.registry.leave(self.name), 1)
+        except (RegistryUnavailable, TimeoutError):
+            log.warning("worker.not_signed_off", worker=self.name)
+        await parts.close()
+        log.info("engine.stopped", worker=self.name)
+
+    async def _tick(self, parts: Parts) -> None:
+        """Sign of life, sweep, intake stream; every second, with jitter."""
+        while True:
+            try:
+                await parts.registry.tick(self.name)
+                if await parts.intake.drain_stream():
+                    continue
+            except RegistryUnavailable as error:
+                log.warning("tick.failed", error=str(error))
+            except Exception:
+                log.exception("tick.crashed")
+            await asyncio.sleep(TICK * (0.8 + 0.4 * random.random()))

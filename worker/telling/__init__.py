@@ -1,0 +1,1 @@
+"""The channels over which a final record is told."""

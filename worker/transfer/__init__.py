@@ -1,0 +1,1 @@
+"""Moving files: from an address that expires into the bucket."""

@@ -1,0 +1,370 @@
+"""Copying one file: GET, sniff, hash, PUT, verify.
+
+Bytes pass through memory one part at a time, so that length and checksum of what is sent are known
+before it is sent, and memory does not depend on the size of the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from worker.core import keys
+from worker.core.models import StoredFile
+from worker.errors import SourceFault, SourceRejected, StoreError, StoreUnavailable
+from worker.transfer import sniff
+from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+    from hashlib import _Hash
+
+    from worker.transfer.budget import Budget, Room
+    from worker.transfer.sniff import Kind
+    from worker.transfer.source import Download, Source
+    from worker.transfer.store import ObjectStore, Part, StoredObject, Upload
+
+log = structlog.get_logger("harvester.copy")
+
+PART_BYTES = 8 * 1024 * 1024
+
+_PICTURE_HEAD = 1024 * 1024  # a picture's size stands behind its embedded profiles and workflows
+_PART_SECONDS = 600.0
+_ABORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyJob:
+    """One file to copy. ``base`` is its key without extension, ``key`` the one fixed earlier."""
+
+    task_id: str
+    url: str
+    base: str
+    key: str = ""
+    filename: str = ""
+    format: str = ""
+
+
+class Hold(Protocol):
+    """The claim under which a file is copied."""
+
+    async def reserve(self, key: str) -> str:
+        """Fix the file's key; returns the one that stands, which may be an earlier one."""
+
+    async def check(self) -> None:
+        """Raise ``LeaseLost`` if the file is not ours to write any more."""
+
+    def progress(self) -> None:
+        """Bytes have moved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What is known of a file once its first part is here."""
+
+    job: CopyJob
+    key: str
+    kind: Kind
+    width: int | None
+    height: int | None
+
+    @property
+    def disposition(self) -> str:
+        return sniff.disposition(self.kind.content_type, self.job.filename)
+
+    def stored(self, content: _Content) -> StoredFile:
+        return StoredFile(
+            key=self.key,
+            bytes=content.size,
+            sha256=content.sha256.hex(),
+            content_type=self.kind.content_type,
+            width=self.width,
+            height=self.height,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    """What was sent: size, SHA-256, and the checksum that the store should give for it."""
+
+    size: int
+    sha256: bytes
+    checksum: str
+
+
+class Copier:
+    """Copies files from ``source`` to ``store``.
+
+    ``part_size`` is in bytes, and what a file holds in memory. ``content_types`` are globs of what
+    may be stored. ``part_seconds`` bounds how long a slow source may hold one part's memory.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        store: ObjectStore,
+        budget: Budget,
+        *,
+        part_size: int = PART_BYTES,
+        part_seconds: float = _PART_SECONDS,
+        content_types: Sequence[str] = ("*",),
+        put_options: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._budget = budget
+        self._part_size = part_size
+        self._part_seconds = part_seconds
+        self._content_types = tuple(content_types)
+        self._options = put_options
+        self._aborting: set[asyncio.Task[None]] = set()
+
+    async def copy(self, job: CopyJob, hold: Hold) -> StoredFile:
+        """Copy one file and return it once the store is seen to hold all of it.
+
+        Raises the ``Source…`` and ``Store…`` errors of ``worker.errors``, and what ``hold`` raises.
+        Whatever happens, no multipart upload of this call is left open.
+        """
+        await self._store.ready()
+        async with self._budget.room(self._part_size, waiting=hold.progress) as room:
+            async with self._source.open(job.url) as download:
+                hold.progress()
+                limit = self._part_limit(download)
+                if limit > room.size:
+                    await room.again(limit)
+                elif download.length is not None:
+                    room.shrink(min(limit, download.length))
+                part = _PartBuffer()
+                kind = await self._kind(job, download, part, limit, hold)
+                await self._fill(download, part, limit, hold)
+                width, height = sniff.dimensions(bytes(part.data[:_PICTURE_HEAD]), kind)
+                key = job.key or await hold.reserve(keys.object_key(job.base, kind.extension))
+                file = _File(job=job, key=key, kind=kind, width=width, height=height)
+                if not await self._ended(download):
+                    return await self._copy_parts(file, download, part, room, hold)
+            return await self._copy_whole(file, part, hold)
+
+    def _part_limit(self, download: Download) -> int:
+        """Bytes of a part: more than usual only if there were too many parts otherwise."""
+        longest = download.length or self._source.max_file_bytes
+        return max(self._part_size, -(-longest // MAX_PARTS))
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def _kind(
+        self, job: CopyJob, download: Download, part: _PartBuffer, limit: int, hold: Hold
+    ) -> Kind:
+        """What the file is, from its first bytes; refuses what may not be stored."""
+        await self._fill(download, part, min(sniff.HEAD_BYTES, limit), hold)
+        head = bytes(part.data)
+        kind = sniff.sniff(head, filename=job.filename, format=job.format, url=job.url)
+        named = sniff.named_extension(job.filename, job.format, job.url)
+        if sniff.is_error_page(head, kind, named):
+            raise SourceFault(f"the file's host sent a page ({kind.content_type}), not the file")
+        if not any(fnmatchcase(kind.content_type, glob) for glob in self._content_types):
+            raise SourceRejected(f"content of type {kind.content_type} is not allowed")
+        return kind
+
+    async def _fill(self, download: Download, part: _PartBuffer, limit: int, hold: Hold) -> None:
+        """Read until the part has ``limit`` bytes or the file ends."""
+        try:
+            async with asyncio.timeout(self._part_seconds):
+                while len(part.data) < limit:
+                    piece = await download.read(limit - len(part.data))
+                    if not piece:
+                        return
+                    part.add(piece)
+                    hold.progress()
+        except TimeoutError:
+            raise SourceFault(
+                f"the file's host is too slow: {limit} bytes took over {self._part_seconds:g} s"
+            ) from None
+
+    async def _ended(self, download: Download) -> bool:
+        try:
+            async with asyncio.timeout(self._part_seconds):
+                return await download.at_end()
+        except TimeoutError:
+            raise SourceFault("the file's host is too slow to end the file") from None
+
+    # -- a file that fits one part ------------------------------------------------------------
+
+    async def _copy_whole(self, file: _File, part: _PartBuffer, hold: Hold) -> StoredFile:
+        content = _Content(
+            size=len(part.data), sha256=part.sha256.digest(), checksum=_base64(part.sha256.digest())
+        )
+        checked = not self._store.gives_checksums
+
+        async def put(*, create_only: bool) -> Outcome:
+            await hold.check()
+            return await self._store.put(
+                file.key,
+                part.data,
+                content_type=file.kind.content_type,
+                sha256=content.sha256,
+                disposition=file.disposition,
+                metadata={"task-id": file.job.task_id, "sha256": content.sha256.hex()},
+                create_only=create_only,
+                options=self._options,
+                progress=hold.progress,
+            )
+
+        if await put(create_only=True) is Outcome.EXISTS:
+            if await self._is_there(file.key, content, hold):
+                return file.stored(content)
+            await put(create_only=False)
+        await self._verify(file.key, content, hold, checked=checked)
+        return file.stored(content)
+
+    # -- a file of many parts -----------------------------------------------------------------
+
+    async def _copy_parts(
+        self, file: _File, download: Download, part: _PartBuffer, room: Room, hold: Hold
+    ) -> StoredFile:
+        parts: list[Part] = []
+        size = 0
+        limit = len(part.data)  # of every part but the last
+        async with self._upload(file) as upload:
+            while part.data:
+                await hold.check()
+                sent = await self._store.upload_part(
+                    upload,
+                    len(parts) + 1,
+                    part.data,
+                    sha256=part.sha256.digest(),
+                    progress=hold.progress,
+                )
+                parts.append(sent)
+                size += len(part.data)
+                part.turn()
+                if not await self._ended(download):
+                    left = limit if download.length is None else download.length - size
+                    await room.again(min(limit, left))
+                    await self._fill(download, part, limit, hold)
+            sha256 = part.whole.digest() if part.whole else b""
+            content = _Content(size=size, sha256=sha256, checksum=composite_checksum(parts))
+            await hold.check()
+            if await self._store.complete(upload, parts) is Outcome.EXISTS:
+                if await self._is_there(file.key, content, hold):
+                    await self._abort(upload)
+                    return file.stored(content)
+                await hold.check()
+                await self._store.complete(upload, parts, create_only=False)
+        await self._verify(file.key, content, hold, checked=not upload.checksums)
+        return file.stored(content)
+
+    @contextlib.asynccontextmanager
+    async def _upload(self, file: _File) -> AsyncIterator[Upload]:
+        """An upload that is aborted unless the block ends well."""
+        opening = asyncio.ensure_future(
+            self._store.create_upload(
+                file.key,
+                content_type=file.kind.content_type,
+                disposition=file.disposition,
+                metadata={"task-id": file.job.task_id},
+                options=self._options,
+            )
+        )
+        try:
+            upload = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # it may be open already, and only the answer tells its id
+            await self._see_to(self._abort_opened(opening))
+            raise
+        try:
+            yield upload
+        except BaseException:
+            await self._abort(upload)
+            raise
+
+    async def _abort(self, upload: Upload) -> None:
+        await self._see_to(self._try_abort(upload))
+
+    async def _abort_opened(self, opening: asyncio.Future[Upload]) -> None:
+        with contextlib.suppress(StoreError):
+            await self._try_abort(await opening)
+
+    async def _try_abort(self, upload: Upload) -> None:
+        try:
+            await self._store.abort(upload)
+        except StoreError as error:
+            log.warning("upload.not_aborted", key=upload.key, error=str(error))
+
+    async def _see_to(self, work: Coroutine[None, None, None]) -> None:
+        """Finish work even if this copy is cancelled (again), waiting only so long for it."""
+        task = asyncio.create_task(work)
+        self._aborting.add(task)
+        task.add_done_callback(self._aborting.discard)
+        await asyncio.wait([task], timeout=_ABORT_SECONDS)
+
+    # -- what the store holds -----------------------------------------------------------------
+
+    async def _verify(self, key: str, content: _Content, hold: Hold, *, checked: bool) -> None:
+        """Raise unless the store holds what was just written.
+
+        ``checked``: it had to check every byte by ``Content-MD5`` before it accepted them.
+        """
+        there = await self._store.head(key)
+        if there is not None and there.checksum is None and not checked:
+            self._store.distrust_checksums()
+        difference = await self._difference(key, there, content, hold, checked=checked)
+        if difference:
+            raise StoreUnavailable(f"{key} was accepted, but {difference}")
+
+    async def _is_there(self, key: str, content: _Content, hold: Hold) -> bool:
+        """Whether the object that stands in the way is the very one that was to be written."""
+        there = await self._store.head(key)
+        return not await self._difference(key, there, content, hold, checked=False)
+
+    async def _difference(
+        self,
+        key: str,
+        there: StoredObject | None,
+        content: _Content,
+        hold: Hold,
+        *,
+        checked: bool,
+    ) -> str:
+        """How an object differs from what it should be; its bytes are read back if need be."""
+        hold.progress()
+        if there is None:
+            return "is not there"
+        if there.bytes != content.size:
+            return f"has {there.bytes} of {content.size} bytes"
+        if there.checksum == content.checksum or (checked and there.checksum is None):
+            return ""
+        digest = await self._store.digest(key, progress=hold.progress)
+        return "" if digest == content.sha256 else "has other bytes"
+
+
+class _PartBuffer:
+    """One part in memory at a time, hashed as it comes, and the hash of all parts so far."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.sha256 = hashlib.sha256()
+        self.whole: _Hash | None = None
+
+    def add(self, piece: memoryview) -> None:
+        self.data += piece
+        self.sha256.update(piece)
+        if self.whole is not None:
+            self.whole.update(piece)
+
+    def turn(self) -> None:
+        """Let go of this part and begin the next one."""
+        if self.whole is None:
+            self.whole = self.sha256.copy()
+        self.data = bytearray()
+        self.sha256 = hashlib.sha256()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()

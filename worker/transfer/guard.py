@@ -1,0 +1,263 @@
+"""Which addresses may be fetched from, or posted to.
+
+An address comes from outside, so it may point at anything this machine can reach. The checks
+happen where aiohttp connects: on the host of every request, and on the addresses that its name
+resolved to, of which only allowed ones are connected to.
+"""
+
+from __future__ import annotations
+
+import re
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import httpx
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from worker.errors import SourceFault, SourceRejected
+from worker.transfer.client import make_client
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Callable, Sequence
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+TIMEOUT = httpx.Timeout(30, connect=10, pool=20)
+"""For clients of a guard whose requests name none; ``pool`` bounds name lookup and connecting."""
+
+# IANA IPv4 Special-Purpose Address Registry, multicast and class E.
+_NOT_PUBLIC_4 = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+        ),
+    )
+)
+# IANA IPv6 Special-Purpose Address Registry: only 2000::/3 is handed out, and not all of it.
+_GLOBAL_6 = IPv6Network("2000::/3")
+_NOT_PUBLIC_6 = tuple(
+    map(
+        IPv6Network,
+        (
+            "2001::/23",  # Teredo among them, which embeds an IPv4 address
+            "2001:db8::/32",
+            "2002::/16",  # 6to4, which embeds one too
+            "3fff::/20",
+        ),
+    )
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+
+_plain_http: ContextVar[bool] = ContextVar("_plain_http", default=False)
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet, seen through IPv4 embedded in IPv6."""
+    address = _unwrapped(address)
+    if isinstance(address, IPv4Address):
+        return not _within(address, _NOT_PUBLIC_4)
+    return address in _GLOBAL_6 and not _within(address, _NOT_PUBLIC_6)
+
+
+def _within(address: Address, networks: Sequence[Network]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _unwrapped(address: Address) -> Address:
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+        if address in _NAT64:
+            return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+class Guard:
+    """Allows public https addresses of the hosts named, and what ``allow_private`` adds.
+
+    ``allow_hosts`` are globs of host names. An entry of ``allow_private`` is a host glob, whose
+    hosts may be plain http and resolve to anything, or a network such as ``10.0.0.0/8``, whose
+    addresses may be connected to, by plain http too.
+    """
+
+    def __init__(
+        self,
+        allow_hosts: Sequence[str],
+        allow_private: Sequence[str] = (),
+        *,
+        lookup: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
+    ) -> None:
+        self._hosts = tuple(glob.lower() for glob in allow_hosts)
+        self._networks = [network for network in map(_network, allow_private) if network]
+        self._private_hosts = tuple(
+            entry.lower() for entry in allow_private if _network(entry) is None
+        )
+        self._lookup = lookup
+
+    def check_url(self, url: str) -> None:
+        """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
+
+        The addresses that a name resolves to are checked by the connections of :meth:`client`.
+        """
+        try:
+            parsed = httpx.URL(url)
+        except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA has no form for
+            raise SourceRejected("not an address that can be fetched") from None
+        self._check(parsed.scheme, parsed.raw_host.decode("ascii"), bool(parsed.userinfo))
+
+    def client(self, timeout: httpx.Timeout = TIMEOUT) -> httpx.AsyncClient:
+        """A client whose every connection is checked.
+
+        Beside httpx's errors its requests raise :class:`SourceRejected` for an address that is not
+        allowed and :class:`SourceFault` for a name that cannot be resolved.
+        """
+        return make_client(self._connector, timeout=timeout)
+
+    def _connector(self, context: ssl.SSLContext) -> aiohttp.BaseConnector:
+        return _Connector(self, _Resolver(self, self._lookup()), context)
+
+    def _check(self, scheme: str, host: str, has_user: bool) -> None:
+        if scheme not in {"http", "https"}:
+            raise SourceRejected("not an http(s) address")
+        if has_user:
+            raise SourceRejected("an address with a user name is not allowed")
+        host = _canonical(host)
+        literal = _literal(host)
+        if not _matches(host, self._hosts):
+            raise SourceRejected(f"the host {host} is not allowed")
+        plain = scheme == "http"
+        if literal is not None:
+            if not self._permits(host, literal, plain=plain):
+                raise SourceRejected(_refusal(host, plain=plain))
+        elif plain and not self._networks and not _matches(host, self._private_hosts):
+            raise SourceRejected(_refusal(host, plain=True))
+
+    def _permits(self, host: str, address: Address, *, plain: bool) -> bool:
+        if _matches(host, self._private_hosts):
+            return True
+        if _within(address, self._networks) or _within(_unwrapped(address), self._networks):
+            return True
+        return not plain and is_public(address)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Checks the address as aiohttp understands it, which skips the resolver for numeric hosts."""
+
+    def __init__(self, guard: Guard, resolver: AbstractResolver, context: ssl.SSLContext) -> None:
+        super().__init__(
+            resolver=resolver, ssl=context, use_dns_cache=False, limit=0, keepalive_timeout=15
+        )
+        self._guard = guard
+
+    async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Any:
+        url = req.url
+        has_user = url.raw_user is not None or url.raw_password is not None
+        self._guard._check(url.scheme, url.raw_host or "", has_user)
+        token = _plain_http.set(url.scheme == "http")
+        try:
+            return await super().connect(req, *args, **options)
+        finally:
+            _plain_http.reset(token)
+
+
+class _Resolver(AbstractResolver):
+    """Hands on the addresses of a name that may be connected to."""
+
+    def __init__(self, guard: Guard, lookup: AbstractResolver) -> None:
+        self._guard = guard
+        self._lookup = lookup
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily | Any = 0
+    ) -> list[ResolveResult]:
+        name = _canonical(host)
+        try:
+            found = await self._lookup.resolve(host, port, family)
+        except (OSError, UnicodeError) as exc:  # UnicodeError: a label of over 63 characters
+            raise SourceFault(f"the host {name} cannot be found") from exc
+        plain = _plain_http.get()
+        allowed = [
+            result
+            for result in found
+            if self._guard._permits(name, ip_address(result["host"]), plain=plain)
+        ]
+        if not allowed:
+            raise SourceRejected(_refusal(name, plain=plain))
+        return allowed
+
+    async def close(self) -> None:
+        await self._lookup.close()
+
+
+def _network(entry: str) -> Network | None:
+    """The network an entry stands for, which may be one address; ``None`` for a host glob."""
+    try:
+        return ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        return None
+
+
+def _canonical(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _literal(host: str) -> Address | None:
+    """The address that a host is written as, or ``None`` for a name.
+
+    Only the usual notation passes: others (``127.1``, ``0x7f.1``, ``2130706433``) are read
+    differently by different software.
+    """
+    if ":" in host:
+        try:
+            return IPv6Address(host)
+        except ValueError:
+            raise SourceRejected("the host is no address and no name") from None
+    if not _NAME.fullmatch(host):
+        raise SourceRejected("the host is no address and no name")
+    if not _NUMBER.fullmatch(host):
+        return None
+    try:
+        return IPv4Address(host)
+    except ValueError:
+        raise SourceRejected("an address in an unusual notation is not allowed") from None
+
+
+def _matches(host: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(host, glob) for glob in globs)
+
+
+def _refusal(host: str, *, plain: bool) -> str:
+    if plain:
+        return f"plain http to {host} is not allowed"
+    return f"the host {host} leads to an address that is not public"

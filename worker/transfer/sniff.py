@@ -1,0 +1,314 @@
+"""What a file is, told from its first bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit
+
+import imagesize  # type: ignore[import-untyped]  # ships no annotations
+import puremagic
+
+HEAD_BYTES = 64 * 1024
+"""Enough of a file to tell what it is."""
+
+OCTETS = "application/octet-stream"
+
+_EXTENSION = re.compile(r"[a-z0-9]{1,8}")
+_SURE_BYTES = 4  # a shorter match of puremagic's is a guess
+_NAME_CHARACTERS = 120
+_RASTER = frozenset(
+    {"image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"}
+)
+# Extensions of files that are never HTML or XML.
+_BINARY = frozenset(
+    re.findall(
+        r"\w+",
+        "png jpg jpeg webp gif avif bmp tif tiff heic heif ico psd exr "
+        "mp4 m4v mov webm mkv avi mpg mpeg flv wmv 3gp ts "
+        "mp3 wav flac ogg oga opus m4a aac aiff aif mid "
+        "zip 7z rar gz tar glb safetensors npz pdf",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A content type, and the extension that goes with it (``.png``) or nothing."""
+
+    content_type: str
+    extension: str
+
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", Kind("image/png", ".png")),
+    (b"\xff\xd8\xff", Kind("image/jpeg", ".jpg")),
+    (b"GIF87a", Kind("image/gif", ".gif")),
+    (b"GIF89a", Kind("image/gif", ".gif")),
+    (b"II*\x00", Kind("image/tiff", ".tiff")),
+    (b"MM\x00*", Kind("image/tiff", ".tiff")),
+    (b"8BPS\x00\x01", Kind("image/vnd.adobe.photoshop", ".psd")),
+    (b"\x76\x2f\x31\x01", Kind("image/x-exr", ".exr")),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", Kind("image/jxl", ".jxl")),
+    (b"glTF", Kind("model/gltf-binary", ".glb")),
+    (b"fLaC", Kind("audio/flac", ".flac")),
+    (b"ID3", Kind("audio/mpeg", ".mp3")),
+    (b"MThd\x00\x00\x00\x06", Kind("audio/midi", ".mid")),
+    (b"FLV\x01", Kind("video/x-flv", ".flv")),
+    (b"\x00\x00\x01\xba", Kind("video/mpeg", ".mpg")),
+    (b"PK\x03\x04", Kind("application/zip", ".zip")),
+    (b"PK\x05\x06", Kind("application/zip", ".zip")),
+    (b"7z\xbc\xaf\x27\x1c", Kind("application/x-7z-compressed", ".7z")),
+    (b"Rar!\x1a\x07", Kind("application/vnd.rar", ".rar")),
+    (b"\x1f\x8b\x08", Kind("application/gzip", ".gz")),
+    (b"%PDF-", Kind("application/pdf", ".pdf")),
+)
+# Four-letter types of containers that hold several kinds.
+_RIFF = {
+    b"WEBP": Kind("image/webp", ".webp"),
+    b"WAVE": Kind("audio/wav", ".wav"),
+    b"AVI ": Kind("video/x-msvideo", ".avi"),
+}
+# Brands of ISO base media files (ISO/IEC 14496-12 and mp4ra.org).
+_BRANDS = {
+    b"avif": Kind("image/avif", ".avif"),
+    b"avis": Kind("image/avif", ".avif"),
+    b"heic": Kind("image/heic", ".heic"),
+    b"heix": Kind("image/heic", ".heic"),
+    b"mif1": Kind("image/heif", ".heif"),
+    b"qt  ": Kind("video/quicktime", ".mov"),
+    b"M4A ": Kind("audio/mp4", ".m4a"),
+    b"M4B ": Kind("audio/mp4", ".m4a"),
+    b"3gp4": Kind("video/3gpp", ".3gp"),
+    b"3gp5": Kind("video/3gpp", ".3gp"),
+}
+_MP4 = Kind("video/mp4", ".mp4")
+_HTML = Kind("text/html", ".html")
+_XML = Kind("application/xml", ".xml")
+_SVG = Kind("image/svg+xml", ".svg")
+
+_BOM = b"\xef\xbb\xbf"
+_PROLOGUE = re.compile(
+    rb"(?:\s+|<\?[^>]*\?>|<!--.*?-->|<!doctype\s+(?!\s|html)[^>]*>)*", re.I | re.S
+)
+_HTML_START = re.compile(rb"<(?:!doctype\s+html|html|head|body|title|script|h1|meta)[\s>/]", re.I)
+_SVG_START = re.compile(rb"<(?:[a-z]+:)?svg[\s>/]", re.I)
+_XML_START = re.compile(rb"<[A-Za-z_][\w.:-]*[\s>/]")
+_ERROR_START = re.compile(rb"<Error[\s>]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -> Kind:
+    """What the file that begins with ``head`` is.
+
+    Where bytes do not tell, the extension comes from ``filename``, ``format`` or the path of
+    ``url``, in this order.
+    """
+    known = _by_magic(head) or _by_markup(head)
+    if known is not None:
+        return known
+    named = named_extension(filename, format, url)
+    text = _by_text(head, named)
+    return text or _by_database(head) or Kind(OCTETS, named)
+
+
+def named_extension(filename: str, format: str, url: str) -> str:
+    """The extension (``.png``) that a file's names give it, or nothing."""
+    try:
+        path = unquote(urlsplit(url).path)
+    except ValueError:
+        path = ""
+    candidates = (_suffix(filename), format.strip().removeprefix("."), _suffix(path))
+    for candidate in map(str.lower, candidates):
+        if _EXTENSION.fullmatch(candidate):
+            return f".{candidate}"
+    return ""
+
+
+def is_error_page(head: bytes, kind: Kind, named: str) -> bool:
+    """Whether a page stands where a file should be: hosts send errors with status 200 too.
+
+    ``named`` is the extension that the file's names give it.
+    """
+    if kind not in (_HTML, _XML):
+        return False
+    if named.removeprefix(".") in _BINARY or named == _SVG.extension:
+        return True
+    return kind is _XML and _ERROR_START.match(_content(head)) is not None
+
+
+def dimensions(head: bytes, kind: Kind) -> tuple[int | None, int | None]:
+    """Width and height of a raster picture as it is shown, where ``head`` tells them."""
+    if not kind.content_type.startswith("image/") or kind is _SVG:
+        return None, None
+    width, height = imagesize.get(io.BytesIO(head))
+    return (width, height) if width > 0 and height > 0 else (None, None)
+
+
+def disposition(content_type: str, filename: str) -> str:
+    """The ``Content-Disposition`` (RFC 6266, RFC 8187) to store a file with.
+
+    Raster pictures, sound and clips are shown in place; all else, SVG and HTML included, could run
+    scripts there, and is handed over as a download.
+    """
+    shown = content_type in _RASTER or content_type.startswith(("audio/", "video/"))
+    kind = "inline" if shown else "attachment"
+    name = re.split(r"[/\\]", filename)[-1]
+    name = "".join(c for c in name if c.isprintable()).strip()[-_NAME_CHARACTERS:]
+    if not name.strip("."):
+        return kind
+    plain = re.sub(r"[^A-Za-z0-9 !#$&'()+,.;=@^_`{}~\[\]-]", "_", name)
+    header = f'{kind}; filename="{plain}"'
+    return header if plain == name else f"{header}; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _by_magic(head: bytes) -> Kind | None:
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    return _by_container(head) or _by_structure(head)
+
+
+def _by_container(head: bytes) -> Kind | None:
+    four, kind = head[:4], head[8:12]
+    if four == b"RIFF":
+        return _RIFF.get(kind)
+    if four == b"FORM" and kind in (b"AIFF", b"AIFC"):
+        return Kind("audio/aiff", ".aiff")
+    if four == b"\x1aE\xdf\xa3":  # EBML, RFC 8794: the document type is in the first element
+        if b"webm" in head[:64]:
+            return Kind("video/webm", ".webm")
+        return Kind("video/x-matroska", ".mkv")
+    if four == b"OggS":
+        video = b"theora" in head[:128]
+        return Kind("video/ogg", ".ogv") if video else Kind("audio/ogg", ".ogg")
+    if head[4:8] == b"ftyp" and len(head) >= 12:
+        return _by_brand(head)
+    return None
+
+
+def _by_brand(head: bytes) -> Kind:
+    size = min(int.from_bytes(head[:4], "big"), 256)
+    compatible = [head[at : at + 4] for at in range(16, size, 4)]
+    major = _BRANDS.get(head[8:12], _MP4)
+    if major.extension == ".heif" and b"avif" in compatible:
+        return _BRANDS[b"avif"]
+    return major
+
+
+def _by_structure(head: bytes) -> Kind | None:
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
+        return Kind("image/bmp", ".bmp")
+    if head[:4] == b"\x00\x00\x01\x00" and 0 < int.from_bytes(head[4:6], "little") <= 64:
+        return Kind("image/vnd.microsoft.icon", ".ico")
+    if head[257:262] == b"ustar":
+        return Kind("application/x-tar", ".tar")
+    if head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G":
+        return Kind("video/mp2t", ".ts")
+    return _by_frames(head)
+
+
+_BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
+
+
+def _by_frames(head: bytes) -> Kind | None:
+    """MPEG audio without a tag: a frame header, and another one where the first frame ends."""
+    for length, kind in (
+        (_adts_frame(head), Kind("audio/aac", ".aac")),
+        (_mp3_frame(head), Kind("audio/mpeg", ".mp3")),
+    ):
+        if length and head[length : length + 2] and _same_sync(head, length):
+            return kind
+    return None
+
+
+def _same_sync(head: bytes, at: int) -> bool:
+    return head[at] == head[0] and len(head) > at + 1 and head[at + 1] == head[1]
+
+
+def _adts_frame(head: bytes) -> int:
+    """Bytes of the ADTS frame (ISO/IEC 13818-7) that ``head`` begins with, or 0."""
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return 0
+    return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+
+
+# ISO/IEC 11172-3 and 13818-3, layer III: kbit/s by index, Hz by index.
+_MP3_RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MP3_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_HERTZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+
+
+def _mp3_frame(head: bytes) -> int:
+    """Bytes of the MPEG layer III frame that ``head`` begins with, or 0."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return 0
+    version, rate, hertz = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or rate in (0, 15) or hertz == 3:
+        return 0
+    rates, samples = (_MP3_RATES_1, 144) if version == 3 else (_MP3_RATES_2, 72)
+    return samples * rates[rate] * 1000 // _MP3_HERTZ[version][hertz] + (head[2] >> 1 & 1)
+
+
+def _content(head: bytes) -> bytes:
+    """A markup document from its first element on."""
+    head = head.removeprefix(_BOM)
+    prologue = _PROLOGUE.match(head)
+    return head[prologue.end() :] if prologue else head
+
+
+def _by_markup(head: bytes) -> Kind | None:
+    content = _content(head)
+    if _SVG_START.match(content):
+        return _SVG
+    if _HTML_START.match(content):
+        return _HTML
+    if head.removeprefix(_BOM).lstrip().startswith(b"<?xml") or _ERROR_START.match(content):
+        return _XML
+    return None
+
+
+def _by_text(head: bytes, named: str) -> Kind | None:
+    """Plain text and JSON; only a name tells what text it is (``.srt``, ``.csv``, ``.obj``)."""
+    for cut in range(4):  # the last character may be cut off
+        try:
+            text = head[: len(head) - cut].decode()
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        return None
+    if not text or _CONTROLS.search(text):
+        return None
+    if named == ".json" or _is_json(text):
+        return Kind("application/json", named or ".json")
+    return Kind("text/plain", named or ".txt")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _by_database(head: bytes) -> Kind | None:
+    """Everything else that has a name; puremagic knows many formats, and some of them vaguely."""
+    try:
+        matches = puremagic.magic_string(head[:HEAD_BYTES])
+    except Exception:  # an unknown file must not fail, whatever the library makes of it
+        return None
+    for match in matches:
+        sure = len(match.byte_match) >= _SURE_BYTES and match.offset >= 0
+        if sure and "/" in match.mime_type:
+            extension = match.extension.removeprefix(".").lower()
+            fits = _EXTENSION.fullmatch(extension)
+            return Kind(match.mime_type.lower(), f".{extension}" if fits else "")
+    return None
+
+
+def _suffix(path: str) -> str:
+    stem, dot, suffix = re.split(r"[/\\]", path)[-1].rpartition(".")
+    return suffix if dot and stem else ""

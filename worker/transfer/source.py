@@ -1,0 +1,235 @@
+"""Fetching a file from an address that the upstream gave.
+
+What comes out is complete or an error: a body counts as whole only if it has the length that was
+announced or, sent in chunks, its last chunk (RFC 9112, sections 6 and 7.1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, cast
+
+import httpx
+
+from worker.errors import SourceFault, SourceGone, SourceRejected
+from worker.transfer.client import BROKEN, describe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+    from worker.transfer.guard import Guard
+
+MAX_REDIRECTS = 5
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GONE = frozenset({403, 404, 410})
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
+
+
+class Source:
+    """Opens files. ``client`` must be one of the guard's own.
+
+    ``connect_timeout`` and ``stall_timeout`` are in seconds: for a connection, and between two
+    signs of life on it. A transfer that breaks off is resumed ``max_resumes`` times as long as
+    each brought bytes and the host can prove that the file is still the same.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        guard: Guard,
+        *,
+        max_file_bytes: int,
+        connect_timeout: float = 10.0,
+        stall_timeout: float = 30.0,
+        max_resumes: int = 10,
+    ) -> None:
+        self.max_file_bytes = max_file_bytes
+        self._client = client
+        self._guard = guard
+        self._max_resumes = max_resumes
+        self._timeout = httpx.Timeout(
+            stall_timeout, connect=connect_timeout, pool=2 * connect_timeout
+        )
+
+    @contextlib.asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Download]:
+        """GET ``url``; the body is read from the :class:`Download`.
+
+        Raises :class:`SourceGone` for 403, 404 and 410, :class:`SourceRejected` for an address
+        that is not allowed or a file that is too large, :class:`SourceFault` for all else.
+        """
+        response = await self._get(url, {})
+        try:
+            length = self._announced(response)
+            download = Download(self, url, response, length)
+        except BaseException:
+            await _close(response)
+            raise
+        try:
+            yield download
+        finally:
+            await download._close()
+
+    async def _get(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+        """The response to a GET that is no redirection, its body unread."""
+        for _ in range(MAX_REDIRECTS + 1):
+            self._guard.check_url(url)
+            request = self._client.build_request("GET", url, headers=headers, timeout=self._timeout)
+            try:
+                response = await self._client.send(request, stream=True, follow_redirects=False)
+            except BROKEN as exc:
+                raise SourceFault(f"the file's host does not answer: {describe(exc)}") from exc
+            if response.status_code not in _REDIRECTS:
+                return response
+            await _close(response)
+            try:
+                url = str(response.url.join(response.headers["location"]))
+            except (KeyError, ValueError, httpx.InvalidURL):
+                raise SourceFault("a redirection that leads nowhere") from None
+        raise SourceFault(f"more than {MAX_REDIRECTS} redirections")
+
+    def _announced(self, response: httpx.Response) -> int | None:
+        """The length that a whole answer (200) announces; ``None`` if it comes in chunks."""
+        if response.status_code != httpx.codes.OK:
+            raise _status_error(response)
+        _check_coding(response)
+        if "content-length" not in response.headers:
+            if "chunked" in response.headers.get("transfer-encoding", "").lower():
+                return None
+            raise SourceFault("the file's host does not say where the file ends")
+        length = int(response.headers["content-length"])
+        if not length:
+            raise SourceFault("the file is empty")
+        if length > self.max_file_bytes:
+            raise self._too_large()
+        return length
+
+    def _too_large(self) -> SourceRejected:
+        return SourceRejected(f"the file is larger than {self.max_file_bytes} bytes")
+
+
+class Download:
+    """The body of one file, whatever connections it takes. ``length`` is ``None`` until known."""
+
+    def __init__(
+        self, source: Source, url: str, response: httpx.Response, length: int | None
+    ) -> None:
+        self.length = length
+        self.received = 0
+        self._source = source
+        self._url = url
+        self._validator = _validator(response)
+        self._left = memoryview(b"")
+        self._resumes = 0
+        self._resumed_at = 0
+        self._attach(response)
+
+    async def read(self, limit: int) -> memoryview:
+        """The next bytes, at most ``limit``; empty once the file has ended as it should."""
+        if not self._left:
+            self._left = memoryview(await self._next())
+        piece, self._left = self._left[:limit], self._left[limit:]
+        return piece
+
+    async def at_end(self) -> bool:
+        """Whether nothing is left to read."""
+        if not self._left:
+            self._left = memoryview(await self._next())
+        return not self._left
+
+    async def _next(self) -> bytes:
+        while True:
+            cause: Exception | None = None
+            try:
+                piece = await anext(self._pieces, b"")
+            except BROKEN as exc:
+                piece, cause = b"", exc
+            if piece:
+                self._count(len(piece))
+                return piece
+            if cause is None and self.length in (None, self.received):
+                if not self.received:
+                    raise SourceFault("the file is empty")
+                return b""
+            await self._resume(cause)
+
+    def _count(self, size: int) -> None:
+        self.received += size
+        if self.received > self._source.max_file_bytes:
+            raise self._source._too_large()
+        if self.length is not None and self.received > self.length:
+            raise SourceFault("the file is longer than announced")
+
+    async def _resume(self, cause: Exception | None) -> None:
+        """Go on where the last connection ended, if the file is provably the same."""
+        await self._close()
+        reason = describe(cause) if cause else "the connection was closed"
+        total = "?" if self.length is None else self.length
+        broken = f"broken off after {self.received} of {total} bytes: {reason}"
+        if (
+            not self._validator
+            or self.received == self._resumed_at
+            or self._resumes == self._source._max_resumes
+        ):
+            raise SourceFault(broken) from cause
+        self._resumes += 1
+        self._resumed_at = self.received
+        headers = {"Range": f"bytes={self.received}-", "If-Range": self._validator}
+        response = await self._source._get(self._url, headers)
+        try:
+            self._check_rest(response, broken)
+        except BaseException:
+            await _close(response)
+            raise
+        self._attach(response)
+
+    def _check_rest(self, response: httpx.Response, broken: str) -> None:
+        if response.status_code == httpx.codes.OK:
+            raise SourceFault(f"{broken}; it cannot be resumed")
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+            raise _status_error(response)
+        _check_coding(response)
+        given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+        if given is None or int(given[1]) != self.received:
+            raise SourceFault(f"{broken}; the rest does not fit")
+        if given[3] == "*":
+            return
+        total = int(given[3])
+        if self.length not in (None, total):
+            raise SourceFault(f"{broken}; the file has another length now")
+        if total > self._source.max_file_bytes:
+            raise self._source._too_large()
+        self.length = total
+
+    def _attach(self, response: httpx.Response) -> None:
+        self._response = response
+        # a generator, which httpx declares as the iterator that it is too
+        self._pieces = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(*BROKEN):
+            await self._pieces.aclose()
+        await _close(self._response)
+
+
+def _validator(response: httpx.Response) -> str:
+    """What proves that a file is the same (RFC 9110, section 13.1.5), or nothing."""
+    etag = str(response.headers.get("etag", ""))
+    return etag if etag.startswith('"') else str(response.headers.get("last-modified", ""))
+
+
+def _check_coding(response: httpx.Response) -> None:
+    if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise SourceFault("the file's host compresses what it was asked not to")
+
+
+def _status_error(response: httpx.Response) -> Exception:
+    kind = SourceGone if response.status_code in _GONE else SourceFault
+    return kind(f"the file's host answers {response.status_code}")
+
+
+async def _close(response: httpx.Response) -> None:
+    with contextlib.suppress(*BROKEN):
+        await response.aclose()

@@ -1,0 +1,157 @@
+"""Settings to parts: the only place that builds adapters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiohttp
+import httpx
+
+from config.redis import make_redis
+from worker.core.submission import Policy
+from worker.engine import Parts, worker_name
+from worker.errors import SettingsError
+from worker.registry.registry import Registry
+from worker.telling.reply import CeleryReply
+from worker.telling.webhook import Webhook
+from worker.transfer.budget import Budget
+from worker.transfer.client import make_client
+from worker.transfer.copier import Copier
+from worker.transfer.guard import Guard
+from worker.transfer.source import Source
+from worker.transfer.store import ObjectStore
+from worker.upstream.gateway import Gateway
+from worker.work.copy import CopyWork, Places
+from worker.work.intake import Intake
+from worker.work.poll import PollWork
+from worker.work.tell import Channel, TellWork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+    from config.settings import Settings
+    from worker.registry.records import Kind
+
+POLL_SLOTS = 256
+COPY_SLOTS = 16
+TELL_SLOTS = 16
+_POLL_TIMEOUT = 30.0
+
+
+async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -> Parts:
+    """Everything that runs on the loop; must be called on it, after any fork."""
+    registry = make_registry(settings, owner=worker_name())
+    upstream = _upstream_client()
+    gateway = Gateway(
+        upstream,
+        endpoint=settings.speedpix_endpoint,
+        app_key=settings.speedpix_app_key,
+        app_secret=settings.speedpix_app_secret.get_secret_value(),
+        timeout=_POLL_TIMEOUT,
+    )
+    source_guard = Guard(settings.source_hosts, settings.source_allow_private)
+    files = source_guard.client()
+    store = ObjectStore.from_settings(settings)
+    copier = Copier(
+        Source(files, source_guard, max_file_bytes=settings.max_file_bytes),
+        store,
+        Budget(settings.memory_budget),
+        content_types=settings.content_types,
+        put_options=settings.put_options,
+    )
+    channels: dict[str, Channel] = {"reply": CeleryReply(app)}
+    clients = [upstream, files]
+    if settings.webhook_secret is not None:
+        guard = Guard(("*",), settings.webhook_allow_private)
+        hooks = guard.client()
+        clients.append(hooks)
+        channels["webhook"] = Webhook(hooks, guard, settings.webhook_secret.get_secret_value())
+
+    async def close() -> None:
+        for client in clients:
+            await client.aclose()
+        await store.close()
+        await registry.close()
+
+    places = Places(
+        bucket=settings.bucket,
+        prefix=settings.prefix,
+        manifest_prefix=settings.manifest_prefix,
+        public_base_url=settings.public_base_url,
+    )
+    return Parts(
+        registry=registry,
+        works=(
+            PollWork(
+                registry,
+                gateway,
+                grace=settings.unknown_task_grace,
+                bound=_POLL_TIMEOUT,
+                slots=POLL_SLOTS,
+                wake=wake,
+            ),
+            CopyWork(
+                registry,
+                gateway,
+                store,
+                copier,
+                places=places,
+                copy_deadline=settings.copy_deadline,
+                bound=_POLL_TIMEOUT,
+                slots=COPY_SLOTS,
+                wake=wake,
+            ),
+            TellWork(registry, channels, slots=TELL_SLOTS),
+        ),
+        intake=Intake(registry, make_policy(settings), wake=wake),
+        close=close,
+    )
+
+
+def make_registry(settings: Settings, *, owner: str = "") -> Registry:
+    """The registry alone: all that the commands need."""
+    return Registry(
+        make_redis(settings),
+        namespace=settings.namespace,
+        lease=settings.lease,
+        poll_rate=settings.poll_rate,
+        deadline=settings.deadline,
+        record_ttl=settings.record_ttl,
+        events_maxlen=settings.events_maxlen,
+        owner=owner,
+    )
+
+
+def make_policy(settings: Settings) -> Policy:
+    """What submissions may ask for."""
+    return Policy(
+        reply_allow=settings.reply_allow,
+        webhooks=settings.webhook_secret is not None,
+        namespace=settings.namespace,
+        prefix=settings.prefix,
+        manifest_prefix=settings.manifest_prefix,
+    )
+
+
+async def refuse_eviction(settings: Settings) -> None:
+    """Raise ``SettingsError`` if Redis may evict records that are not finished."""
+    registry = make_registry(settings)
+    try:
+        policy = str((await registry.info()).get("maxmemory_policy", ""))
+    finally:
+        await registry.close()
+    if policy.startswith("allkeys-"):
+        raise SettingsError(
+            f"REDIS_URL: this Redis evicts any key when it is full (maxmemory-policy {policy}); "
+            "unfinished tasks would be lost. Set maxmemory-policy to noeviction."
+        )
+
+
+def _upstream_client() -> httpx.AsyncClient:
+    """A client for the configured upstream, wherever that is."""
+    return make_client(
+        lambda context: aiohttp.TCPConnector(limit=0, ssl=context),
+        timeout=httpx.Timeout(_POLL_TIMEOUT),
+    )

@@ -1,0 +1,1 @@
+"""The work on a claimed job: poll, copy, tell."""

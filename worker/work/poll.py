@@ -1,0 +1,180 @@
+"""Ask the upstream about one task, and save what follows."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+import structlog
+
+from worker.core import jsontext, machine, outputs, schedule
+from worker.core.models import Pending, Reason, State
+from worker.engine import insist
+from worker.errors import UpstreamBlocked, UpstreamThrottled, UpstreamUnavailable
+from worker.registry.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.core.models import Answer
+    from worker.engine import Hand
+    from worker.registry.records import Job
+    from worker.registry.registry import Registry
+    from worker.upstream.gateway import Gateway
+
+log = structlog.get_logger("harvester.poll")
+
+
+class PollWork:
+    """One upstream call for each claimed task.
+
+    ``grace`` is the time in seconds during which "cannot find task" is not believed; ``bound`` the
+    longest a call can take; ``wake`` is called when a task is due for copying.
+    """
+
+    kind = Kind.POLL
+
+    def __init__(
+        self,
+        registry: Registry,
+        gateway: Gateway,
+        *,
+        grace: float,
+        bound: float,
+        slots: int,
+        wake: Callable[[Kind], None],
+    ) -> None:
+        self._registry = registry
+        self._gateway = gateway
+        self._grace = grace
+        self._bound = bound
+        self.slots = slots
+        self._wake = wake
+
+    async def __call__(self, job: Job, hand: Hand) -> str:
+        """Poll once; every way out saves and gives the claim up."""
+        if job.work.get("cancel"):
+            await self._to_copy(job, {})
+            return "canceled"
+        if job.note("lapses") >= machine.POISON_LAPSES:
+            await self._to_copy(job, ending_note(Reason.POISONED, machine.POISONED_ERROR))
+            return "poisoned"
+        hand.alive(self._bound + 5)
+        try:
+            answer = await self._gateway.get_result(job.task_id)
+        except UpstreamThrottled as error:
+            await insist(self._registry.throttle)
+            log.info("upstream.throttled", error=str(error))
+            await self._later(job, error)
+            return "throttled"
+        except UpstreamUnavailable as error:
+            log.info("upstream.unavailable", error=str(error))
+            await self._later(job, error)
+            return "unavailable"
+        except UpstreamBlocked as error:
+            await report_blocked(self._registry, "upstream", error.kind, str(error), job.probe)
+            await insist(lambda: self._registry.save(job, to=Kind.POLL, delay=1, calls=1))
+            return "blocked"
+        if job.probe and await insist(lambda: self._registry.close_circuit("upstream")):
+            log.warning("circuit.closed", circuit="upstream")
+        return await self._apply(job, answer)
+
+    async def _apply(self, job: Job, answer: Answer) -> str:
+        said = answer.observation
+        expected = json.loads(job.record["options"]).get("expected_seconds")
+        waiting = machine.Waiting(
+            now=job.claimed_at,
+            asked_from=job.note("asked_from"),
+            deadline_at=job.note("deadline_at"),
+            seen_at=job.note("seen_at"),
+            doubts=job.note("doubts"),
+            doubted_at=job.note("doubted_at"),
+            expected=None if expected is None else float(expected),
+            grace=self._grace,
+        )
+        if isinstance(said, Pending) and not said.known:
+            event = f"status:{said.status[:64]}"
+            if await insist(lambda: self._registry.say_once(event, seconds=3600)):
+                log.warning("upstream.unknown_status", status=said.status)
+        changed = job.record.get("upstream") != answer.upstream
+        seen = {"upstream": answer.upstream} if changed else {}
+        match machine.on_answer(waiting, said, chance=random.random()):
+            case machine.Again() as again:
+                work = {"faults": ""}
+                if again.seen:
+                    work |= {"seen_at": str(job.claimed_at), "doubts": "", "doubted_at": ""}
+                if again.doubt:
+                    work |= {
+                        "doubts": str(waiting.doubts + 1),
+                        "doubted_at": str(waiting.doubted_at or job.claimed_at),
+                    }
+                    log.info("upstream.doubtful", answer=type(said).__name__)
+                await insist(
+                    lambda: self._registry.save(
+                        job, to=Kind.POLL, delay=again.delay, calls=1, record=seen, work=work
+                    )
+                )
+                return "pending" if again.seen else "unsure"
+            case machine.Copy() as copy:
+                now = job.claimed_at
+                delay = schedule.copy_delay(_soonest_expiry(copy.data), now / 1000)
+                work = {"data": copy.data, "succeeded_at": str(now), "faults": ""}
+                await insist(
+                    lambda: self._registry.save(
+                        job,
+                        to=Kind.COPY,
+                        delay=delay,
+                        state=State.COPYING,
+                        calls=1,
+                        record=seen,
+                        work=work,
+                    )
+                )
+                log.info("task.succeeded_upstream")
+                self._wake(Kind.COPY)
+                return "succeeded"
+            case machine.End() as end:
+                await self._to_copy(job, ending_note(end.reason, end.error), record=seen, calls=1)
+                return "ended"
+
+    async def _later(self, job: Job, error: Exception) -> None:
+        faults = job.note("faults") + 1
+        delay = schedule.backoff(faults, longest=30, chance=random.random())
+        await insist(
+            lambda: self._registry.save(
+                job, to=Kind.POLL, delay=delay, calls=1, work={"faults": str(faults)}
+            )
+        )
+
+    async def _to_copy(
+        self,
+        job: Job,
+        work: dict[str, str],
+        record: dict[str, str] | None = None,
+        calls: int = 0,
+    ) -> None:
+        """Hand over to where endings are written."""
+        await insist(
+            lambda: self._registry.save(job, to=Kind.COPY, calls=calls, record=record, work=work)
+        )
+        self._wake(Kind.COPY)
+
+
+def _soonest_expiry(data: str) -> float | None:
+    found = outputs.find_files(jsontext.loads(data))
+    return min(filter(None, (outputs.url_expiry(file.url) for file in found)), default=None)
+
+
+def ending_note(reason: Reason, error: str) -> dict[str, str]:
+    """The note by which an ending is handed over."""
+    return {"ending": jsontext.dumps({"reason": reason, "error": error})}
+
+
+async def report_blocked(
+    registry: Registry, circuit: str, kind: str, message: str, probe: bool
+) -> None:
+    """Open the circuit, and say so loudly once a minute for the whole fleet."""
+    await insist(lambda: registry.trip(circuit, kind=kind, message=message, probe=probe))
+    if await insist(lambda: registry.say_once(f"circuit:{circuit}")):
+        log.error("circuit.open", circuit=circuit, kind=kind, error=message)

@@ -1,0 +1,138 @@
+"""Tell those who asked that a task is final; each channel is settled on its own."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from worker.core import schedule
+from worker.core.redact import one_line, strip_query
+from worker.core.submission import callback_id
+from worker.engine import insist
+from worker.errors import TellRejected
+from worker.registry.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.engine import Hand
+    from worker.registry.records import Job
+    from worker.registry.registry import Registry
+
+log = structlog.get_logger("harvester.tell")
+
+_JSON_FIELDS = ("metadata", "options", "upstream", "files", "result", "told")
+_INTEGERS = ("run", "submitted_at", "updated_at", "finished_at", "polls")
+_BOUND = 60.0
+
+
+class Channel(Protocol):
+    """One way of telling. Raises ``TellRejected``, or anything else to be called again."""
+
+    async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
+        """Deliver the record (JSON fields decoded)."""
+
+
+class TellWork:
+    """Delivers a final record over every channel its callbacks name."""
+
+    kind = Kind.TELL
+
+    def __init__(self, registry: Registry, channels: Mapping[str, Channel], *, slots: int) -> None:
+        self._registry = registry
+        self._channels = channels
+        self.slots = slots
+
+    async def __call__(self, job: Job, hand: Hand) -> str:
+        """Call every channel that is due, and note how it went."""
+        callbacks = json.loads(job.record["options"])["callbacks"]
+        told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
+        record = decoded(job.record)
+        waits = []
+        for callback in callbacks:
+            entry = told.setdefault(
+                callback_id(callback),
+                {
+                    "id": callback_id(callback),
+                    "channel": callback["channel"],
+                    "target": _target(callback),
+                    "attempts": 0,
+                    "last_error": "",
+                    "done_at": None,
+                    "next_at": 0,
+                },
+            )
+            if entry["done_at"] is None and entry["next_at"] <= job.claimed_at:
+                hand.alive(_BOUND)
+                await self._tell(callback, record, entry, job.claimed_at)
+            if entry["done_at"] is None:
+                waits.append(max(0.0, (entry["next_at"] - job.claimed_at) / 1000))
+        await insist(
+            lambda: self._registry.told(
+                job,
+                told=json.dumps(list(told.values())),
+                settled=not waits,
+                delay=min(waits, default=0),
+                callbacks=len(callbacks),
+            )
+        )
+        return "again" if waits else "told"
+
+    async def _tell(
+        self,
+        callback: Mapping[str, str],
+        record: Mapping[str, Any],
+        entry: dict[str, Any],
+        now: int,
+    ) -> None:
+        entry["attempts"] += 1
+        try:
+            await self._channels[callback["channel"]].tell(callback, record)
+        except TellRejected as error:
+            entry |= {"done_at": now, "last_error": one_line(str(error))}
+            log.warning("tell.rejected", channel=entry["channel"], target=entry["target"])
+        except Exception as error:
+            entry["last_error"] = one_line(f"{type(error).__name__}: {error}")
+            chance = random.random()
+            gap = schedule.webhook_gap(entry["attempts"], chance)
+            log.warning(
+                "tell.failed",
+                channel=entry["channel"],
+                target=entry["target"],
+                attempts=entry["attempts"],
+                error=entry["last_error"],
+                again_in=gap,
+            )
+            if gap is None:
+                entry["done_at"] = now
+            else:
+                entry["next_at"] = now + round(gap * 1000)
+        else:
+            entry |= {"done_at": now, "last_error": ""}
+            log.info("task.told", channel=entry["channel"], target=entry["target"])
+
+
+def _target(callback: Mapping[str, str]) -> str:
+    if callback["channel"] == "webhook":
+        return strip_query(callback["target"])
+    return f"{callback['queue']}/{callback['task']}"
+
+
+def decoded(record: Mapping[str, str]) -> dict[str, Any]:
+    """The record with its JSON fields decoded and its integers as numbers."""
+    out: dict[str, Any] = dict(record)
+    for name in _JSON_FIELDS:
+        if name in record:
+            out[name] = json.loads(record[name], parse_float=_finite)
+    for name in _INTEGERS:
+        if record.get(name):
+            out[name] = int(record[name])
+    return out
+
+
+def _finite(text: str) -> float | str:
+    value = float(text)
+    return value if value - value == 0 else text
