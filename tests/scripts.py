@@ -87,7 +87,9 @@ RARE = (
     lambda _: {
         "images": ["png", {"file": "png", "faults": [{"fault": "missing", "times": "ever"}]}]
     },
-    lambda _: {"images": ["png", {"file": "png", "faults": ["redirect_to"]}]},
+    lambda _: {
+        "images": ["png", {"file": "png", "faults": [{"fault": "redirect_to", "times": "ever"}]}]
+    },
     lambda _: {"end": "unknown"},
     lambda _: {"stale_replies": 1, "images": ["png", "webp"]},
     lambda _: {"end": "empty", "duration": 0},

@@ -18,7 +18,7 @@ from tests.support import BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
 MIXED = 300
-KILL_EVERY = 2.5  # seconds
+KILL_EVERY = 3.0  # seconds
 
 
 @pytest.fixture
@@ -78,6 +78,7 @@ async def test_workers_killed_again_and_again_lose_nothing(
 ) -> None:  # fmt: skip
     seed = random.Random(7)
     scripts = mixed(MIXED, seed, spread=25)
+    simulator.control(latency=0.3)  # so that kills hit polls in flight, too
     async with Fleet(environ(simulator, redis_url, bucket, namespace), tmp_path) as fleet:
         killer = Killer(fleet, redis, namespace)
         ids = [simulator.submit(script) for script in scripts]

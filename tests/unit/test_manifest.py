@@ -121,7 +121,7 @@ def document(**changes: Any) -> bytes:
         {"options": None}, {"options": "-"}, {"upstream": "x"}, {"label": 5}, {"error": None},
         {"files": "-"}, {"files": {}}, {"files": [5]}, {"files": [{}]}, {"files": [{"name": "a"}]},
         {"files": [{"name": 5, "key": "k"}]}, {"files": [{"name": "a", "key": None}]},
-        {"files": [STORED_FILE, LOST_FILE]}, {"result": "-"}, {"result": []},
+        {"files": [STORED_FILE, LOST_FILE]}, {"result": []},
     ],
 )  # fmt: skip
 def test_what_is_no_manifest_of_the_task(changes: dict[str, Any]) -> None:
@@ -136,6 +136,11 @@ def test_unknown_fields_are_passed_over() -> None:
 def test_a_partial_manifest_may_hold_lost_files() -> None:
     body = document(state="partial", reason="files_unavailable", files=[STORED_FILE, LOST_FILE])
     assert stored_count(record_from_manifest(body, "id1")) == 1
+
+
+def test_a_partial_manifest_of_a_run_that_failed_upstream_has_no_result() -> None:
+    body = document(state="partial", reason="upstream_failed", result="-")
+    assert "result" not in record_from_manifest(body, "id1")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"5", b"<html>"])

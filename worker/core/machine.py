@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DOUBTS = 8
 DOUBTS_SECONDS = 60.0
-POISON_LAPSES = 4
+POISON_LAPSES = 6
 POISONED_ERROR = "its worker died several times while working on this task alone"
 
 FRESH_ADDRESSES = 3

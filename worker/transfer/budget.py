@@ -16,9 +16,8 @@ _EVERY = 5.0  # seconds between two signs of life of one who waits
 class Budget:
     """A fair semaphore that counts bytes: who asked first gets first.
 
-    A file asks for one part's room, uses it up and gives it back before it asks again. It never
-    holds room while it waits for more, so that one part's room is enough for all to go on. Who
-    asks for more than there is gets all there is.
+    Nobody may hold room while standing in line for more, so that one part's room is enough for all
+    to go on. Who asks for more than there is gets all there is.
     """
 
     def __init__(self, total: int) -> None:
@@ -40,11 +39,15 @@ class Budget:
         """
         return Room(self, size, waiting)
 
-    async def _take(self, size: int, waiting: Callable[[], None]) -> int:
-        size = min(size, self.total)
-        if size <= self._free and not self._line:
-            self._free -= size
-            return size
+    def _take_now(self, size: int) -> bool:
+        if size > self._free or self._line:
+            return False
+        self._free -= size
+        return True
+
+    async def _take(self, size: int, waiting: Callable[[], None]) -> None:
+        if self._take_now(size):
+            return
         turn = asyncio.get_running_loop().create_future()
         self._line.append((size, turn))
         try:
@@ -58,7 +61,6 @@ class Budget:
                 self._line.remove((size, turn))
                 self._give(0)  # the next in line may fit where this one did not
             raise
-        return size
 
     def _give(self, size: int) -> None:
         self._free += size
@@ -69,16 +71,16 @@ class Budget:
 
 
 class Room:
-    """One file's share of a :class:`Budget`."""
+    """One part's share of a :class:`Budget`; ``size`` is what is held of it."""
 
     def __init__(self, budget: Budget, size: int, waiting: Callable[[], None]) -> None:
         self._budget = budget
-        self._wanted = size
+        self._wanted = min(size, budget.total)
         self._waiting = waiting
         self.size = 0
 
     async def __aenter__(self) -> Self:
-        self.size = await self._budget._take(self._wanted, self._waiting)
+        await self.acquire()
         return self
 
     async def __aexit__(
@@ -87,7 +89,25 @@ class Room:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release()
+        self.release()
+
+    async def acquire(self) -> None:
+        """Stand in line for what is wanted."""
+        await self._budget._take(self._wanted, self._waiting)
+        self.size = self._wanted
+
+    def acquire_now(self) -> bool:
+        """Take what is wanted if it is free and nobody waits; returns whether it was."""
+        if not self._budget._take_now(self._wanted):
+            return False
+        self.size = self._wanted
+        return True
+
+    async def again(self, size: int) -> None:
+        """Give everything back and line up for ``size`` bytes; what was held must be let go of."""
+        self.release()
+        self._wanted = min(size, self._budget.total)
+        await self.acquire()
 
     def shrink(self, size: int) -> None:
         """Keep no more than ``size`` bytes."""
@@ -95,10 +115,6 @@ class Room:
             back, self.size = self.size - size, size
             self._budget._give(back)
 
-    async def again(self, size: int) -> None:
-        """Give everything back and line up for ``size`` bytes; what was held must be let go of."""
-        self._release()
-        self.size = await self._budget._take(size, self._waiting)
-
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give everything back; done already is well."""
         self.shrink(0)

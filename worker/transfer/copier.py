@@ -1,7 +1,7 @@
 """Copying one file: GET, sniff, hash, PUT, verify.
 
-Bytes pass through memory one part at a time, so that length and checksum of what is sent are known
-before it is sent, and memory does not depend on the size of the file.
+Bytes pass through memory in parts, so that length and checksum of what is sent are known before it
+is sent, and memory does not depend on the size of the file.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ log = structlog.get_logger("harvester.copy")
 PART_BYTES = 8 * 1024 * 1024
 
 _PICTURE_HEAD = 1024 * 1024  # a picture's size stands behind its embedded profiles and workflows
+_PARTS_AT_ONCE = 2  # on their way; more of them slow a store on the same machine down
 _PART_SECONDS = 600.0
 _ABORT_SECONDS = 10.0
 
@@ -102,8 +103,9 @@ class _Content:
 class Copier:
     """Copies files from ``source`` to ``store``.
 
-    ``part_size`` is in bytes, and what a file holds in memory. ``content_types`` are globs of what
-    may be stored. ``part_seconds`` bounds how long a slow source may hold one part's memory.
+    ``part_size`` is in bytes; a file needs room for one part, and takes that of another only while
+    nobody else wants it. ``part_seconds`` bounds how long a slow host may take to fill one.
+    ``content_types`` are globs of what may be stored.
     """
 
     def __init__(
@@ -134,8 +136,7 @@ class Copier:
         """
         await self._store.ready()
         async with self._budget.room(self._part_size, waiting=hold.progress) as room:
-            async with self._source.open(job.url) as download:
-                hold.progress()
+            async with self._source.open(job.url, progress=hold.progress) as download:
                 limit = self._part_limit(download)
                 if limit > room.size:
                     await room.again(limit)
@@ -198,7 +199,7 @@ class Copier:
 
     async def _copy_whole(self, file: _File, part: _PartBuffer, hold: Hold) -> StoredFile:
         content = _Content(
-            size=len(part.data), sha256=part.sha256.digest(), checksum=_base64(part.sha256.digest())
+            size=len(part.data), sha256=part.digest(), checksum=_base64(part.digest())
         )
         checked = not self._store.gives_checksums
 
@@ -228,28 +229,11 @@ class Copier:
     async def _copy_parts(
         self, file: _File, download: Download, part: _PartBuffer, room: Room, hold: Hold
     ) -> StoredFile:
-        parts: list[Part] = []
-        size = 0
-        limit = len(part.data)  # of every part but the last
         async with self._upload(file) as upload:
-            while part.data:
-                await hold.check()
-                sent = await self._store.upload_part(
-                    upload,
-                    len(parts) + 1,
-                    part.data,
-                    sha256=part.sha256.digest(),
-                    progress=hold.progress,
-                )
-                parts.append(sent)
-                size += len(part.data)
-                part.turn()
-                if not await self._ended(download):
-                    left = limit if download.length is None else download.length - size
-                    await room.again(min(limit, left))
-                    await self._fill(download, part, limit, hold)
-            sha256 = part.whole.digest() if part.whole else b""
-            content = _Content(size=size, sha256=sha256, checksum=composite_checksum(parts))
+            parts = await self._send_parts(upload, download, part, room, hold)
+            content = _Content(
+                size=download.received, sha256=part.whole(), checksum=composite_checksum(parts)
+            )
             await hold.check()
             if await self._store.complete(upload, parts) is Outcome.EXISTS:
                 if await self._is_there(file.key, content, hold):
@@ -259,6 +243,69 @@ class Copier:
                 await self._store.complete(upload, parts, create_only=False)
         await self._verify(file.key, content, hold, checked=not upload.checksums)
         return file.stored(content)
+
+    async def _send_parts(
+        self, upload: Upload, download: Download, part: _PartBuffer, room: Room, hold: Hold
+    ) -> list[Part]:
+        """Send all parts; the next one is read while others are on their way."""
+        limit = read = len(part.data)
+        sending: list[asyncio.Task[Part]] = []
+        rooms = [room]
+        try:
+            while True:
+                await hold.check()
+                sent = self._send_part(
+                    upload, len(sending) + 1, part.data, sha256=part.digest(), room=room, hold=hold
+                )
+                sending.append(asyncio.create_task(sent))
+                part.turn()
+                if await self._ended(download):
+                    return [await task for task in sending]
+                left = limit if download.length is None else download.length - read
+                room = await self._next_room(sending, min(limit, left), hold)
+                rooms.append(room)
+                await self._fill(download, part, limit, hold)
+                read += len(part.data)
+        finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+            for room in rooms:
+                room.release()  # a task that was cancelled before it began has not done so
+
+    async def _send_part(
+        self,
+        upload: Upload,
+        number: int,
+        data: bytearray,
+        *,
+        sha256: bytes,
+        room: Room,
+        hold: Hold,
+    ) -> Part:
+        try:
+            return await self._store.upload_part(
+                upload, number, data, sha256=sha256, progress=hold.progress
+            )
+        finally:
+            room.release()
+
+    async def _next_room(
+        self, sending: Sequence[asyncio.Task[Part]], size: int, hold: Hold
+    ) -> Room:
+        """Room for one more part: beside others as long as nobody waits, else after them."""
+        while True:
+            busy = [task for task in sending if not task.done()]
+            for task in sending:
+                if task.done():
+                    task.result()
+            room = self._budget.room(size, waiting=hold.progress)
+            if not busy:
+                await room.acquire()
+                return room
+            if len(busy) < _PARTS_AT_ONCE and room.acquire_now():
+                return room
+            await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
 
     @contextlib.asynccontextmanager
     async def _upload(self, file: _File) -> AsyncIterator[Upload]:
@@ -345,25 +392,33 @@ class Copier:
 
 
 class _PartBuffer:
-    """One part in memory at a time, hashed as it comes, and the hash of all parts so far."""
+    """The part that is being read, hashed as it comes, and the hash of all parts so far."""
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.sha256 = hashlib.sha256()
-        self.whole: _Hash | None = None
+        self._hash = hashlib.sha256()
+        self._whole: _Hash | None = None
 
     def add(self, piece: memoryview) -> None:
         self.data += piece
-        self.sha256.update(piece)
-        if self.whole is not None:
-            self.whole.update(piece)
+        self._hash.update(piece)
+        if self._whole is not None:
+            self._whole.update(piece)
 
     def turn(self) -> None:
         """Let go of this part and begin the next one."""
-        if self.whole is None:
-            self.whole = self.sha256.copy()
+        if self._whole is None:
+            self._whole = self._hash.copy()
         self.data = bytearray()
-        self.sha256 = hashlib.sha256()
+        self._hash = hashlib.sha256()
+
+    def digest(self) -> bytes:
+        """The SHA-256 of this part."""
+        return self._hash.digest()
+
+    def whole(self) -> bytes:
+        """The SHA-256 of everything so far."""
+        return (self._whole or self._hash).digest()
 
 
 def _base64(digest: bytes) -> str:

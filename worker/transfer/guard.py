@@ -79,6 +79,8 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
+_LAST_PORT = 65535
+
 _plain_http: ContextVar[bool] = ContextVar("_plain_http", default=False)
 
 
@@ -134,6 +136,8 @@ class Guard:
             parsed = httpx.URL(url)
         except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA has no form for
             raise SourceRejected("not an address that can be fetched") from None
+        if parsed.port is not None and not 0 < parsed.port <= _LAST_PORT:
+            raise SourceRejected("the port is none")
         self._check(parsed.scheme, parsed.raw_host.decode("ascii"), bool(parsed.userinfo))
 
     def client(self, timeout: httpx.Timeout = TIMEOUT) -> httpx.AsyncClient:
@@ -238,19 +242,14 @@ def _literal(host: str) -> Address | None:
     Only the usual notation passes: others (``127.1``, ``0x7f.1``, ``2130706433``) are read
     differently by different software.
     """
-    if ":" in host:
-        try:
-            return IPv6Address(host)
-        except ValueError:
-            raise SourceRejected("the host is no address and no name") from None
-    if not _NAME.fullmatch(host):
-        raise SourceRejected("the host is no address and no name")
-    if not _NUMBER.fullmatch(host):
+    if ":" not in host and _NAME.fullmatch(host) and not _NUMBER.fullmatch(host):
         return None
     try:
-        return IPv4Address(host)
+        if "%" in host:
+            raise ValueError("a zone (RFC 4007) names an interface of this machine")
+        return ip_address(host)
     except ValueError:
-        raise SourceRejected("an address in an unusual notation is not allowed") from None
+        raise SourceRejected("the host is neither a name nor a plain address") from None
 
 
 def _matches(host: str, globs: Sequence[str]) -> bool:

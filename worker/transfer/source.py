@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import httpx
@@ -16,7 +17,7 @@ from worker.errors import SourceFault, SourceGone, SourceRejected
 from worker.transfer.client import BROKEN, describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from worker.transfer.guard import Guard
 
@@ -25,6 +26,12 @@ MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class _Address:
+    url: str
+    progress: Callable[[], None]
 
 
 class Source:
@@ -54,16 +61,22 @@ class Source:
         )
 
     @contextlib.asynccontextmanager
-    async def open(self, url: str) -> AsyncIterator[Download]:
+    async def open(
+        self, url: str, *, progress: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Download]:
         """GET ``url``; the body is read from the :class:`Download`.
+
+        ``progress`` is called before every request, of which redirections and resumptions make
+        several; each shows life or fails within the timeouts.
 
         Raises :class:`SourceGone` for 403, 404 and 410, :class:`SourceRejected` for an address
         that is not allowed or a file that is too large, :class:`SourceFault` for all else.
         """
-        response = await self._get(url, {})
+        address = _Address(url=url, progress=progress)
+        response = await self._get(address, {})
         try:
             length = self._announced(response)
-            download = Download(self, url, response, length)
+            download = Download(self, address, response, length)
         except BaseException:
             await _close(response)
             raise
@@ -72,9 +85,11 @@ class Source:
         finally:
             await download._close()
 
-    async def _get(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+    async def _get(self, address: _Address, headers: Mapping[str, str]) -> httpx.Response:
         """The response to a GET that is no redirection, its body unread."""
+        url = address.url
         for _ in range(MAX_REDIRECTS + 1):
+            address.progress()
             self._guard.check_url(url)
             request = self._client.build_request("GET", url, headers=headers, timeout=self._timeout)
             try:
@@ -114,12 +129,12 @@ class Download:
     """The body of one file, whatever connections it takes. ``length`` is ``None`` until known."""
 
     def __init__(
-        self, source: Source, url: str, response: httpx.Response, length: int | None
+        self, source: Source, address: _Address, response: httpx.Response, length: int | None
     ) -> None:
         self.length = length
         self.received = 0
         self._source = source
-        self._url = url
+        self._address = address
         self._validator = _validator(response)
         self._left = memoryview(b"")
         self._resumes = 0
@@ -177,7 +192,7 @@ class Download:
         self._resumes += 1
         self._resumed_at = self.received
         headers = {"Range": f"bytes={self.received}-", "If-Range": self._validator}
-        response = await self._source._get(self._url, headers)
+        response = await self._source._get(self._address, headers)
         try:
             self._check_rest(response, broken)
         except BaseException:

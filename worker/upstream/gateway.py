@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -161,10 +160,9 @@ async def _read(response: httpx.Response) -> bytes:
     """The body, or just more of it than a reply may have."""
     parts: list[bytes] = []
     size = 0
-    async with aclosing(response.aiter_bytes()) as chunks:
-        async for chunk in chunks:
-            parts.append(chunk)
-            size += len(chunk)
-            if size > jsontext.MAX_BYTES:
-                break
+    async for chunk in response.aiter_bytes():
+        parts.append(chunk)
+        size += len(chunk)
+        if size > jsontext.MAX_BYTES:
+            break
     return b"".join(parts)

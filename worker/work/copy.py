@@ -177,6 +177,7 @@ class CopyWork:
 
     async def _step(self, job: Job, hand: Hand) -> str:
         task = self._gather(job, hand)
+        await self._abort_orphans(job)
         if job.note("lapses") >= machine.POISON_LAPSES:
             return await self._end(task, Reason.POISONED, machine.POISONED_ERROR)
         if job.work.get("cancel"):
@@ -187,6 +188,26 @@ class CopyWork:
         if job.state is State.WAITING:
             return await self._first_look(job)
         return await self._copy(task)
+
+    async def _abort_orphans(self, job: Job) -> None:
+        """Abort the uploads that a worker which died on this task has left open.
+
+        Only below the exact prefix of this task, and only while it is ours.
+        """
+        lapsed = job.cap < self.slots and any(name.startswith("key:") for name in job.work)
+        if not lapsed and not job.work.get("orphans"):
+            return
+        # noted first: should the store be away now, the next claim still knows
+        await insist(lambda: self._registry.progress(job, "orphans", "1"))
+        for upload in await self._store.list_uploads(self._folder(job)):
+            await self._store.abort(upload)
+            log.info("upload.aborted", key=upload.key)
+        await insist(lambda: self._registry.progress(job, "orphans", ""))
+
+    def _folder(self, job: Job) -> str:
+        """The prefix of the keys of one task's files."""
+        prefix = json.loads(job.record["options"]).get("prefix", "")
+        return keys.object_base(self._places.prefix, prefix, job.task_id, "")
 
     # -- a new id -----------------------------------------------------------------------------
 

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from worker.transfer import budget as module
+from worker.transfer.budget import Budget
+
+
+async def turns() -> None:
+    """Let every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_room_is_given_and_given_back() -> None:
+    budget = Budget(10)
+    async with budget.room(6) as room:
+        assert (room.size, budget.used) == (6, 6)
+    assert budget.used == 0
+
+
+async def test_more_than_there_is_becomes_all_there_is() -> None:
+    budget = Budget(10)
+    async with budget.room(1000) as room:
+        assert room.size == 10
+        await room.again(1000)
+        assert room.size == 10
+    assert budget.used == 0
+
+
+async def test_never_more_than_the_total_is_out() -> None:
+    budget, most = Budget(10), 0
+
+    async def work(size: int) -> None:
+        nonlocal most
+        async with budget.room(size) as room:
+            for _ in range(3):
+                most = max(most, budget.used)
+                await asyncio.sleep(0)
+                await room.again(size)
+
+    await asyncio.wait_for(asyncio.gather(*(work(n % 10 + 1) for n in range(60))), 30)
+    assert 0 < most <= 10
+    assert budget.used == 0
+
+
+async def test_first_come_first_served_and_a_small_one_does_not_jump_the_line() -> None:
+    budget, order = Budget(10), []
+
+    async def work(name: str, size: int) -> None:
+        async with budget.room(size):
+            order.append(name)
+
+    async with budget.room(8):
+        large = asyncio.create_task(work("large", 9))
+        await turns()
+        small = asyncio.create_task(work("small", 1))
+        await turns()
+        assert order == []
+        assert not budget.room(1).acquire_now()
+    await asyncio.gather(large, small)
+    assert order == ["large", "small"]
+
+
+async def test_what_is_free_is_taken_at_once_when_nobody_waits() -> None:
+    budget = Budget(10)
+    first, second = budget.room(6), budget.room(6)
+    assert first.acquire_now()
+    assert not second.acquire_now()
+    first.release()
+    first.release()
+    assert second.acquire_now()
+    assert budget.used == 6
+
+
+async def test_shrinking_lets_others_in() -> None:
+    budget = Budget(10)
+    async with budget.room(10) as room:
+        other = asyncio.create_task(budget.room(4).acquire())
+        await turns()
+        assert not other.done()
+        room.shrink(6)
+        await other
+        room.shrink(8)  # never grows
+        assert room.size == 6
+    assert budget.used == 4
+
+
+async def test_who_leaves_the_line_loses_nothing() -> None:
+    budget = Budget(10)
+    async with budget.room(8):
+        large = asyncio.create_task(budget.room(10).acquire())
+        await turns()
+        small = asyncio.create_task(budget.room(2).acquire())
+        await turns()
+        large.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await large
+        await small  # it fits beside the first one, now that the large one is gone
+    assert budget.used == 2
+
+
+async def test_a_turn_that_comes_while_leaving_is_given_back() -> None:
+    budget = Budget(10)
+    room = budget.room(10)
+    await room.acquire()
+    waiter = asyncio.create_task(budget.room(10).acquire())
+    await turns()
+    room.release()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert budget.used == 0
+
+
+async def test_waiting_shows_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVERY", 0.001)
+    budget, alive = Budget(1), asyncio.Event()
+    room = budget.room(1)
+    await room.acquire()
+    waiter = asyncio.create_task(budget.room(1, waiting=alive.set).acquire())
+    await asyncio.wait_for(alive.wait(), 10)
+    room.release()
+    await waiter
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one byte"):
+        Budget(0)

@@ -1,0 +1,93 @@
+"""Processes of our own that end when their parent does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_ROOT = str(Path(__file__).parents[2])
+
+# Ends a child when its parent is gone, however it went: the pipe on stdin then closes.
+_WATCH = 'read -r _; kill -TERM "$1" && sleep "$2" && kill -KILL "$1"'
+
+
+def worker_command(
+    name: str, *, concurrency: int | None = None, loglevel: str = "INFO"
+) -> list[str]:
+    """The command that runs a Celery worker of this fleet, ``name`` being unique on this host.
+
+    It is ``celery -A worker.app worker``, with ``worker.app`` imported beforehand: Celery looks
+    in the working directory first, and people do have folders named ``worker``.
+    """
+    code = (
+        f"import sys; sys.path.append({_ROOT!r}); "  # this very code, even if it is not installed
+        "import worker.app; from celery.__main__ import main; main()"
+    )
+    command = [sys.executable, "-P", "-c", code, "-A", "worker.app", "--quiet", "worker"]
+    command += [f"--loglevel={loglevel}", f"--hostname={name}@%h"]
+    return command if concurrency is None else [*command, f"--concurrency={concurrency}"]
+
+
+class Child:
+    """A process that ends with this one. ``grace`` is the seconds it gets to end by itself.
+
+    Its output is this process's, unless ``stdout`` or ``stderr`` name another file (as in
+    ``subprocess.Popen``).
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        grace: float,
+        stdout: IO[bytes] | int | None = None,
+        stderr: IO[bytes] | int | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self._grace = grace
+        self.process = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
+            list(command),
+            env=dict(environ),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C in a terminal reaches the parent, which decides
+        )
+        try:
+            self._watcher = subprocess.Popen(  # noqa: S603
+                ["/bin/sh", "-c", _WATCH, "watch", str(self.process.pid), str(grace)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, if it still runs."""
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def end(self) -> int:
+        """Wait for its end, and insist after the grace; returns the exit code."""
+        self.ask_to_end()
+        try:
+            self.process.wait(self._grace)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._watcher.kill()
+        self._watcher.wait()
+        if self._watcher.stdin is not None:
+            self._watcher.stdin.close()
+        return self.process.returncode

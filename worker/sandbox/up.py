@@ -1,0 +1,299 @@
+"""A whole installation on one machine: embedded servers for what is not configured, and workers.
+
+What is started here ends with the process that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from worker.errors import HarvesterError, SettingsError
+from worker.sandbox.child import Child, worker_command
+from worker.sandbox.servers import SeaweedFS, Valkey
+from worker.sandbox.simulator import Simulator
+from worker.sandbox.state import REDIS, STORE, UPSTREAM, Home, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from worker.sandbox.servers import EmbeddedServer
+
+LOOPBACK = "127.0.0.1"
+BUCKET = "harvester"
+
+_SHARED = ("HARVESTER_", "SPEEDPIX_", "AWS_", "REDIS_URL", "CELERY_BROKER_URL")
+_LOOK = 0.2  # seconds between two looks at what runs
+_LONGEST_PAUSE = 30.0
+_SETTLED = 60.0  # a process that lived this long, in seconds, is started again at once
+_USAGE = 2  # exit code of a worker that cannot start with these settings
+_STOP_MARGIN = 10.0
+
+
+class _Worker:
+    """One worker process that is started again when it ends, later and later if it keeps ending."""
+
+    def __init__(self, start: Callable[[], Child]) -> None:
+        self._start = start
+        self._child: Child | None = None
+        self._started_at = 0.0
+        self._again_at = 0.0
+        self._pause = 0.0
+
+    @property
+    def child(self) -> Child | None:
+        return self._child
+
+    def look(self) -> str:
+        """Start it if it is time to; returns what is worth saying, or nothing.
+
+        Raises ``SettingsError`` if it refused its settings.
+        """
+        now = time.monotonic()
+        if self._child is None:
+            if now >= self._again_at:
+                self._child, self._started_at = self._start(), now
+            return ""
+        code = self._child.process.poll()
+        if code is None:
+            return ""
+        self._child.end()
+        self._child = None
+        if code == _USAGE:
+            raise SettingsError("the worker does not start with these settings; see its output")
+        lived = now - self._started_at
+        self._pause = 1.0 if lived > _SETTLED else min(_LONGEST_PAUSE, max(1.0, self._pause * 2))
+        self._again_at = now + self._pause
+        return f"a worker ended with code {code}; it starts again in {self._pause:.0f} s"
+
+
+class _SimulatorThread:
+    """The simulated upstream, on a loop and thread of its own."""
+
+    def __init__(self, port: int) -> None:
+        self.simulator = Simulator(LOOPBACK, port, duration=5.0)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="simulator")
+        self._thread.daemon = True
+        self._thread.start()
+        try:
+            self._call(self.simulator.start())
+        except BaseException:
+            self.stop()
+            raise
+        self._call(self._plant_example())
+
+    def stop(self) -> None:
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(OSError, TimeoutError):
+            self._call(self.simulator.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def _call(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _plant_example(self) -> None:
+        self.simulator.example()
+
+
+class Installation:
+    """Servers and workers in ``directory``; a context manager.
+
+    ``environ`` is what is configured; the services it lacks are started, with data, ports and
+    credentials kept in ``directory``. ``logs`` is where each worker writes a file; without it they
+    share this process's output. ``say`` is told what a person should know.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        environ: Mapping[str, str],
+        *,
+        workers: int = 1,
+        grace: float = 30.0,
+        logs: Path | None = None,
+        cwd: Path | None = None,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.home = Home(directory.absolute())
+        self.environ = dict(environ)
+        self.grace = grace
+        """Seconds that workers get to hand back their claims."""
+        self._count = workers
+        self._logs = logs
+        self._cwd = cwd
+        self._say = say
+        self._stack = contextlib.ExitStack()
+        self.valkey: Valkey | None = None
+        self.store: SeaweedFS | None = None
+        self._servers: list[EmbeddedServer] = []
+        self._workers: list[_Worker] = []
+        self._simulator: _SimulatorThread | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._stack.enter_context(self.home.locked())
+            self._stack.callback(self._stop)
+            self._start_services()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def simulator(self) -> Simulator | None:
+        """The simulated upstream, if there is one."""
+        return self._simulator.simulator if self._simulator is not None else None
+
+    def start_workers(self) -> None:
+        """Start the workers; needs settings that have been checked."""
+        if self._logs is not None:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        self._workers = [_Worker(partial(self._spawn, n)) for n in range(1, self._count + 1)]
+        self.look()
+
+    def look(self) -> None:
+        """Start again whatever has ended; to be called every now and then.
+
+        Raises ``SettingsError`` if the workers refuse their settings.
+        """
+        for server in self._servers:
+            if not server.running:
+                self._say(f"{server.name} has ended; it is started again")
+                with contextlib.suppress(HarvesterError):
+                    server.start()
+        for worker in self._workers:
+            said = worker.look()
+            if said:
+                self._say(said)
+
+    def supervise(self, stopping: threading.Event) -> None:
+        """Keep everything running until ``stopping`` is set."""
+        while not stopping.wait(_LOOK):
+            self.look()
+
+    # -- services --------------------------------------------------------------------------
+
+    def _start_services(self) -> None:
+        offered: dict[str, str] = {}
+        saved = self.home.load()
+        saved.pop("environment", None)
+        if not REDIS.configured(self.environ):
+            offered |= self._start_valkey(saved)
+        if not STORE.configured(self.environ):
+            offered |= self._start_store(saved)
+        if not UPSTREAM.configured(self.environ):
+            offered |= self._start_simulator(saved)
+        self.environ = filled(self.environ, offered)
+        self.home.save(saved)
+        shared = {n: v for n, v in self.environ.items() if n.startswith(_SHARED)}
+        self.home.publish(shared)
+
+    def _start_valkey(self, saved: dict[str, Any]) -> dict[str, str]:
+        kept = saved.setdefault("redis", {})
+        password = kept.setdefault("password", secrets.token_urlsafe(24))
+        server = Valkey(
+            self.home.directory / "valkey", port=_still_free(kept.get("port")), password=password
+        )
+        self._run(server)
+        self.valkey = server
+        kept["port"] = server.port
+        return {"REDIS_URL": server.url}
+
+    def _start_store(self, saved: dict[str, Any]) -> dict[str, str]:
+        kept = saved.setdefault("store", {})
+        server = SeaweedFS(
+            self.home.directory / "seaweedfs",
+            BUCKET,
+            access_key=kept.get("access_key", ""),
+            secret_key=kept.get("secret_key", ""),
+            port=_still_free(kept.get("port")),
+        )
+        kept |= {"access_key": server.access_key, "secret_key": server.secret_key}
+        self.home.save(saved)  # before there is data that only these credentials open
+        self._run(server)
+        self.store = server
+        kept["port"] = server.port
+        return {
+            "HARVESTER_BUCKET": server.bucket,
+            "AWS_ENDPOINT_URL_S3": server.endpoint,
+            "AWS_ACCESS_KEY_ID": server.access_key,
+            "AWS_SECRET_ACCESS_KEY": server.secret_key,
+            "AWS_REGION": server.region,
+            "AWS_DEFAULT_REGION": server.region,
+        }
+
+    def _start_simulator(self, saved: dict[str, Any]) -> dict[str, str]:
+        kept = saved.setdefault("simulator", {})
+        self._simulator = _SimulatorThread(_still_free(kept.get("port")))
+        simulator = self._simulator.simulator
+        kept["port"] = simulator.port
+        allowed = self.environ.get("HARVESTER_SOURCE_ALLOW_PRIVATE", "")
+        hosts = ",".join(filter(None, (allowed, f"{LOOPBACK}/32")))
+        self.environ["HARVESTER_SOURCE_ALLOW_PRIVATE"] = hosts
+        return simulator.environ
+
+    def _run(self, server: EmbeddedServer) -> None:
+        server.start()
+        self._servers.append(server)
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def _spawn(self, number: int) -> Child:
+        with contextlib.ExitStack() as stack:
+            log = None
+            if self._logs is not None:
+                log = stack.enter_context((self._logs / f"worker-{number}.log").open("ab"))
+            return Child(
+                worker_command(f"up{number}"),
+                self.environ,
+                grace=self.grace + _STOP_MARGIN,
+                stdout=log,
+                stderr=log,
+                cwd=self._cwd,
+            )
+
+    def _stop(self) -> None:
+        """Workers first: they hand their claims back to a Redis that is still there."""
+        children = [worker.child for worker in self._workers if worker.child is not None]
+        self._workers = []
+        for child in children:
+            child.ask_to_end()
+        for child in children:
+            child.end()
+        if self._simulator is not None:
+            self._simulator.stop()
+        while self._servers:
+            self._servers.pop().stop()
+
+
+def _still_free(port: object) -> int:
+    """A port kept from the last start, or 0 for any if somebody else has it by now."""
+    if not isinstance(port, int) or not 0 < port < 65536:
+        return 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return 0
+    return port
