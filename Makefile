@@ -34,7 +34,7 @@ demo: $(STAMP) ## Run the whole fleet on this machine, against a simulated upstr
 	$(BIN)/harvester demo
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
-	$(BIN)/pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

@@ -479,6 +479,8 @@ async def test_an_open_circuit_lets_one_prober_through(registry: Registry, redis
     assert await claim(registry, Kind.COPY) == []
     await registry.trip("store", kind="store", message="no", probe=True)
     assert (await registry.circuits())["store"]["gap"] == "10000"
+    await registry.postpone("store")
+    assert (await registry.circuits())["store"]["gap"] == "10000"
     assert await registry.close_circuit("store")
     assert not await registry.close_circuit("store")
     assert len(await claim(registry, Kind.COPY)) == 4

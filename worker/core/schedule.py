@@ -38,7 +38,7 @@ def jittered(seconds: float, chance: float) -> float:
 
 def webhook_gap(attempts: int, chance: float) -> float | None:
     """The wait after the ``attempts``-th failed webhook (from 1), or ``None`` after three days."""
-    gaps = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 43200, 43200, 43200)
+    gaps = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 43200, 43200, 43200, 43200)
     return jittered(gaps[attempts - 1], chance) if attempts <= len(gaps) else None
 
 

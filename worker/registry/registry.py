@@ -408,6 +408,11 @@ class Registry:
         with _seam():
             return bool(await self._scripts.call("trip", circuit, kind, message, int(probe)))
 
+    async def postpone(self, circuit: str) -> None:
+        """Note that a probe proved nothing: the next one comes after the same gap."""
+        with _seam():
+            await self._scripts.call("postpone", circuit)
+
     async def close_circuit(self, circuit: str) -> bool:
         """Close a circuit after a success; whether it was open."""
         with _seam():

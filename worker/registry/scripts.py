@@ -15,6 +15,7 @@ NAMES = (
     "claim",
     "close",
     "finish",
+    "postpone",
     "progress",
     "release",
     "renew",

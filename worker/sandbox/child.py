@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 _ROOT = str(Path(__file__).parents[2])
 
 # Ends a child when its parent is gone, however it went: the pipe on stdin then closes.
-_WATCH = 'read -r _; kill -TERM "$1" && sleep "$2" && kill -KILL "$1"'
+_WATCH = """
+read -r _
+kill -TERM "$1" || exit
+left="$2"
+while kill -0 "$1"; do
+  [ "$left" -gt 0 ] || { kill -KILL "$1"; exit; }
+  left=$((left - 1))
+  sleep 1
+done
+"""
 
 
 def worker_command(
@@ -62,7 +71,7 @@ class Child:
         )
         try:
             self._watcher = subprocess.Popen(  # noqa: S603
-                ["/bin/sh", "-c", _WATCH, "watch", str(self.process.pid), str(grace)],
+                ["/bin/sh", "-c", _WATCH, "watch", str(self.process.pid), f"{grace:.0f}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -48,29 +48,29 @@ _UPSTREAM = ("SPEEDPIX_ENDPOINT", "SPEEDPIX_APP_KEY", "SPEEDPIX_APP_SECRET")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Variables that belong to one service: ``names``, all or none of which are somebody's own.
+    """The variables that lead to one service: ``names``, which are taken together or not at all.
 
-    One of ``marks`` being set says that they are.
+    One of ``marks`` being set says that somebody has configured a service of their own.
     """
 
     marks: tuple[str, ...]
     names: tuple[str, ...]
 
     def configured(self, environ: Mapping[str, str]) -> bool:
-        """Whether whoever set the environment has a service of their own."""
+        """Whether the environment names a service of this kind."""
         return any(environ.get(name) for name in self.marks)
 
 
 REDIS = Group(marks=("REDIS_URL",), names=("REDIS_URL",))
 STORE = Group(marks=_OWN_STORE, names=_STORE)
-UPSTREAM = Group(marks=_UPSTREAM, names=_UPSTREAM)
+UPSTREAM = Group(marks=_UPSTREAM, names=(*_UPSTREAM, "HARVESTER_SOURCE_ALLOW_PRIVATE"))
 
 
 def filled(environ: Mapping[str, str], offered: Mapping[str, str]) -> dict[str, str]:
     """``environ``, with what is offered for every service that it does not configure.
 
-    The variables of a service are taken together or not at all: somebody's credentials for one
-    store are of no use at another. Other variables are taken one by one.
+    Somebody's credentials for one store are of no use at another, so the variables of a service
+    stay together. Others are taken one by one.
     """
     merged = dict(environ)
     grouped: set[str] = set()

@@ -249,8 +249,7 @@ class Installation:
         kept["port"] = simulator.port
         allowed = self.environ.get("HARVESTER_SOURCE_ALLOW_PRIVATE", "")
         hosts = ",".join(filter(None, (allowed, f"{LOOPBACK}/32")))
-        self.environ["HARVESTER_SOURCE_ALLOW_PRIVATE"] = hosts
-        return simulator.environ
+        return simulator.environ | {"HARVESTER_SOURCE_ALLOW_PRIVATE": hosts}
 
     def _run(self, server: EmbeddedServer) -> None:
         server.start()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from typing import TYPE_CHECKING, Any
+
+from worker.core import jsontext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +26,17 @@ class CeleryReply:
         await asyncio.to_thread(
             self._app.send_task,
             callback["task"],
-            args=[dict(record)],
+            args=[plain(record)],
             queue=callback["queue"],
             retry=False,
         )
+
+
+def plain(record: Mapping[str, Any]) -> Any:
+    """The record in types that Celery's serializer knows; fractions become floats."""
+    return json.loads(jsontext.dumps(dict(record)), parse_float=_finite)
+
+
+def _finite(text: str) -> float | str:
+    value = float(text)
+    return value if math.isfinite(value) else text

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import time
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from worker.core import jsontext
 from worker.core.submission import callback_id
 from worker.errors import TellError, TellRejected
 
@@ -50,10 +50,8 @@ class Webhook:
         url = callback["target"]
         self._guard.check_url(url)
         at = datetime.fromtimestamp(int(record["finished_at"]) / 1000, UTC)
-        body = json.dumps(
-            {"type": f"task.{record['state']}", "timestamp": at.isoformat(), "data": record},
-            separators=(",", ":"),
-        ).encode()
+        message = {"type": f"task.{record['state']}", "timestamp": at.isoformat(), "data": record}
+        body = jsontext.dumps(message).encode("ascii")
         now, ident = int(time.time()), message_id(callback, record)
         headers = {
             "content-type": "application/json",

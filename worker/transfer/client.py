@@ -82,6 +82,21 @@ def make_client(
 
 def describe(error: BaseException) -> str:
     """What went wrong on a connection, as one line without secrets."""
+    error = _origin(error)
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return "no answer in time"
-    return one_line(str(error)) or type(error).__name__
+    return one_line(str(error), 120) or type(error).__name__
+
+
+def hung_up(error: BaseException) -> bool:
+    """Whether the other side closed the connection, as happens to one that was kept open."""
+    origin = _origin(error)
+    return isinstance(
+        origin, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError
+    ) and not isinstance(origin, aiohttp.ClientConnectorError)
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The error before the transport mapped it, which calls everything a timeout."""
+    mapped = isinstance(error, httpx.HTTPError) and error.__cause__ is not None
+    return error.__cause__ or error if mapped else error

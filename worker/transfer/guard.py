@@ -7,6 +7,7 @@ resolved to, of which only allowed ones are connected to.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -244,12 +245,10 @@ def _literal(host: str) -> Address | None:
     """
     if ":" not in host and _NAME.fullmatch(host) and not _NUMBER.fullmatch(host):
         return None
-    try:
-        if "%" in host:
-            raise ValueError("a zone (RFC 4007) names an interface of this machine")
-        return ip_address(host)
-    except ValueError:
-        raise SourceRejected("the host is neither a name nor a plain address") from None
+    with contextlib.suppress(ValueError):
+        if "%" not in host:  # a zone (RFC 4007) names an interface of this machine
+            return ip_address(host)
+    raise SourceRejected("the host is neither a name nor a plain address")
 
 
 def _matches(host: str, globs: Sequence[str]) -> bool:

@@ -111,7 +111,7 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
         return known
     named = named_extension(filename, format, url)
     text = _by_text(head, named)
-    return text or _by_database(head) or Kind(OCTETS, named)
+    return text or _by_database(head, named) or Kind(OCTETS, named)
 
 
 def named_extension(filename: str, format: str, url: str) -> str:
@@ -294,7 +294,7 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _by_database(head: bytes) -> Kind | None:
+def _by_database(head: bytes, named: str) -> Kind | None:
     """Everything else that has a name; puremagic knows many formats, and some of them vaguely."""
     try:
         matches = puremagic.magic_string(head[:HEAD_BYTES])
@@ -305,7 +305,7 @@ def _by_database(head: bytes) -> Kind | None:
         if sure and "/" in match.mime_type:
             extension = match.extension.removeprefix(".").lower()
             fits = _EXTENSION.fullmatch(extension)
-            return Kind(match.mime_type.lower(), f".{extension}" if fits else "")
+            return Kind(match.mime_type.lower(), f".{extension}" if fits else named)
     return None
 
 

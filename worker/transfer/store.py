@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError, create_parser
 
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
-from worker.transfer.client import BROKEN, CHUNK_BYTES, describe, make_client
+from worker.transfer.client import BROKEN, CHUNK_BYTES, describe, hung_up, make_client
 from worker.transfer.signer import EXPIRES, ProfileName, Request, Signer, make_signer
 from worker.transfer.sniff import disposition
 
@@ -547,12 +547,18 @@ class ObjectStore:
         """The answer to one request, whatever it is, cut off after ``most`` bytes and one."""
         request = await self._sign(signer, call, params)
         seconds = min(self._deadline, _LEAST_SECONDS + max(len(body), most) / _LEAST_RATE)
+        # twice if a connection was closed, except for what would then be open twice
+        again = call != "create_multipart_upload"
         try:
-            async with (
-                asyncio.timeout(seconds),
-                self._opened(request, body, progress) as response,
-            ):
-                return await _read(response, most)
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        async with self._opened(request, body, progress) as response:
+                            return await _read(response, most)
+                    except BROKEN as exc:
+                        if not again or not hung_up(exc):
+                            raise
+                        again = False
         except BROKEN as exc:
             raise _unavailable(exc) from exc
 
@@ -692,6 +698,8 @@ def _part_xml(part: Part, *, checksum: bool) -> str:
 
 
 async def _read(response: httpx.Response, most: int) -> _Answer:
+    if not response.is_success:
+        most = _ERROR_BYTES
     body = bytearray()
     async for piece in response.aiter_raw():
         body += piece

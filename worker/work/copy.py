@@ -163,6 +163,8 @@ class CopyWork:
         except (StoreUnavailable, StoreRefused) as error:
             # a manifest or the first look failed; files have trials of their own
             log.warning("store.unavailable", error=str(error))
+            if job.probe:
+                await insist(lambda: self._registry.postpone("store"))
             faults = job.note("faults") + 1
             delay = schedule.backoff(faults, longest=60, chance=random.random())
             await insist(
@@ -199,9 +201,13 @@ class CopyWork:
             return
         # noted first: should the store be away now, the next claim still knows
         await insist(lambda: self._registry.progress(job, "orphans", "1"))
-        for upload in await self._store.list_uploads(self._folder(job)):
-            await self._store.abort(upload)
-            log.info("upload.aborted", key=upload.key)
+        try:
+            for upload in await self._store.list_uploads(self._folder(job)):
+                await self._store.abort(upload)
+                log.info("upload.aborted", key=upload.key)
+        except (StoreBlocked, StoreRefused) as error:
+            # the right to list uploads may be missing; the rest works without it
+            log.warning("upload.not_aborted", error=str(error))
         await insist(lambda: self._registry.progress(job, "orphans", ""))
 
     def _folder(self, job: Job) -> str:

@@ -66,11 +66,11 @@ class PollWork:
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
             log.info("upstream.throttled", error=str(error))
-            await self._later(job, error)
+            await self._later(job)
             return "throttled"
         except UpstreamUnavailable as error:
             log.info("upstream.unavailable", error=str(error))
-            await self._later(job, error)
+            await self._later(job)
             return "unavailable"
         except UpstreamBlocked as error:
             await report_blocked(self._registry, "upstream", error.kind, str(error), job.probe)
@@ -138,7 +138,9 @@ class PollWork:
                 await self._to_copy(job, ending_note(end.reason, end.error), record=seen, calls=1)
                 return "ended"
 
-    async def _later(self, job: Job, error: Exception) -> None:
+    async def _later(self, job: Job) -> None:
+        if job.probe:
+            await insist(lambda: self._registry.postpone("upstream"))
         faults = job.note("faults") + 1
         delay = schedule.backoff(faults, longest=30, chance=random.random())
         await insist(

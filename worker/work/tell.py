@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from worker.core import schedule
+from worker.core import manifest, schedule
 from worker.core.redact import one_line, strip_query
 from worker.core.submission import callback_id
 from worker.engine import insist
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("harvester.tell")
 
-_JSON_FIELDS = ("metadata", "options", "upstream", "files", "result", "told")
-_INTEGERS = ("run", "submitted_at", "updated_at", "finished_at", "polls")
 _BOUND = 60.0
 
 
@@ -33,7 +31,7 @@ class Channel(Protocol):
     """One way of telling. Raises ``TellRejected``, or anything else to be called again."""
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        """Deliver the record (JSON fields decoded)."""
+        """Deliver the record, its JSON fields decoded to the digit (numbers may be ``RawJSON``)."""
 
 
 class TellWork:
@@ -50,7 +48,8 @@ class TellWork:
         """Call every channel that is due, and note how it went."""
         callbacks = json.loads(job.record["options"])["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
-        record = decoded(job.record)
+        # as the manifest holds it: no target learns the secrets in another one's address
+        record = manifest.record_document(job.record)
         waits = []
         for callback in callbacks:
             entry = told.setdefault(
@@ -119,20 +118,3 @@ def _target(callback: Mapping[str, str]) -> str:
     if callback["channel"] == "webhook":
         return strip_query(callback["target"])
     return f"{callback['queue']}/{callback['task']}"
-
-
-def decoded(record: Mapping[str, str]) -> dict[str, Any]:
-    """The record with its JSON fields decoded and its integers as numbers."""
-    out: dict[str, Any] = dict(record)
-    for name in _JSON_FIELDS:
-        if name in record:
-            out[name] = json.loads(record[name], parse_float=_finite)
-    for name in _INTEGERS:
-        if record.get(name):
-            out[name] = int(record[name])
-    return out
-
-
-def _finite(text: str) -> float | str:
-    value = float(text)
-    return value if value - value == 0 else text

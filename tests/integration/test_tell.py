@@ -1,0 +1,179 @@
+"""Telling: webhooks and Celery replies, each settled on its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from aiohttp import web
+from celery import Celery
+from redis.asyncio import Redis
+from standardwebhooks import Webhook as Oracle
+
+from tests.integration.test_registry import claim_one, finish, make, submission
+from worker.engine import Hand
+from worker.errors import SourceRejected, TellError, TellRejected
+from worker.registry.records import Kind
+from worker.registry.registry import Registry
+from worker.telling.reply import CeleryReply
+from worker.telling.webhook import Webhook, message_id
+from worker.transfer.guard import Guard
+from worker.work.tell import TellWork
+
+SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
+RECORD = {
+    "task_id": "t1", "run": 1, "state": "stored", "finished_at": 1_700_000_000_000, "files": [],
+}  # fmt: skip
+
+
+class Listener:
+    """A webhook's target."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.calls: list[tuple[dict[str, str], str]] = []
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.calls.append((headers, await request.text()))
+        return web.Response(status=self.status, headers={"location": "/elsewhere"})
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    found = Listener()
+    app = web.Application()
+    app.router.add_post("/{path:.*}", found.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    found.url = f"http://{host}:{port}/hook?key=secret"
+    yield found
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def webhook() -> AsyncIterator[Webhook]:
+    guard = Guard(("*",), ("127.0.0.1/32",))
+    client = guard.client()
+    yield Webhook(client, guard, SECRET)
+    await client.aclose()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def registry(redis: Redis, namespace: str) -> Registry:
+    return make(redis, namespace)
+
+
+def to(url: str) -> dict[str, str]:
+    return {"channel": "webhook", "target": url}
+
+
+async def test_a_webhook_passes_the_specifications_own_check(
+    listener: Listener, webhook: Webhook
+) -> None:
+    await webhook.tell(to(listener.url), RECORD)
+    ((headers, body),) = listener.calls
+    told = Oracle(SECRET).verify(body, headers)
+    assert told == {"type": "task.stored", "timestamp": "2023-11-14T22:13:20+00:00", "data": RECORD}
+
+
+async def test_the_id_is_the_same_for_each_attempt_and_new_for_each_run(
+    listener: Listener, webhook: Webhook
+) -> None:
+    for run in (1, 1, 2):
+        await webhook.tell(to(listener.url), {**RECORD, "run": run})
+    ids = [headers["webhook-id"] for headers, _ in listener.calls]
+    assert ids[0] == ids[1] == message_id(to(listener.url), RECORD)
+    assert ids[2] != ids[0]
+
+
+@pytest.mark.parametrize("status", [302, 400, 404, 500, 503])
+async def test_anything_but_2xx_is_no_success(
+    listener: Listener, webhook: Webhook, status: int
+) -> None:
+    listener.status = status
+    with pytest.raises(TellError, match=str(status)):
+        await webhook.tell(to(listener.url), RECORD)
+    assert len(listener.calls) == 1
+
+
+async def test_410_ends_it(listener: Listener, webhook: Webhook) -> None:
+    listener.status = 410
+    with pytest.raises(TellRejected):
+        await webhook.tell(to(listener.url), RECORD)
+
+
+async def test_a_private_address_is_not_called(listener: Listener) -> None:
+    guard = Guard(("*",), ())
+    client = guard.client()
+    with pytest.raises(SourceRejected):
+        await Webhook(client, guard, SECRET).tell(to(listener.url), RECORD)
+    await client.aclose()
+    assert listener.calls == []
+
+
+class Broken:
+    """A channel that fails."""
+
+    async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
+        raise TellError("HTTP 500")
+
+
+async def test_channels_are_settled_each_on_its_own(
+    registry: Registry, redis: Redis, redis_url: str, namespace: str
+) -> None:
+    hook = {"channel": "webhook", "target": "https://a.example/x?key=secret"}
+    reply = {"channel": "reply", "task": "orders.done", "queue": f"{namespace}-orders"}
+    await registry.submit([submission(callbacks=[hook, reply])])
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    app = Celery("t", broker=redis_url)
+    work = TellWork(registry, {"webhook": Broken(), "reply": CeleryReply(app)}, slots=1)
+    for _ in range(2):
+        job = await claim_one(registry, Kind.TELL)
+        assert await work(job, Hand(60)) == "again"
+        await redis.zadd(registry.key("due", "tell"), {"t1": 0})
+    app.close()
+    record = await registry.record("t1")
+    assert record is not None
+    told = {entry["channel"]: entry for entry in json.loads(record["told"])}
+    assert told["webhook"]["target"] == "https://a.example/x"
+    assert told["webhook"]["last_error"] == "TellError: HTTP 500"
+    assert told["webhook"]["done_at"] is None
+    assert told["webhook"]["attempts"] == 1  # the second one is not due yet
+    assert told["reply"]["attempts"] == 1
+    assert told["reply"]["done_at"] is not None
+    (message,) = await redis.lrange(f"{namespace}-orders", 0, -1)
+    envelope = json.loads(message)
+    assert envelope["headers"]["task"] == "orders.done"
+    ((sent,), _, _) = json.loads(base64.b64decode(envelope["body"]))
+    assert sent["task_id"] == "t1"
+    assert sent["state"] == "stored"
+    assert sent["metadata"] == {"order": 42, "exact": 1.1}
+    assert "secret" not in json.dumps(sent)
+    assert await redis.ttl(registry.key("task", "t1")) == -1
+
+
+async def test_a_settled_telling_starts_the_time_to_live(
+    registry: Registry, redis: Redis, listener: Listener, webhook: Webhook
+) -> None:
+    await registry.submit([submission(callbacks=[to(listener.url)])])
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    work = TellWork(registry, {"webhook": webhook}, slots=1)
+    assert await work(await claim_one(registry, Kind.TELL), Hand(60)) == "told"
+    assert await redis.ttl(registry.key("task", "t1")) > 0
+    assert (await registry.due())[Kind.TELL] == 0
+    assert '"exact":1.10' in listener.calls[0][1]

@@ -1,0 +1,305 @@
+"""One engine in this process, from the intake to the ending, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis.asyncio import Redis
+
+from config.celery import celery_config
+from config.settings import load_settings
+from tests.fleet import environ, verify
+from tests.support import BucketEnv, eventually
+from worker import wiring
+from worker.engine import Engine, Parts
+from worker.sandbox.simulator import Simulator
+
+Start = Callable[..., AbstractAsyncContextManager["Harness"]]
+
+
+class Harness:
+    """An engine and what stands around it."""
+
+    def __init__(
+        self, engine: Engine, simulator: Simulator, redis: Redis, bucket: BucketEnv, namespace: str
+    ) -> None:
+        self._engine = engine
+        self.simulator = simulator
+        self.redis = redis
+        self.bucket = bucket
+        self.namespace = namespace
+
+    async def ask(self, work: Callable[[Parts], Awaitable[Any]]) -> Any:
+        """Run a coroutine with the engine's parts, on its loop."""
+
+        async def run(parts: Parts) -> Any:
+            return await work(parts)
+
+        return await asyncio.wrap_future(self._engine.call(run))
+
+    async def submit(self, *ids: str, **options: Any) -> None:
+        await self.ask(lambda parts: parts.intake.submit(list(ids), options, source="test"))
+
+    async def record(self, task_id: str) -> dict[str, str]:
+        found: dict[str, str] = await self.redis.hgetall(f"{self.namespace}:task:{task_id}")
+        return found
+
+    async def until(self, task_id: str, *states: str, seconds: float = 40) -> dict[str, str]:
+        async def there() -> dict[str, str] | None:
+            record = await self.record(task_id)
+            return record if record.get("state") in states else None
+
+        return await eventually(there, seconds=seconds, what=f"{task_id} {states}")
+
+    async def final(self, task_id: str, *, seconds: float = 40) -> dict[str, str]:
+        return await self.until(task_id, "stored", "partial", "failed", seconds=seconds)
+
+    async def run(self, script: dict[str, Any], **options: Any) -> dict[str, str]:
+        """Submit a script, wait for its end."""
+        task_id = self.simulator.submit({"simulate": script})
+        await self.submit(task_id, **options)
+        return await self.final(task_id, seconds=90)
+
+    async def check(self, *ids: str) -> dict[str, dict[str, str]]:
+        return await verify(self.simulator, self.redis, self.bucket, self.namespace, list(ids))
+
+
+@pytest.fixture
+async def start(
+    simulator: Simulator, redis_url: str, bucket: BucketEnv, namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Start]:  # fmt: skip
+    redis = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+
+    @asynccontextmanager
+    async def begin(**changes: str) -> AsyncIterator[Harness]:
+        for name, value in environ(simulator, redis_url, bucket, namespace, **changes).items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings()
+        app = Celery("harvester")
+        app.conf.update(celery_config(settings))
+        engine = Engine(lambda wake: wiring.build(settings, app, wake), grace=5)
+        engine.start()
+        try:
+            yield Harness(engine, simulator, redis, bucket, namespace)
+        finally:
+            engine.stop()
+            assert await asyncio.to_thread(engine.join, 10)
+            app.close()
+
+    yield begin
+    await redis.aclose()
+
+
+def files(record: dict[str, str]) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads(record["files"])
+    return listed
+
+
+async def test_everything_untouched_in_the_result_stays_to_the_digit(start: Start) -> None:
+    async with start() as harness:
+        record = await harness.run(
+            {
+                "images": ["png"],
+                "result": {
+                    "big": 123456789012345678901234567890,
+                    "none": None,
+                    "empty": [],
+                    "poster": {"file": "jpeg", "filename": "ü.jpg"},
+                    "link": "https://example.com/page?a=b",
+                },
+            }
+        )
+        await harness.check(record["task_id"])
+    assert '"big":123456789012345678901234567890' in record["result"]
+    result = json.loads(record["result"])["result"]
+    assert result["none"] is None
+    assert result["empty"] == []
+    assert result["link"] == "https://example.com/page?a=b"
+    assert result["poster"]["filename"] == "ü.jpg"
+    assert result["poster"]["url"].startswith("s3://")
+    assert json.loads(record["upstream"])["status"] == "succeeded"
+    assert int(record["polls"]) >= 1
+
+
+async def test_public_addresses_and_options(start: Start) -> None:
+    async with start(HARVESTER_PUBLIC_BASE_URL="https://cdn.example.com/media") as harness:
+        record = await harness.run(
+            {"images": ["webp"]}, prefix="customer-1", metadata={"n": 1}, label="poster"
+        )
+        await harness.check(record["task_id"])
+    (file,) = files(record)
+    assert file["key"] == f"{harness.namespace}/customer-1/{record['task_id']}/images/0.webp"
+    assert file["url"] == f"https://cdn.example.com/media/{file['key']}"
+    assert json.loads(record["result"])["images"] == [file["url"]]
+    assert record["label"] == "poster"
+    assert json.loads(record["options"])["prefix"] == "customer-1/"
+
+
+async def test_a_large_file_goes_in_parts(start: Start) -> None:
+    async with start() as harness:
+        record = await harness.run({"images": [{"file": "png", "size": 20_000_001}]})
+        await harness.check(record["task_id"])
+    (file,) = files(record)
+    assert file["bytes"] == 20_000_001
+
+
+async def test_addresses_that_have_died_are_asked_for_anew(start: Start) -> None:
+    async with start() as harness:
+        ids = [
+            harness.simulator.submit({"simulate": script})
+            for script in (
+                {"stale_replies": 1, "images": ["png"]},
+                {"images": [{"file": "png", "faults": [{"fault": "expired", "times": 1}]}]},
+                {
+                    "images": ["png", {"file": "jpeg", "faults": ["missing"]}],
+                    "shuffle": True, "rename": True, "reorder": True,
+                },
+            )
+        ]  # fmt: skip
+        await harness.submit(*ids)
+        for task_id in ids:
+            assert (await harness.final(task_id))["state"] == "stored"
+        await harness.check(*ids)
+
+
+async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
+    gone = {"file": "png", "faults": [{"fault": "gone", "times": "ever"}]}
+    async with start() as harness:
+        ids = [
+            harness.simulator.submit({"simulate": {"images": images}})
+            for images in (["png", gone], [gone])
+        ]
+        await harness.submit(*ids)
+        partial, failed = [await harness.final(task_id, seconds=90) for task_id in ids]
+        await harness.check(*ids)
+    assert (partial["state"], partial["reason"]) == ("partial", "files_unavailable")
+    assert (failed["state"], failed["reason"]) == ("failed", "files_unavailable")
+    stored, lost = files(partial)
+    assert "key" in stored
+    assert "key" not in lost
+    assert "410" in lost["error"]
+    assert json.loads(partial["result"])["images"] == [stored["uri"], None]
+    assert 25_000 <= int(failed["finished_at"]) - int(failed["submitted_at"]) <= 80_000
+
+
+async def test_refused_by_policy(start: Start) -> None:
+    async with start(HARVESTER_CONTENT_TYPES="image/*", HARVESTER_MAX_FILE_BYTES="100000") as h:
+        scripts = {
+            "type": {"images": ["png", "zip"]},
+            "size": {"images": [{"file": "png", "size": 200_000}]},
+            "redirect": {
+                "images": [{"file": "png", "faults": [{"fault": "redirect_to", "times": "ever"}]}]
+            },
+            "origin": {"images": [{"file": "png", "origin": "http://10.0.0.1"}]},
+        }
+        ends = {name: await h.run(script) for name, script in scripts.items()}
+    assert {name: (end["state"], end["reason"]) for name, end in ends.items()} == {
+        "type": ("partial", "files_rejected"),
+        "size": ("failed", "files_rejected"),
+        "redirect": ("failed", "files_rejected"),
+        "origin": ("failed", "files_rejected"),
+    }
+
+
+async def test_a_stored_manifest_restores_the_record(start: Start) -> None:
+    async with start() as harness:
+        first = await harness.run({"images": ["png"]}, metadata={"n": 1})
+        task_id = first["task_id"]
+        await harness.redis.flushall()
+        polls = harness.simulator.counters.polls
+        await harness.submit(task_id)
+        again = await harness.final(task_id)
+        assert harness.simulator.counters.polls == polls
+        ((_, event),) = await harness.redis.xrange(f"{harness.namespace}:events")
+    assert again["restored"] == "true"
+    assert event["restored"] == "true"
+    for name in ("files", "result", "manifest", "metadata", "run", "finished_at", "upstream"):
+        assert again[name] == first[name], name
+
+
+async def test_cancel_while_waiting_and_while_copying(start: Start) -> None:
+    async with start() as harness:
+        waiting = harness.simulator.submit({"simulate": {"duration": 600}})
+        slow = {"file": "jpeg", "faults": [{"fault": "slow", "seconds": 60, "times": "ever"}]}
+        copying = harness.simulator.submit({"simulate": {"images": ["png", slow]}})
+        await harness.submit(waiting, copying)
+
+        async def one_stored() -> bool:
+            notes = await harness.redis.hkeys(f"{harness.namespace}:work:{copying}")
+            return "file:0" in notes
+
+        await eventually(one_stored)
+        for task_id in (waiting, copying):
+            assert await harness.ask(lambda p, t=task_id: p.registry.cancel(t)) == "ok"
+        end = await harness.final(waiting, seconds=10)
+        assert (end["state"], end["reason"]) == ("failed", "canceled")
+        end = await harness.final(copying, seconds=20)
+        assert (end["state"], end["reason"]) == ("partial", "canceled")
+        assert [("key" in file) for file in files(end)] == [True, False]
+        explained = {file["key"] for file in files(end) if "key" in file} | {end["manifest"]}
+        assert explained <= set(harness.bucket.keys(f"{harness.namespace}/"))
+
+
+async def test_retry_keeps_what_is_stored(start: Start) -> None:
+    async with start() as harness:
+        lost = {"file": "png", "faults": [{"fault": "gone", "times": 5}], "expect": "stored"}
+        record = await harness.run({"images": ["png", lost]})
+        assert record["state"] == "partial"
+        before = files(record)[0]
+        assert await harness.ask(lambda p: p.registry.retry(record["task_id"])) == "ok"
+        end = await harness.until(record["task_id"], "stored", seconds=60)
+        assert end["run"] == "2"
+        assert files(end)[0] == before
+        events = await harness.redis.xrange(f"{harness.namespace}:events")
+        assert [event["state"] for _, event in events] == ["partial", "stored"]
+        manifest = json.loads(harness.bucket.read(end["manifest"]))
+        assert manifest["state"] == "stored"
+
+
+async def test_the_deadline_ends_a_task_only_after_an_answer(start: Start) -> None:
+    async with start() as harness:
+        record = await harness.run({"end": "never"}, deadline=2)
+    assert (record["state"], record["reason"]) == ("failed", "deadline_exceeded")
+    assert int(record["finished_at"]) - int(record["submitted_at"]) >= 2000
+
+
+async def test_upstream_outages_end_nothing(start: Start) -> None:
+    async with start() as harness:
+        ids = [
+            harness.simulator.submit(
+                {"simulate": {"answers": [{"fault": fault, "times": 2}], "images": ["png"]}}
+            )
+            for fault in ("throttled", "error_503", "empty_body", "broken_json", "html", "reset",
+                          "invoke_timeout", "flow_control", "nonce_used", "strange")
+        ]  # fmt: skip
+        await harness.submit(*ids)
+        for task_id in ids:
+            assert (await harness.final(task_id, seconds=60))["state"] == "stored"
+        await harness.check(*ids)
+
+
+async def test_the_fleet_stays_under_its_rate(start: Start) -> None:
+    async with start(HARVESTER_POLL_RATE="20") as harness:
+        ids = [harness.simulator.submit({"simulate": {"images": []}}) for _ in range(80)]
+        await harness.submit(*ids)
+        for task_id in ids:
+            await harness.final(task_id)
+    assert harness.simulator.counters.max_calls_per_second <= 25
+
+
+async def test_a_message_with_good_and_bad_ids(start: Start) -> None:
+    async with start() as harness:
+        good = harness.simulator.submit({"simulate": {"images": ["png"]}})
+        body = json.dumps({"task_ids": [good, "../x", 7], "metadata": {"a": 1}, "colour": "red"})
+        await harness.redis.xadd(f"{harness.namespace}:intake", {"body": body})
+        await harness.final(good)
+        refused = await harness.redis.lrange(f"{harness.namespace}:refused", 0, -1)
+    assert {json.loads(entry)["what"] for entry in refused} >= {"task_id"}
+    assert any("colour" in entry for entry in refused)

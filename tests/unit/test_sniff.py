@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import io
+import json
+import wave
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from worker.transfer import sniff as module
+from worker.transfer.sniff import (
+    OCTETS,
+    Kind,
+    dimensions,
+    disposition,
+    is_error_page,
+    named_extension,
+    sniff,
+)
+
+
+def picture(name: str, size: tuple[int, int] = (37, 21), **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "teal").save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def sound() -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(8000)
+        out.writeframes(bytes(100))
+    return buffer.getvalue()
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as out:
+        out.writestr("a.txt", "a")
+    return buffer.getvalue()
+
+
+def boxes(brand: bytes, *compatible: bytes) -> bytes:
+    body = b"ftyp" + brand + bytes(4) + b"".join(compatible)
+    return (len(body) + 4).to_bytes(4, "big") + body + b"\x00\x00\x00\x08free" + bytes(40)
+
+
+MP3_FRAME = b"\xff\xfb\x90\x00" + bytes(413)  # 128 kbit/s, 44.1 kHz: 417 bytes
+
+FILES = {
+    "png": (picture("PNG"), "image/png", ".png"),
+    "jpeg": (picture("JPEG"), "image/jpeg", ".jpg"),
+    "webp": (picture("WEBP"), "image/webp", ".webp"),
+    "gif": (picture("GIF"), "image/gif", ".gif"),
+    "bmp": (picture("BMP"), "image/bmp", ".bmp"),
+    "tiff": (picture("TIFF"), "image/tiff", ".tiff"),
+    "ico": (picture("ICO", (32, 32)), "image/vnd.microsoft.icon", ".ico"),
+    "avif": (boxes(b"avif", b"mif1", b"miaf"), "image/avif", ".avif"),
+    "avif as mif1": (boxes(b"mif1", b"avif"), "image/avif", ".avif"),
+    "heic": (boxes(b"heic", b"mif1"), "image/heic", ".heic"),
+    "mp4": (boxes(b"isom", b"iso2", b"avc1", b"mp41"), "video/mp4", ".mp4"),
+    "mp42": (boxes(b"mp42"), "video/mp4", ".mp4"),
+    "mov": (boxes(b"qt  "), "video/quicktime", ".mov"),
+    "m4a": (boxes(b"M4A "), "audio/mp4", ".m4a"),
+    "wav": (sound(), "audio/wav", ".wav"),
+    "avi": (b"RIFF\x00\x00\x00\x00AVI LIST" + bytes(40), "video/x-msvideo", ".avi"),
+    "webm": (
+        b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\x82\x84webmB\x87\x81\x04" + bytes(40),
+        "video/webm",
+        ".webm",
+    ),
+    "mkv": (b"\x1aE\xdf\xa3\xa3B\x82\x88matroska" + bytes(40), "video/x-matroska", ".mkv"),
+    "ogg": (b"OggS\x00\x02" + bytes(22) + b"\x01vorbis" + bytes(40), "audio/ogg", ".ogg"),
+    "ogv": (b"OggS\x00\x02" + bytes(22) + b"\x80theora" + bytes(40), "video/ogg", ".ogv"),
+    "flac": (b"fLaC\x00\x00\x00\x22" + bytes(40), "audio/flac", ".flac"),
+    "mp3 with a tag": (b"ID3\x04\x00" + bytes(60), "audio/mpeg", ".mp3"),
+    "mp3": (MP3_FRAME * 2, "audio/mpeg", ".mp3"),
+    "aac": (
+        (b"\xff\xf1\x50\x80\x02\x00\xfc" + bytes(9)) * 2,
+        "audio/aac",
+        ".aac",
+    ),
+    "glb": (b"glTF\x02\x00\x00\x00" + bytes(40), "model/gltf-binary", ".glb"),
+    "zip": (archive(), "application/zip", ".zip"),
+    "gzip": (b"\x1f\x8b\x08\x00" + bytes(20), "application/gzip", ".gz"),
+    "tar": (b"a.txt" + bytes(252) + b"ustar\x0000" + bytes(248), "application/x-tar", ".tar"),
+    "mpeg-ts": ((b"G" + bytes(187)) * 3, "video/mp2t", ".ts"),
+    "pdf": (b"%PDF-1.7\n%\xe2\xe3\n", "application/pdf", ".pdf"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", ".svg"),
+    "svg with a prologue": (
+        b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- a > b -->\n<!DOCTYPE svg PUBLIC "x">\n<svg/>',
+        "image/svg+xml",
+        ".svg",
+    ),
+    "html": (b"\n<!DOCTYPE  html>\n<p>", "text/html", ".html"),
+    "html without doctype": (b"<HTML lang=en><head>", "text/html", ".html"),
+    "xml": (b'<?xml version="1.0"?><a/>', "application/xml", ".xml"),
+    "json": (b'{"a": [1, 2]}', "application/json", ".json"),
+    "text": ("Grüße\n".encode(), "text/plain", ".txt"),
+    "unknown": (b"\x93\x01\x00\xf7\x80" * 9, OCTETS, ""),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_kind_is_told_from_bytes(name: str) -> None:
+    head, content_type, extension = FILES[name]
+    assert sniff(head) == Kind(content_type, extension)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n not in ("json", "text", "unknown")])
+def test_names_do_not_outweigh_bytes(name: str) -> None:
+    head, content_type, extension = FILES[name]
+    given = sniff(head, filename="a.xyz", format="mp4", url="https://a.example/b.exe")
+    assert given == Kind(content_type, extension)
+
+
+def test_real_avif_is_known() -> None:
+    head = picture("AVIF")
+    assert sniff(head) == Kind("image/avif", ".avif")
+    assert dimensions(head, sniff(head)) == (37, 21)
+
+
+@pytest.mark.parametrize(
+    ("filename", "format", "url", "extension"),
+    [
+        ("a.npz", "bin", "https://h/x.dat", ".npz"),
+        ("folder.d/a", "BIN", "https://h/x.dat", ".bin"),
+        ("", ".Bin", "", ".bin"),
+        ("", "", "https://h/a%2Fb/x.DAT?y=.png", ".dat"),
+        ("a.", "", "https://h/.hidden", ""),
+        ("a.toolongext", "no/slash", "https://h.example", ""),
+        ("..\\a.q1", "", "", ".q1"),
+        ("a.päth", "", "https://[/x.png", ""),
+        ("a.png\n", "", "", ""),
+    ],
+)
+def test_names_decide_where_bytes_do_not(
+    filename: str, format: str, url: str, extension: str
+) -> None:
+    assert named_extension(filename, format, url) == extension
+    unknown = FILES["unknown"][0]
+    assert sniff(unknown, filename=filename, format=format, url=url) == Kind(OCTETS, extension)
+
+
+def test_text_keeps_the_extension_it_is_called_by() -> None:
+    assert sniff(b"1\n00:00 --> 00:01\nHi", filename="a.srt") == Kind("text/plain", ".srt")
+    assert sniff(b'{"a": 1}', filename="a.gltf") == Kind("application/json", ".gltf")
+
+
+def test_json_that_goes_on_beyond_the_head_is_known_by_name() -> None:
+    head = json.dumps(["x" * 100] * 1000).encode()[:1000]
+    assert sniff(head, format="json") == Kind("application/json", ".json")
+    assert sniff(head) == Kind("text/plain", ".txt")
+
+
+def test_text_may_be_cut_inside_a_character() -> None:
+    assert sniff("ä€😀".encode()[:-1]) == Kind("text/plain", ".txt")
+
+
+def test_one_frame_header_alone_is_no_sound() -> None:
+    assert sniff(MP3_FRAME[:-1] + b"\x93" * 300).content_type != "audio/mpeg"
+
+
+@given(st.binary(max_size=300))
+def test_anything_has_a_kind(head: bytes) -> None:
+    kind = sniff(head)
+    assert "/" in kind.content_type
+    assert kind.extension == "" or kind.extension.startswith(".")
+    dimensions(head, kind)
+
+
+@given(st.sampled_from(sorted(FILES)), st.binary(max_size=60), st.integers(0, 40))
+def test_damaged_files_have_a_kind_too(name: str, tail: bytes, cut: int) -> None:
+    head = FILES[name][0][:cut] + tail
+    dimensions(head, sniff(head))
+
+
+def test_a_library_that_fails_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(module.puremagic, "magic_string", fail)
+    assert sniff(FILES["unknown"][0]) == Kind(OCTETS, "")
+
+
+def test_the_library_knows_rarer_formats() -> None:
+    assert sniff(b"wOF2\x00\x01\x00\x00" + b"\x93\x01\xf7" * 20) == Kind("font/woff2", ".woff2")
+    sqlite = sniff(b"SQLite format 3\x00" + b"\x93\x01\xf7" * 20, filename="a.db3")
+    assert sqlite == Kind("application/x-sqlite3", ".db3")
+
+
+# -- error pages ------------------------------------------------------------------------------
+
+PAGE = b"<html><body>Service unavailable</body></html>"
+S3_ERROR = b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>'
+
+
+@pytest.mark.parametrize("named", [".png", ".mp4", ".zip", ".wav", ".svg"])
+@pytest.mark.parametrize("body", [PAGE, S3_ERROR, S3_ERROR.partition(b"\n")[2]])
+def test_page_in_place_of_a_file_is_an_error(body: bytes, named: str) -> None:
+    assert is_error_page(body, sniff(body), named)
+
+
+def test_store_error_is_one_whatever_the_file_is_called() -> None:
+    assert is_error_page(S3_ERROR, sniff(S3_ERROR), "")
+
+
+def test_pages_that_are_files_are_none() -> None:
+    svg, xml = b"<?xml version='1.0'?><svg/>", b"<?xml version='1.0'?><a/>"
+    assert not is_error_page(svg, sniff(svg), ".svg")
+    assert not is_error_page(PAGE, sniff(PAGE), ".html")
+    assert not is_error_page(PAGE, sniff(PAGE), "")
+    assert not is_error_page(xml, sniff(xml), "")
+    assert not is_error_page(picture("PNG"), Kind("image/png", ".png"), ".png")
+
+
+# -- sizes of pictures ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
+def test_width_and_height(name: str) -> None:
+    head = FILES[name][0]
+    assert dimensions(head, sniff(head)) == (37, 21)
+
+
+def test_no_size_where_there_is_none() -> None:
+    for name in ("mp4", "svg", "avif", "text"):
+        assert dimensions(FILES[name][0], sniff(FILES[name][0])) == (None, None)
+    assert dimensions(FILES["png"][0][:12], Kind("image/png", ".png")) == (None, None)
+
+
+# -- Content-Disposition ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content_type", "kind"),
+    [
+        ("image/png", "inline"),
+        ("image/avif", "inline"),
+        ("audio/wav", "inline"),
+        ("video/mp4", "inline"),
+        ("image/svg+xml", "attachment"),
+        ("image/tiff", "attachment"),
+        ("text/html", "attachment"),
+        ("text/plain", "attachment"),
+        ("application/zip", "attachment"),
+        (OCTETS, "attachment"),
+    ],
+)
+def test_only_what_cannot_run_scripts_is_shown_in_place(content_type: str, kind: str) -> None:
+    assert disposition(content_type, "") == kind
+    assert disposition(content_type, "a b.png") == f'{kind}; filename="a b.png"'
+
+
+@pytest.mark.parametrize(
+    ("filename", "header"),
+    [
+        ("../../etc/passwd", 'inline; filename="passwd"'),
+        ("C:\\temp\\a.png", 'inline; filename="a.png"'),
+        ("图.png", "inline; filename=\"_.png\"; filename*=UTF-8''%E5%9B%BE.png"),
+        ('a"b.png', "inline; filename=\"a_b.png\"; filename*=UTF-8''a%22b.png"),
+        ("50%.png", "inline; filename=\"50_.png\"; filename*=UTF-8''50%25.png"),
+        (
+            "a\r\nX-Evil: 1.png",
+            "inline; filename=\"aX-Evil_ 1.png\"; filename*=UTF-8''aX-Evil%3A%201.png",
+        ),
+        ("\x00\x7f\u202e\ud800", "inline"),
+        ("a/", "inline"),
+        ("..", "inline"),
+    ],
+)
+def test_file_names_are_made_safe(filename: str, header: str) -> None:
+    assert disposition("image/png", filename) == header
+
+
+@given(st.text())
+def test_any_name_makes_a_header(filename: str) -> None:
+    header = disposition("image/png", filename)
+    assert header.isascii()
+    assert header.isprintable()
+    assert len(header) < 2000
+    assert header.count('"') in (0, 2)

@@ -1,0 +1,433 @@
+"""What ``harvester doctor`` looks at. Every check has a deadline of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from celery import Celery
+from redis.exceptions import AuthenticationError, ResponseError
+from rich.table import Table
+from rich.text import Text
+
+from config.celery import celery_config
+from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
+from worker.core.models import NotFound
+from worker.core.redact import one_line, strip_query
+from worker.errors import (
+    RegistryUnavailable,
+    StoreError,
+    StoreUnavailable,
+    UpstreamBlocked,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from worker.transfer.store import ObjectStore
+from worker.upstream.gateway import Gateway
+from worker.wiring import make_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from config.settings import Settings
+    from worker.registry.registry import Registry
+    from worker.transfer.store import Capabilities
+
+DEADLINE = 10.0
+"""Seconds that one check may take."""
+
+OLDEST_REDIS = (6, 2)
+TICK_LIMIT = 10.0
+_CALL_SECONDS = int(DEADLINE) - 1
+_SKEW = 60.0  # seconds a clock may be off before it is worth saying
+_MAX_SKEW = 900.0  # signatures are refused beyond it
+
+
+class Level(StrEnum):
+    """How a check went. ``unreachable``: a service does not answer; ``wrong``: anything else."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    WRONG = "wrong"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    name: str
+    level: Level = Level.GOOD
+    detail: str
+    remedy: str = ""
+
+
+Findings = Sequence[Finding]
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Carry out every check; takes no longer than the slowest one's deadline."""
+    registry = make_registry(settings)
+    try:
+        groups = await asyncio.gather(
+            _within("Redis", _redis(registry, settings)),
+            _within("Broker", _broker(settings)),
+            _within("Upstream", _upstream(settings)),
+            _within("Bucket", _bucket(settings)),
+            _within("Workers", _workers(registry)),
+        )
+    finally:
+        await registry.close()
+    return [finding for group in groups for finding in group]
+
+
+def exit_code(findings: Findings) -> int:
+    """3 if a service is out of reach, 1 if something else is wrong, else 0."""
+    levels = {finding.level for finding in findings}
+    if Level.UNREACHABLE in levels:
+        return UNREACHABLE
+    return FAILED if Level.WRONG in levels else 0
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """The findings as a JSON object."""
+    return {"ok": exit_code(findings) == 0, "checks": [asdict(finding) for finding in findings]}
+
+
+_MARKS = {
+    Level.GOOD: ("✓", "green"),
+    Level.WARNING: ("!", "yellow"),
+    Level.WRONG: ("✗", "red"),
+    Level.UNREACHABLE: ("✗", "red"),
+}
+
+
+def show(out: Console, findings: Findings) -> None:
+    """Print the findings for people."""
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark, style = _MARKS[finding.level]
+        said = Text(finding.detail)
+        if finding.remedy:
+            said.append(f"\n→ {finding.remedy}", style)
+        table.add_row(Text(mark, f"bold {style}"), Text(finding.name, "bold"), said)
+    out.print(table)
+    warnings = sum(finding.level is Level.WARNING for finding in findings)
+    wrong = sum(finding.level in (Level.WRONG, Level.UNREACHABLE) for finding in findings)
+    problems = _count(wrong, "problem"), _count(warnings, "warning")
+    summary = " and ".join(filter(None, problems)) or "All is well."
+    out.print(f"\n{summary}", style="red" if wrong else "yellow" if warnings else "green")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}" if number else ""
+
+
+async def _within(name: str, check: Awaitable[Findings]) -> Findings:
+    try:
+        async with asyncio.timeout(DEADLINE):
+            return await check
+    except TimeoutError:
+        detail = f"no answer within {DEADLINE:.0f} s"
+        remedy = "Is it up, and may this machine reach it (firewall, network)?"
+        return [Finding(name=name, level=Level.UNREACHABLE, detail=detail, remedy=remedy)]
+
+
+# -- Redis ---------------------------------------------------------------------------------------
+
+
+async def _redis(registry: Registry, settings: Settings) -> Findings:
+    where = redis_hosts(settings)
+    try:
+        asked_at = time.time()
+        now = await registry.now()
+        info = await registry.info()
+        saves = await _snapshot_rule(registry)
+    except RegistryUnavailable as error:
+        if isinstance(error.__cause__, AuthenticationError):
+            return [
+                Finding(
+                    name="Redis",
+                    level=Level.WRONG,
+                    detail=f"{where} refuses the credentials",
+                    remedy="Correct user name and password in REDIS_URL.",
+                )
+            ]
+        return [
+            Finding(
+                name="Redis",
+                level=Level.UNREACHABLE,
+                detail=f"{where}: {error}",
+                remedy="Start it, or correct REDIS_URL.",
+            )
+        ]
+    return [
+        Finding(name="Redis", detail=f"{where} answers"),
+        _version(info),
+        _eviction(info),
+        _persistence(info, saves),
+        _clock("Redis clock", now / 1000 - asked_at, "Redis's"),
+    ]
+
+
+async def _snapshot_rule(registry: Registry) -> str | None:
+    """When snapshots are made, or ``None`` if the server does not say."""
+
+    try:
+        found: dict[Any, Any] = await registry.redis.config_get("save")
+    except ResponseError:  # hosted servers hide their configuration
+        return None
+    saves = found.get("save")
+    return None if saves is None else str(saves)
+
+
+def _version(info: Mapping[str, Any]) -> Finding:
+    text = str(info.get("redis_version", ""))
+    server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {text}"
+    numbers = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    if numbers >= OLDEST_REDIS:
+        return Finding(name="Version", detail=server)
+    oldest = ".".join(map(str, OLDEST_REDIS))
+    return Finding(
+        name="Version",
+        level=Level.WRONG,
+        detail=server,
+        remedy=f"Redis {oldest} or newer is needed.",
+    )
+
+
+def _eviction(info: Mapping[str, Any]) -> Finding:
+    policy = str(info.get("maxmemory_policy", ""))
+    if policy.startswith("allkeys-"):
+        return Finding(
+            name="Eviction",
+            level=Level.WRONG,
+            detail=f"{policy}: a full Redis throws unfinished tasks away",
+            remedy="Set maxmemory-policy noeviction; workers do not start before.",
+        )
+    if policy.startswith("volatile-"):
+        return Finding(name="Eviction", detail=f"{policy}: may cost finished records only")
+    return Finding(name="Eviction", detail=policy or "not told by the server")
+
+
+def _persistence(info: Mapping[str, Any], saves: str | None) -> Finding:
+    if int(info.get("aof_enabled", 0)):
+        return Finding(name="Persistence", detail="append-only file")
+    remedy = "Set appendonly yes, so that a restart loses no task."
+    if saves == "":
+        detail = "none: a restart of Redis loses every task"
+    elif saves is None:
+        detail = "no append-only file; the server does not tell of snapshots"
+    else:
+        detail = f"snapshots only ({saves}): a crash loses what came after the last one"
+    return Finding(name="Persistence", level=Level.WARNING, detail=detail, remedy=remedy)
+
+
+def _clock(name: str, skew: float, whose: str) -> Finding:
+    """``skew``: seconds by which the other clock is ahead of ours."""
+    if abs(skew) <= _SKEW:
+        return Finding(name=name, detail="agrees with this machine's")
+    way = "behind" if skew > 0 else "ahead of"
+    return Finding(
+        name=name,
+        level=Level.WRONG if abs(skew) > _MAX_SKEW else Level.WARNING,
+        detail=f"this machine's clock is {span(abs(skew))} {way} {whose}",
+        remedy="Let NTP set the clocks.",
+    )
+
+
+# -- broker --------------------------------------------------------------------------------------
+
+
+async def _broker(settings: Settings) -> Findings:
+    same = settings.celery_broker_url == settings.redis_url
+    variable = "REDIS_URL" if same else "CELERY_BROKER_URL"
+    problem = await _in_thread(lambda: _reach_broker(settings))
+    if problem is None:
+        return [Finding(name="Broker", detail="the same Redis" if same else "answers")]
+    text = f"{type(problem).__name__}: {problem}"
+    refused = any(word in text for word in ("Authentication", "AccessRefused", "ACCESS_REFUSED"))
+    return [
+        Finding(
+            name="Broker",
+            level=Level.WRONG if refused else Level.UNREACHABLE,
+            detail="refuses the credentials" if refused else one_line(text, 200),
+            remedy=f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
+        )
+    ]
+
+
+def _reach_broker(settings: Settings) -> Exception | None:
+    """Connect once; what went wrong, or ``None``."""
+    app = Celery("doctor", set_as_current=False)
+    app.conf.update(celery_config(settings))
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CALL_SECONDS)
+    except Exception as error:  # each transport has its own
+        return error
+    return None
+
+
+async def _in_thread(work: Callable[[], Exception | None]) -> Exception | None:
+    """Run blocking work on a thread that nobody waits for at exit."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Exception | None] = loop.create_future()
+
+    def settle(outcome: Exception | None) -> None:
+        if not result.done():
+            result.set_result(outcome)
+
+    def run() -> None:
+        outcome = work()
+        try:
+            loop.call_soon_threadsafe(settle, outcome)
+        except RuntimeError:
+            return  # the loop has ended: the check was over time
+
+    threading.Thread(target=run, daemon=True).start()
+    return await result
+
+
+# -- upstream ------------------------------------------------------------------------------------
+
+_UPSTREAM_REMEDIES = {
+    "credentials": "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET.",
+    "clock": "Let NTP set this machine's clock; signatures hold for 15 minutes.",
+    "account": "Settle it with the vendor: balance, quota, or a barred account.",
+    "request": "Correct SPEEDPIX_ENDPOINT.",
+}
+
+
+async def _upstream(settings: Settings) -> Findings:
+    where = strip_query(settings.speedpix_endpoint)
+    made_up = f"doctor-{secrets.token_hex(10)}"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        gateway = Gateway(
+            client,
+            endpoint=settings.speedpix_endpoint,
+            app_key=settings.speedpix_app_key,
+            app_secret=settings.speedpix_app_secret.get_secret_value(),
+            timeout=_CALL_SECONDS,
+        )
+        try:
+            answer = await gateway.get_result(made_up)
+        except UpstreamThrottled as error:
+            remedy = "If this lasts, lower HARVESTER_POLL_RATE."
+            found = [_bad("Upstream", Level.WARNING, f"{where} is throttling: {error}", remedy)]
+        except UpstreamBlocked as error:
+            remedy = _UPSTREAM_REMEDIES[error.kind]
+            found = [_bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)]
+        except UpstreamUnavailable as error:
+            remedy = "Check SPEEDPIX_ENDPOINT and the network; the fleet waits until it is back."
+            return [_bad("Upstream", Level.UNREACHABLE, f"{where}: {error}", remedy)]
+        else:
+            found = [Finding(name="Upstream", detail=f"{where} accepts the signature")]
+            if not isinstance(answer.observation, NotFound):
+                said = f"{where} answered strangely to a task id that does not exist"
+                found = [_bad("Upstream", Level.WARNING, said, "Ask the vendor if tasks fail.")]
+    if gateway.clock_skew is not None:
+        found.append(_clock("Upstream clock", -gateway.clock_skew, "the upstream's"))
+    return found
+
+
+def _bad(name: str, level: Level, detail: str, remedy: str) -> Finding:
+    return Finding(name=name, level=level, detail=one_line(detail), remedy=remedy)
+
+
+# -- bucket --------------------------------------------------------------------------------------
+
+
+async def _bucket(settings: Settings) -> Findings:
+    where = f"s3://{settings.bucket}/{settings.prefix}"
+    store = ObjectStore.from_settings(settings)
+    try:
+        seen = await store.probe(f"{settings.prefix}.doctor/")
+    except StoreUnavailable as error:
+        remedy = "Check AWS_ENDPOINT_URL_S3 and the network."
+        return [_bad("Bucket", Level.UNREACHABLE, f"{where}: {error}", remedy)]
+    except StoreError as error:
+        remedy = (
+            "Check HARVESTER_BUCKET and the credentials (AWS_*); they need PutObject, GetObject, "
+            "DeleteObject and AbortMultipartUpload."
+        )
+        return [_bad("Bucket", Level.WRONG, f"{where}: {error}", remedy)]
+    finally:
+        await store.close()
+    return _describe(where, seen)
+
+
+def _describe(where: str, seen: Capabilities) -> Findings:
+    found = [
+        Finding(
+            name="Bucket",
+            detail=f"{where} at {strip_query(seen.endpoint)} ({seen.profile}): put, head, get and "
+            "delete work",
+        ),
+        Finding(
+            name="Checksums",
+            detail="SHA-256, kept by the store"
+            if seen.checksums
+            else "Content-MD5; the store keeps no SHA-256",
+        ),
+        Finding(
+            name="Conditional",
+            detail="an object is never written over"
+            if seen.conditional_writes
+            else "writes cannot be conditional here; leases alone keep writers apart",
+        ),
+    ]
+    if seen.clock_skew is not None:
+        found.append(_clock("Bucket clock", seen.clock_skew, "the store's"))
+    return found
+
+
+# -- the fleet -----------------------------------------------------------------------------------
+
+_CIRCUIT_REMEDIES = {
+    **_UPSTREAM_REMEDIES,
+    "store": "Correct the bucket's settings; the fleet tries again by itself.",
+}
+
+
+async def _workers(registry: Registry) -> Findings:
+    try:
+        now, ticks = await registry.now(), await registry.workers()
+        circuits = await registry.circuits()
+    except RegistryUnavailable:
+        detail = "not known without Redis"
+        return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
+    found = [_ticking(ticks, now)]
+    for name, circuit in circuits.items():
+        detail = f"waiting for the {name}: {circuit.get('message', '')}"
+        remedy = _CIRCUIT_REMEDIES.get(circuit.get("kind", ""), "")
+        found.append(_bad("Circuit", Level.WRONG, detail, remedy))
+    return found
+
+
+def _ticking(ticks: Mapping[str, int], now: int) -> Finding:
+    ages = {name: (now - tick) / 1000 for name, tick in ticks.items()}
+    alive = [age for age in ages.values() if age < TICK_LIMIT]
+    if alive:
+        detail = f"{len(alive)} alive, the last tick {max(0.0, min(alive)):.1f} s ago"
+        silent = len(ages) - len(alive)
+        return Finding(name="Workers", detail=detail + (f"; {silent} silent" if silent else ""))
+    if ages:
+        detail = f"none alive; the last tick was {span(min(ages.values()))} ago"
+    else:
+        detail = "none is running: tasks are accepted and wait"
+    remedy = "Start one: harvester worker"
+    return Finding(name="Workers", level=Level.WARNING, detail=detail, remedy=remedy)

@@ -1,0 +1,80 @@
+"""The ``harvester`` command. Exit codes: 0 done, 1 failed, 2 usage or settings, 3 out of reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from worker.cli import operate, sandbox, tasks
+from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
+from worker.errors import (
+    HarvesterError,
+    RegistryUnavailable,
+    SettingsError,
+    StoreUnavailable,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+
+_OUT_OF_REACH = (RegistryUnavailable, StoreUnavailable, UpstreamThrottled, UpstreamUnavailable)
+
+
+class _Commands(TyperGroup):
+    """Turns every expected error into a line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        except HarvesterError as error:
+            complain(str(error))
+            raise SystemExit(_exit_code(error)) from None
+
+
+def _exit_code(error: HarvesterError) -> int:
+    if isinstance(error, SettingsError):
+        return USAGE
+    return UNREACHABLE if isinstance(error, _OUT_OF_REACH) else FAILED
+
+
+app = typer.Typer(
+    name="harvester",
+    cls=_Commands,
+    help="Copy the outputs of SpeedPix ComfyUI tasks into your own bucket before they expire.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    # a traceback with local variables may show secrets
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Try it": {"demo": sandbox.demo, "up": sandbox.up, "simulate": sandbox.simulate},
+    "Tasks": {
+        "submit": tasks.submit,
+        "status": tasks.status,
+        "list": tasks.list_tasks,
+        "wait": tasks.wait,
+        "retry": tasks.retry,
+        "cancel": tasks.cancel,
+        "url": tasks.url,
+    },
+    "Operation": {"worker": operate.worker, "doctor": operate.doctor},
+}
+for panel, commands in _PANELS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

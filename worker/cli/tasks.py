@@ -1,0 +1,451 @@
+"""Commands about tasks: hand in, look, wait, try again, end, fetch."""
+
+# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.base import (
+    FAILED,
+    complain,
+    console,
+    print_json,
+    registry,
+    settings,
+    span,
+)
+from worker.cli.show import FEW, Report, decoded, last_time, refused_table, show, tasks_table
+from worker.core import jsontext
+from worker.core.models import FINAL_STATES, Priority, Reason, State
+from worker.errors import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from config.settings import Settings
+    from worker.registry.registry import Registry
+
+_MAX_EXPIRES = 604_800  # Signature V4 allows no longer
+_EVERYTHING = 10_000_000
+_PAGE = 100
+_LOOK = 0.5  # seconds between two looks at what is waited for
+_PATIENCE = 15.0  # seconds of an unreachable Redis that waiting outlasts
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+
+TaskIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Task ids.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+# -- submit --------------------------------------------------------------------------------------
+
+
+def submit(
+    task_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Task ids.")
+    ] = None,
+    *,
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="Read ids from a file, one a line; empty lines and those that begin with # "
+            "are skipped. - is standard input.",
+        ),
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option(metavar="JSON", help="JSON object kept with each task.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Prefix of the files' keys, below HARVESTER_PREFIX.")
+    ] = None,
+    expected_seconds: Annotated[
+        float | None, typer.Option(help="How long the task is expected to take.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the workflow.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds after which waiting ends as failed.")
+    ] = None,
+    callback_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where to POST the result.")
+    ] = None,
+    reply_task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Celery task to call with the result.")
+    ] = None,
+    reply_queue: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="Queue of that task.")
+    ] = None,
+    priority: Annotated[
+        Priority | None, typer.Option(help="How soon it is looked at when capacity is short.")
+    ] = None,
+    wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until all are final.")] = False,
+) -> None:
+    """Hand in task ids. Exit code 0 says that their records exist."""
+    if not task_ids and from_file is None:
+        raise typer.BadParameter("give task ids, or a file of them with --from-file")
+    options: dict[str, Any] = {
+        "metadata": _read_metadata(metadata),
+        "prefix": prefix,
+        "expected_seconds": expected_seconds,
+        "label": label,
+        "deadline": deadline,
+        "callback_url": callback_url,
+        "reply_task": reply_task,
+        "reply_queue": reply_queue,
+        "priority": None if priority is None else str(priority),
+    }
+    chosen = settings()
+    ids = _chain(task_ids or [], _read_ids(from_file))
+    new, refused = asyncio.run(_submit(chosen, ids, options))
+    for line in refused:
+        complain(line)
+    if len(new) <= FEW:
+        for task_id, is_new in new.items():
+            print(f"{task_id}\t{'new' if is_new else 'known'}")
+    else:
+        fresh = sum(new.values())
+        print(f"{len(new)} accepted: {fresh} new, {len(new) - fresh} known")
+    ended_well = _wait_for(chosen, list(new), None) if wait_for_it and new else True
+    if refused or not ended_well:
+        raise typer.Exit(FAILED)
+
+
+def _read_metadata(text: str | None) -> Any:
+
+    if text is None:
+        return None
+    try:
+        value = jsontext.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--metadata") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("not a JSON object", param_hint="--metadata")
+    return value
+
+
+def _read_ids(source: str | None) -> Iterator[str]:
+    if source is None:
+        return
+    try:
+        file = sys.stdin if source == "-" else Path(source).open(encoding="utf-8")  # noqa: SIM115
+        with file:
+            for line in file:
+                task_id = line.strip()
+                if task_id and not task_id.startswith("#"):
+                    yield task_id
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise typer.BadParameter(f"{source}: {reason}", param_hint="--from-file") from None
+
+
+def _chain(*parts: Iterable[str]) -> Iterator[str]:
+    for part in parts:
+        yield from part
+
+
+async def _submit(
+    chosen: Settings, ids: Iterator[str], options: Mapping[str, Any]
+) -> tuple[dict[str, bool], list[str]]:
+    """Accept ids a message at a time; which are new, and a line for each thing refused."""
+    from worker.core.submission import MAX_IDS, read_submission
+    from worker.errors import InvalidSubmission
+    from worker.wiring import make_policy
+
+    policy = make_policy(chosen)
+    new: dict[str, bool] = {}
+    refused: dict[str, None] = {}  # a refused option comes with every message, and is said once
+    async with registry(chosen) as fleet:
+        while batch := list(islice(ids, MAX_IDS)):
+            accepted, refusals = read_submission(batch, options, policy)
+            refused |= dict.fromkeys(f"{r.what} {r.value!r}: {r.reason}" for r in refusals)
+            try:
+                flags = await fleet.submit(accepted)
+            except InvalidSubmission as error:
+                refused[f"callback: {error}"] = None
+                flags = dict.fromkeys((item.task_id for item in accepted), False)
+            new = flags | new
+    return new, list(refused)
+
+
+# -- status and list -----------------------------------------------------------------------------
+
+
+def status(
+    task_id: Annotated[str, typer.Argument(metavar="ID", help="Task id.")],
+    as_json: Json = False,
+) -> None:
+    """Show one task. Exit code 1 if it failed or is unknown."""
+    chosen = settings()
+    record, now = asyncio.run(_one(chosen, task_id))
+    if record is None:
+        complain(f"{task_id} is unknown here")
+        raise typer.Exit(FAILED)
+    if as_json:
+        print_json(record)
+    else:
+        show(console(), record, now)
+    if record["state"] == State.FAILED:
+        raise typer.Exit(FAILED)
+
+
+async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, int]:
+    async with registry(chosen) as fleet:
+        record = await fleet.record(task_id)
+        return (decoded(record) if record is not None else None), await fleet.now()
+
+
+def list_tasks(
+    *,
+    state: Annotated[State | None, typer.Option(help="Only tasks in this state.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many; default 20, with --since all there are."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Only tasks that finished since then, oldest first: 2h, 30m, 7d, or an ISO 8601 "
+            "time (UTC unless it says otherwise).",
+        ),
+    ] = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="What was refused of submissions, newest first.")
+    ] = False,
+    dead: Annotated[
+        bool, typer.Option("--dead", help="Only tasks given up because they crash their worker.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List tasks, newest first."""
+    if refused and (dead or state is not None or since is not None):
+        raise typer.BadParameter("--refused goes with --limit and --json only")
+    if dead and state not in (None, State.FAILED):
+        raise typer.BadParameter("--dead lists failed tasks")
+    if since is not None:
+        _parse_since(since, now=0)  # before anything is connected
+    chosen = settings()
+    if refused:
+        asyncio.run(_list_refused(chosen, limit or FEW, as_json))
+        return
+    query = _Query(
+        states=(State.FAILED,) if dead else (state,) if state is not None else _states(since),
+        limit=limit if limit is not None or since is not None else FEW,
+        since=since,
+        dead=dead,
+    )
+    asyncio.run(_list(chosen, query, as_json))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Query:
+    states: tuple[State, ...]
+    limit: int | None
+    since: str | None
+    dead: bool
+
+
+def _states(since: str | None) -> tuple[State, ...]:
+    """All of them, or those that a task can have finished in."""
+    return tuple(s for s in State if since is None or s in FINAL_STATES)
+
+
+async def _list(chosen: Settings, query: _Query, as_json: bool) -> None:
+    async with registry(chosen) as fleet:
+        now = await fleet.now()
+        counts = await fleet.counts()
+        found = await _find(fleet, query, now)
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    if found:
+        out.print(tasks_table(found, now))
+    else:
+        out.print("no such task" if any(counts.values()) else "no task yet")
+    out.print(" · ".join(f"{count:,} {name}" for name, count in counts.items()), style="dim")
+
+
+async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]]:
+    """Records in the order they are listed in: newest first, or oldest first since a time."""
+    since = 0 if query.since is None else _parse_since(query.since, now=now)
+    selective = query.dead or query.since is not None
+    each = _EVERYTHING if query.limit is None or selective else query.limit
+    found: list[dict[str, Any]] = []
+    for state in query.states:
+        ids = await fleet.ids(state, limit=each, since=since)
+        for start in range(0, len(ids), _PAGE):
+            for record in await fleet.records(ids[start : start + _PAGE]):
+                # an index may name a record that has just expired
+                if record and (not query.dead or record["reason"] == Reason.POISONED):
+                    found.append(decoded(record))
+    found.sort(key=last_time, reverse=query.since is None)
+    return found[: query.limit]
+
+
+def _parse_since(text: str, *, now: int) -> int:
+    """A duration before ``now``, or a time, in Unix milliseconds; ``BadParameter`` if neither."""
+    duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
+    if duration:
+        return max(0, now - int(duration[1]) * _UNITS[duration[2]] * 1000)
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a duration such as 2h nor a time such as 2025-01-31T12:00",
+            param_hint="--since",
+        ) from None
+    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return max(0, int(aware.timestamp() * 1000))
+
+
+async def _list_refused(chosen: Settings, limit: int, as_json: bool) -> None:
+    async with registry(chosen) as fleet:
+        now = await fleet.now()
+        entries = await fleet.refused(limit)
+    if as_json:
+        print_json(entries)
+        return
+    if not entries:
+        console().print("nothing was refused")
+        return
+    console().print(refused_table(entries, now))
+
+
+# -- wait ----------------------------------------------------------------------------------------
+
+
+def wait(
+    task_ids: TaskIds,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after so long.")
+    ] = None,
+) -> None:
+    """Wait until tasks are final. Exit code 0 if all are stored, else 1."""
+    if not _wait_for(settings(), task_ids, timeout):
+        raise typer.Exit(FAILED)
+
+
+def _wait_for(chosen: Settings, task_ids: Sequence[str], timeout: float | None) -> bool:
+    """Wait and report; whether all are stored."""
+    return asyncio.run(_wait(chosen, list(dict.fromkeys(task_ids)), timeout))
+
+
+async def _wait(chosen: Settings, task_ids: list[str], seconds: float | None) -> bool:
+    async with registry(chosen) as fleet:
+        known = await fleet.states(task_ids)
+        unknown = [task_id for task_id, state in known.items() if state is None]
+        for task_id in unknown:
+            complain(f"{task_id} is unknown here")
+        if unknown:
+            return False
+        report = Report(len(task_ids))
+        with report:
+            try:
+                async with asyncio.timeout(seconds):
+                    await _follow(fleet, task_ids, report)
+            except TimeoutError:
+                left = len(task_ids) - report.done
+                complain(f"{left} of {len(task_ids)} not final after {span(seconds or 0)}")
+                return False
+        return report.counts.keys() <= {State.STORED}
+
+
+async def _follow(fleet: Registry, task_ids: Sequence[str], report: Report) -> None:
+    """Report each task once it is final, until all are."""
+    loop = asyncio.get_running_loop()
+    answered = loop.time()
+    open_ids = list(task_ids)
+    while True:
+        try:
+            states = await fleet.states(open_ids)
+            for task_id, state in states.items():
+                if state is None:
+                    report.final(task_id, State.FAILED, "its record is gone")
+                elif state.final:
+                    record = await fleet.record(task_id) if state is not State.STORED else None
+                    report.final(task_id, state, (record or {}).get("reason", ""))
+                if state is None or state.final:
+                    open_ids.remove(task_id)
+            answered = loop.time()
+        except RegistryUnavailable:
+            if loop.time() - answered > _PATIENCE:
+                raise
+        if not open_ids:
+            return
+        await asyncio.sleep(_LOOK)
+
+
+# -- retry, cancel, url --------------------------------------------------------------------------
+
+
+def retry(task_ids: TaskIds) -> None:
+    """Start failed or partial tasks again, keeping what is stored. Exit code 1 if any cannot be."""
+    said = asyncio.run(_each(settings(), task_ids, "retry"))
+    _tell(said, done="waits again", not_done="nothing to retry")
+
+
+def cancel(task_ids: TaskIds) -> None:
+    """End waiting or copying tasks. Exit code 1 if any cannot be."""
+    said = asyncio.run(_each(settings(), task_ids, "cancel"))
+    _tell(said, done="asked to end", not_done="has ended already")
+
+
+async def _each(chosen: Settings, task_ids: Sequence[str], what: str) -> dict[str, str]:
+    async with registry(chosen) as fleet:
+        ask = fleet.retry if what == "retry" else fleet.cancel
+        return {task_id: await ask(task_id) for task_id in dict.fromkeys(task_ids)}
+
+
+def _tell(said: Mapping[str, str], *, done: str, not_done: str) -> None:
+    for task_id, answer in said.items():
+        if answer == "ok":
+            print(f"{task_id}\t{done}")
+        elif answer == "unknown":
+            complain(f"{task_id} is unknown here")
+        else:
+            complain(f"{task_id} is {answer}: {not_done}")
+    if any(answer != "ok" for answer in said.values()):
+        raise typer.Exit(FAILED)
+
+
+def url(
+    task_id: Annotated[str, typer.Argument(metavar="ID", help="Task id.")],
+    expires: Annotated[
+        int,
+        typer.Option(metavar="SECONDS", min=1, max=_MAX_EXPIRES, help="How long they work."),
+    ] = 3600,
+) -> None:
+    """Print an address for each stored file, made on the spot and good for a while."""
+    chosen = settings()
+    record, _ = asyncio.run(_one(chosen, task_id))
+    if record is None:
+        complain(f"{task_id} is unknown here")
+        raise typer.Exit(FAILED)
+    files = [file for file in record.get("files") or [] if "key" in file]
+    if not files:
+        complain(f"{task_id} is {record['state']} and has no stored files")
+        raise typer.Exit(FAILED)
+    for name, address in asyncio.run(_presign(chosen, files, expires)):
+        print(f"{name}\t{address}")
+
+
+async def _presign(
+    chosen: Settings, files: Sequence[Mapping[str, Any]], expires: int
+) -> list[tuple[str, str]]:
+    from worker.transfer.store import ObjectStore
+
+    store = ObjectStore.from_settings(chosen)
+    try:
+        return [(f["name"], await store.presign_get(f["key"], expires=expires)) for f in files]
+    finally:
+        await store.close()

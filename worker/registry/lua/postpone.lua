@@ -1,0 +1,6 @@
+-- A probe that proved nothing: the circuit stays open, the next probe comes after the same gap.
+-- ARGV: ns, name
+local key = ns .. ':circuit:' .. ARGV[2]
+local gap = redis.call('HGET', key, 'gap')
+if gap then redis.call('HSET', key, 'probe_at', ms(now_ms() + tonumber(gap))) end
+return 'ok'
