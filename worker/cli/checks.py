@@ -144,6 +144,10 @@ async def _within(name: str, check: Awaitable[Findings]) -> Findings:
         detail = f"no answer within {DEADLINE:.0f} s"
         remedy = "Is it up, and may this machine reach it (firewall, network)?"
         return [Finding(name=name, level=Level.UNREACHABLE, detail=detail, remedy=remedy)]
+    except Exception as error:  # a check that breaks must not hide what the others found
+        detail = one_line(f"{type(error).__name__}: {error}", 200)
+        remedy = "Is something else answering there?"
+        return [Finding(name=name, level=Level.WRONG, detail=detail, remedy=remedy)]
 
 
 # -- Redis ---------------------------------------------------------------------------------------
@@ -258,13 +262,16 @@ async def _broker(settings: Settings) -> Findings:
     problem = await _in_thread(lambda: _reach_broker(settings))
     if problem is None:
         return [Finding(name="Broker", detail="the same Redis" if same else "answers")]
-    text = f"{type(problem).__name__}: {problem}"
-    refused = any(word in text for word in ("Authentication", "AccessRefused", "ACCESS_REFUSED"))
+    # of Redis and of RabbitMQ; kombu wraps them in an error of its own
+    kinds = {type(problem).__name__, type(problem.__cause__).__name__}
+    refused = bool(kinds & {"AuthenticationError", "AccessRefused"})
     return [
         Finding(
             name="Broker",
             level=Level.WRONG if refused else Level.UNREACHABLE,
-            detail="refuses the credentials" if refused else one_line(text, 200),
+            detail="refuses the credentials"
+            if refused
+            else one_line(f"{type(problem).__name__}: {problem}", 200),
             remedy=f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
         )
     ]

@@ -186,15 +186,11 @@ class Report:
 
     def __init__(self, total: int) -> None:
         self.counts: Counter[State] = Counter()
+        self.ended: set[str] = set()
         self._total = total
         self._out = console()
         self._bar: Progress | None = None
         self._row: TaskID | None = None
-
-    @property
-    def done(self) -> int:
-        """How many are final."""
-        return sum(self.counts.values())
 
     def __enter__(self) -> None:
         if self._out.is_terminal:
@@ -208,6 +204,7 @@ class Report:
 
     def final(self, task_id: str, state: State, reason: str) -> None:
         """One more task has ended."""
+        self.ended.add(task_id)
         self.counts[state] += 1
         if self._bar is None or self._row is None:
             print(f"{task_id}\t{state}\t{reason}".rstrip(), flush=True)

@@ -42,7 +42,7 @@ _LOOK = 0.5  # seconds between two looks at what is waited for
 _PATIENCE = 15.0  # seconds of an unreachable Redis that waiting outlasts
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
-TaskIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Task ids.")]
+TaskIds = Annotated[list[str], typer.Argument(metavar="ID", help="Task ids.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -50,9 +50,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def submit(
-    task_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Task ids.")
-    ] = None,
+    task_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")] = None,
     *,
     from_file: Annotated[
         str | None,
@@ -172,7 +170,8 @@ async def _submit(
             except InvalidSubmission as error:
                 refused[f"callback: {error}"] = None
                 flags = dict.fromkeys((item.task_id for item in accepted), False)
-            new = flags | new
+            for task_id, is_new in flags.items():
+                new.setdefault(task_id, is_new)
     return new, list(refused)
 
 
@@ -354,7 +353,7 @@ async def _wait(chosen: Settings, task_ids: list[str], seconds: float | None) ->
                 async with asyncio.timeout(seconds):
                     await _follow(fleet, task_ids, report)
             except TimeoutError:
-                left = len(task_ids) - report.done
+                left = len(task_ids) - len(report.ended)
                 complain(f"{left} of {len(task_ids)} not final after {span(seconds or 0)}")
                 return False
         return report.counts.keys() <= {State.STORED}
@@ -367,15 +366,13 @@ async def _follow(fleet: Registry, task_ids: Sequence[str], report: Report) -> N
     open_ids = list(task_ids)
     while True:
         try:
-            states = await fleet.states(open_ids)
-            for task_id, state in states.items():
+            for task_id, state in (await fleet.states(open_ids)).items():
                 if state is None:
                     report.final(task_id, State.FAILED, "its record is gone")
                 elif state.final:
                     record = await fleet.record(task_id) if state is not State.STORED else None
                     report.final(task_id, state, (record or {}).get("reason", ""))
-                if state is None or state.final:
-                    open_ids.remove(task_id)
+            open_ids = [task_id for task_id in open_ids if task_id not in report.ended]
             answered = loop.time()
         except RegistryUnavailable:
             if loop.time() - answered > _PATIENCE:

@@ -142,7 +142,7 @@ class Copier:
                     await room.again(limit)
                 elif download.length is not None:
                     room.shrink(min(limit, download.length))
-                part = _PartBuffer()
+                part = _PartBuffer(min(limit, download.length or limit))
                 kind = await self._kind(job, download, part, limit, hold)
                 await self._fill(download, part, limit, hold)
                 width, height = sniff.dimensions(bytes(part.data[:_PICTURE_HEAD]), kind)
@@ -177,8 +177,8 @@ class Copier:
         """Read until the part has ``limit`` bytes or the file ends."""
         try:
             async with asyncio.timeout(self._part_seconds):
-                while len(part.data) < limit:
-                    piece = await download.read(limit - len(part.data))
+                while len(part) < limit:
+                    piece = await download.read(limit - len(part))
                     if not piece:
                         return
                     part.add(piece)
@@ -198,9 +198,7 @@ class Copier:
     # -- a file that fits one part ------------------------------------------------------------
 
     async def _copy_whole(self, file: _File, part: _PartBuffer, hold: Hold) -> StoredFile:
-        content = _Content(
-            size=len(part.data), sha256=part.digest(), checksum=_base64(part.digest())
-        )
+        content = _Content(size=len(part), sha256=part.digest(), checksum=_base64(part.digest()))
         checked = not self._store.gives_checksums
 
         async def put(*, create_only: bool) -> Outcome:
@@ -248,7 +246,7 @@ class Copier:
         self, upload: Upload, download: Download, part: _PartBuffer, room: Room, hold: Hold
     ) -> list[Part]:
         """Send all parts; the next one is read while others are on their way."""
-        limit = read = len(part.data)
+        limit = read = len(part)
         sending: list[asyncio.Task[Part]] = []
         rooms = [room]
         try:
@@ -258,14 +256,15 @@ class Copier:
                     upload, len(sending) + 1, part.data, sha256=part.digest(), room=room, hold=hold
                 )
                 sending.append(asyncio.create_task(sent))
-                part.turn()
+                part.let_go()
                 if await self._ended(download):
                     return [await task for task in sending]
                 left = limit if download.length is None else download.length - read
                 room = await self._next_room(sending, min(limit, left), hold)
                 rooms.append(room)
+                part.begin(min(limit, left))
                 await self._fill(download, part, limit, hold)
-                read += len(part.data)
+                read += len(part)
         finally:
             for task in sending:
                 task.cancel()
@@ -277,7 +276,7 @@ class Copier:
         self,
         upload: Upload,
         number: int,
-        data: bytearray,
+        data: memoryview,
         *,
         sha256: bytes,
         room: Room,
@@ -394,22 +393,37 @@ class Copier:
 class _PartBuffer:
     """The part that is being read, hashed as it comes, and the hash of all parts so far."""
 
-    def __init__(self) -> None:
-        self.data = bytearray()
+    def __init__(self, size: int) -> None:
+        self._room = memoryview(bytearray(size))  # grown bit by bit it would be an eighth larger
+        self._used = 0
         self._hash = hashlib.sha256()
         self._whole: _Hash | None = None
 
+    def __len__(self) -> int:
+        return self._used
+
+    @property
+    def data(self) -> memoryview:
+        """What has been read of this part."""
+        return self._room[: self._used]
+
     def add(self, piece: memoryview) -> None:
-        self.data += piece
+        end = self._used + len(piece)
+        self._room[self._used : end] = piece
+        self._used = end
         self._hash.update(piece)
         if self._whole is not None:
             self._whole.update(piece)
 
-    def turn(self) -> None:
-        """Let go of this part and begin the next one."""
+    def let_go(self) -> None:
+        """Forget the bytes of this part, but not their hash."""
         if self._whole is None:
             self._whole = self._hash.copy()
-        self.data = bytearray()
+        self._room, self._used = memoryview(b""), 0
+
+    def begin(self, size: int) -> None:
+        """Begin the next part, of at most ``size`` bytes."""
+        self._room = memoryview(bytearray(size))
         self._hash = hashlib.sha256()
 
     def digest(self) -> bytes:

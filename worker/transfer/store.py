@@ -572,19 +572,21 @@ class ObjectStore:
                 timeout=httpx.Timeout(self._deadline, connect=_CONNECT),
                 ca_bundle=request.ca_bundle,
             )
-        headers, content = dict(request.headers), None
+        headers, content = dict(request.headers), _Body(body, progress)
         if body:
             headers["Content-Length"] = str(len(body))
-            content = _Body(body, progress)
         built = self._client.build_request(
-            request.method, request.url, headers=headers, content=content
+            request.method, request.url, headers=headers, content=content if body else None
         )
-        response = await self._client.send(built, stream=True)
         try:
-            yield response
+            response = await self._client.send(built, stream=True)
+            try:
+                yield response
+            finally:
+                with contextlib.suppress(*BROKEN):
+                    await response.aclose()
         finally:
-            with contextlib.suppress(*BROKEN):
-                await response.aclose()
+            content.let_go()
 
     async def _ready(self) -> Signer:
         """The signer; made in a thread, since finding credentials may ask other machines."""
@@ -604,7 +606,7 @@ class ObjectStore:
 
     async def _boto(self, work: Callable[[*Given], Found], *given: *Given) -> Found:
         with self._boto_errors():
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(_DEADLINE):
                 return await asyncio.to_thread(work, *given)
 
     @contextlib.contextmanager
@@ -667,6 +669,10 @@ class _Body:
             # aiohttp takes any buffer; a copy would cost as much as sending
             yield cast("bytes", self._body[start : start + CHUNK_BYTES])
             self._progress()
+
+    def let_go(self) -> None:
+        """Free the buffer: httpx's request and response refer to each other, and linger."""
+        self._body = memoryview(b"")
 
 
 def composite_checksum(parts: Sequence[Part]) -> str:

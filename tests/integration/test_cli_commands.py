@@ -1,0 +1,409 @@
+"""The commands against a real Valkey, a real bucket, the simulator and real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import socketserver
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from click.testing import Result
+from redis.asyncio import Redis
+from typer.testing import CliRunner
+
+from tests.fleet import Fleet, environ
+from tests.support import BucketEnv
+from worker.cli import checks
+from worker.cli.main import app
+from worker.sandbox.servers import Valkey
+from worker.sandbox.simulator import Simulator
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory; logging is left as it was."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level, hook = list(root.handlers), root.level, sys.excepthook
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.excepthook = hook
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def settings(
+    simulator: Simulator,
+    redis_url: str,
+    bucket: BucketEnv,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, str]:
+    """The environment of commands and workers, set."""
+    chosen = environ(simulator, redis_url, bucket, namespace, HARVESTER_UNKNOWN_TASK_GRACE="0")
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    return chosen
+
+
+@pytest.fixture
+def run(settings: dict[str, str]) -> Run:
+    """Runs a command in this process, while the simulator goes on on the loop."""
+
+    async def invoke(*arguments: str, **options: Any) -> Result:
+        result: Any = await asyncio.to_thread(
+            lambda: CliRunner().invoke(app, list(arguments), **options)
+        )
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result  # type: ignore[no-any-return]
+
+    return invoke
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
+
+
+# -- without workers -----------------------------------------------------------------------------
+
+
+async def test_submit_makes_records_and_says_which_are_new(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    metadata = '{"order":12345678901234567890.50}'
+    result = await run(
+        "submit", "a1", "a2", "a1", "--metadata", metadata, "--label", "poster", "--deadline", "60",
+        "--prefix", "mine", "--priority", "high", "--expected-seconds", "2.5",
+    )  # fmt: skip
+    assert (result.exit_code, result.stdout) == (0, "a1\tnew\na2\tnew\n")
+    record = await redis.hgetall(f"{namespace}:task:a1")
+    assert record["metadata"] == metadata
+    assert record["label"] == "poster"
+    assert json.loads(record["options"]) == {
+        "prefix": "mine/", "deadline": 60, "priority": "high", "expected_seconds": 2.5,
+        "callbacks": [],
+    }  # fmt: skip
+    again = await run("submit", "a2", "a3")
+    assert (again.exit_code, again.stdout) == (0, "a2\tknown\na3\tnew\n")
+
+
+async def test_what_submit_refuses_is_said_and_the_rest_goes_through(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    result = await run(
+        "submit", "good", "bad/id", "--callback-url", "https://example.com/x?token=hidden"
+    )
+    assert result.exit_code == 1
+    assert result.stdout == "good\tnew\n"
+    assert "'bad/id': must be 1-128 of" in result.stderr
+    assert "option callback_url" in result.stderr
+    assert "HARVESTER_WEBHOOK_SECRET" in result.stderr
+    assert "hidden" not in result.output
+    assert await redis.exists(f"{namespace}:task:good")
+    assert await redis.llen(f"{namespace}:refused") == 0
+
+
+async def test_ids_from_a_file_and_from_standard_input(run: Run, tmp_path: Path) -> None:
+    many = tmp_path / "ids"
+    many.write_text("# ours\n\n" + "".join(f"  id{n} \n" for n in range(2345)) + "bad id\n")
+    result = await run("submit", "id7", "extra", "--from-file", str(many), "--prefix", "../up")
+    assert result.exit_code == 1
+    assert result.stdout == "2346 accepted: 2346 new, 0 known\n"
+    assert result.stderr.count("\n") == 2  # the option once, though there were three messages
+    piped = await run("submit", "--from-file", "-", input="id1\nnew-one\n")
+    assert (piped.exit_code, piped.stdout) == (0, "id1\tknown\nnew-one\tnew\n")
+
+
+async def test_list_shows_the_newest_and_the_counts(run: Run) -> None:
+    empty = await run("list")
+    assert empty.exit_code == 0
+    assert "no task yet" in empty.stdout
+    for n in range(25):
+        await run("submit", f"t{n:02}")
+    listed = await run("list")
+    shown = re.findall(r"^t\d\d", listed.stdout, flags=re.MULTILINE)
+    assert len(shown) == 20
+    assert set(shown) == {f"t{n:02}" for n in range(5, 25)}
+    assert "25 waiting · 0 copying · 0 stored" in listed.stdout
+    few = json.loads((await run("list", "--limit", "3", "--json")).stdout)
+    assert len(few) == 3
+    assert few[0]["submitted_at"] >= few[-1]["submitted_at"]
+    assert few[0]["options"] == {"callbacks": []}
+    none = await run("list", "--state", "stored")
+    assert "no such task" in none.stdout
+    assert json.loads((await run("list", "--since", "1h", "--json")).stdout) == []
+
+
+async def test_list_refused_shows_what_other_ways_in_were_refused(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    assert "nothing was refused" in (await run("list", "--refused")).stdout
+    entry = {"at": 1000, "source": "celery", "what": "task_id", "value": "a b", "reason": "no"}
+    await redis.lpush(f"{namespace}:refused", json.dumps(entry))
+    shown = (await run("list", "--refused")).stdout
+    assert re.search(r"celery +task_id +a b +no", shown)
+    assert json.loads((await run("list", "--refused", "--json")).stdout) == [entry]
+
+
+async def test_unknown_ids_make_the_exit_code_1(run: Run) -> None:
+    for command in ("status", "wait", "retry", "cancel", "url"):
+        result = await run(command, "nobody")
+        assert result.exit_code == 1, command
+        assert "nobody is unknown here" in result.stderr
+        assert result.stdout == ""
+
+
+async def test_one_unknown_id_ends_waiting_at_once(run: Run) -> None:
+    await run("submit", "known")
+    result = await run("wait", "known", "nobody")
+    assert result.exit_code == 1
+
+
+async def test_waiting_can_be_given_up(run: Run) -> None:
+    await run("submit", "slow")
+    result = await run("wait", "slow", "--timeout", "0.01")
+    assert result.exit_code == 1
+    assert "1 of 1 not final" in result.stderr
+
+
+async def test_url_of_a_task_without_files_says_so(run: Run) -> None:
+    await run("submit", "slow")
+    result = await run("url", "slow")
+    assert result.exit_code == 1
+    assert "slow is waiting and has no stored files" in result.stderr
+
+
+# -- with a worker -------------------------------------------------------------------------------
+
+
+async def test_a_task_from_submission_to_its_files(
+    run: Run, simulator: Simulator, settings: dict[str, str], tmp_path: Path
+) -> None:
+    good = simulator.example()
+    bad = simulator.submit({"simulate": {"end": "failed"}})
+    never = simulator.submit({"simulate": {"end": "never"}})
+    async with Fleet(settings, tmp_path, size=1):
+        submitted = await run("submit", good, "--wait", "--label", "example")
+        assert submitted.exit_code == 0
+        assert submitted.stdout.splitlines() == [f"{good}\tnew", f"{good}\tstored"]
+
+        shown = await run("status", good)
+        assert shown.exit_code == 0
+        assert shown.stdout.startswith(f"{good}  stored")
+        assert "image/webp" in shown.stdout
+        record = json.loads((await run("status", good, "--json")).stdout)
+        assert (record["state"], record["run"], record["schema"]) == ("stored", 1, 1)
+        (file,) = record["files"]
+        assert record["result"]["images"] == [file["uri"]]
+
+        printed = await run("url", good, "--expires", "60")
+        assert printed.exit_code == 0
+        name, _, address = printed.stdout.strip().partition("\t")
+        assert name == file["name"]
+        assert "X-Amz-Expires=60" in address
+        async with httpx.AsyncClient(trust_env=False) as client:
+            body = (await client.get(address)).content
+        assert hashlib.sha256(body).hexdigest() == file["sha256"]
+
+        await run("submit", bad, never)
+        waited = await run("wait", good, bad)
+        assert waited.exit_code == 1
+        assert set(waited.stdout.splitlines()) == {
+            f"{good}\tstored", f"{bad}\tfailed\tupstream_failed"
+        }  # fmt: skip
+        failed = await run("status", bad)
+        assert failed.exit_code == 1
+        assert "upstream_failed" in failed.stdout
+
+        assert (await run("retry", good)).stderr == f"{good} is stored: nothing to retry\n"
+        retried = await run("retry", bad, good)
+        assert (retried.exit_code, retried.stdout) == (1, f"{bad}\twaits again\n")
+        assert (await run("wait", bad)).exit_code == 1
+        assert json.loads((await run("status", bad, "--json")).stdout)["run"] == 2
+
+        canceled = await run("cancel", never)
+        assert (canceled.exit_code, canceled.stdout) == (0, f"{never}\tasked to end\n")
+        assert (await run("wait", never)).stdout == f"{never}\tfailed\tcanceled\n"
+        assert (await run("cancel", never)).stderr == f"{never} is failed: has ended already\n"
+
+        since = json.loads((await run("list", "--since", "1h", "--json")).stdout)
+        assert [entry["task_id"] for entry in since] == [good, bad, never]
+        first = json.loads((await run("list", "--since", "1h", "--limit", "1", "--json")).stdout)
+        assert [entry["task_id"] for entry in first] == [good]
+        only = json.loads((await run("list", "--state", "failed", "--json")).stdout)
+        assert [entry["task_id"] for entry in only] == [never, bad]
+        assert json.loads((await run("list", "--dead", "--json")).stdout) == []
+
+        healthy = await run("doctor")
+        assert healthy.exit_code == 0, healthy.stdout
+        assert "All is well." in healthy.stdout
+        assert "1 alive" in healthy.stdout
+
+
+# -- doctor --------------------------------------------------------------------------------------
+
+
+def levels(result: Any) -> dict[str, str]:
+    return {check["name"]: check["level"] for check in json.loads(result.stdout)["checks"]}
+
+
+async def test_doctor_finds_all_well_but_warns_without_workers(
+    run: Run, bucket: BucketEnv, namespace: str
+) -> None:
+    result = await run("doctor", "--json")
+    assert result.exit_code == 0
+    found = levels(result)
+    assert found.pop("Workers") == "warning"
+    assert set(found.values()) == {"good"}
+    assert found.keys() >= {
+        "Redis", "Version", "Eviction", "Persistence", "Broker", "Upstream", "Upstream clock",
+        "Bucket", "Checksums", "Conditional",
+    }  # fmt: skip
+    assert bucket.keys(f"{namespace}/") == []
+
+
+async def test_doctor_tells_wrong_upstream_credentials(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEEDPIX_APP_SECRET", "a-wrong-secret")
+    result = await run("doctor")
+    assert result.exit_code == 1
+    assert "✗ Upstream" in result.stdout
+    assert "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET" in result.stdout
+    assert "a-wrong-secret" not in result.output
+
+
+async def test_doctor_tells_a_clock_that_is_off(run: Run, simulator: Simulator) -> None:
+    simulator.control(clock_offset=3600)
+    result = await run("doctor")
+    assert result.exit_code == 1
+    assert "NTP" in result.stdout
+
+
+async def test_doctor_tells_an_upstream_that_is_down(run: Run, simulator: Simulator) -> None:
+    simulator.control(outage="reset")
+    result = await run("doctor", "--json")
+    assert result.exit_code == 3
+    assert levels(result)["Upstream"] == "unreachable"
+
+
+async def test_doctor_tells_throttling_from_trouble(run: Run, simulator: Simulator) -> None:
+    simulator.control(outage="throttle")
+    result = await run("doctor", "--json")
+    assert result.exit_code == 0
+    assert levels(result)["Upstream"] == "warning"
+
+
+@pytest.mark.parametrize("name", ["HARVESTER_BUCKET", "AWS_SECRET_ACCESS_KEY"])
+async def test_doctor_tells_a_wrong_bucket_or_key(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "not-the-right-one")
+    result = await run("doctor")
+    assert result.exit_code == 1
+    assert "✗ Bucket" in result.stdout
+    assert "HARVESTER_BUCKET" in result.stdout
+
+
+async def test_doctor_tells_a_redis_that_evicts_or_forgets(run: Run, redis: Redis) -> None:
+    before = await redis.config_get("maxmemory-policy", "appendonly")
+    try:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        await redis.config_set("appendonly", "no")
+        result = await run("doctor", "--json")
+    finally:
+        for name, value in before.items():
+            await redis.config_set(name, value)
+    assert result.exit_code == 1
+    found = levels(result)
+    assert (found["Eviction"], found["Persistence"]) == ("wrong", "warning")
+
+
+async def test_doctor_tells_a_wrong_redis_password(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Valkey(tmp_path / "guarded", password="right") as server:
+        monkeypatch.setenv("REDIS_URL", server.url.replace("right", "wrong-one"))
+        result = await run("doctor", "--json")
+    assert result.exit_code == 1
+    assert levels(result)["Redis"] == "wrong"
+    assert levels(result)["Broker"] == "wrong"
+    assert "wrong-one" not in result.output
+
+
+@contextlib.contextmanager
+def _stand_in(answer: bytes) -> Iterator[str]:
+    """The place of a server that says ``answer`` to whatever comes, and keeps the connection."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                while self.request.recv(65536):
+                    self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def _point_everything_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", f"redis://{place}/0")
+    monkeypatch.setenv("CELERY_BROKER_URL", f"amqp://user:pass@{place}//")
+    monkeypatch.setenv("SPEEDPIX_ENDPOINT", f"http://{place}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{place}")
+
+
+async def test_doctor_does_not_hang_with_services_that_do(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "DEADLINE", 0.3)
+    with _stand_in(b"") as place:
+        _point_everything_at(place, monkeypatch)
+        result = await run("doctor", "--json")
+    assert result.exit_code == 3
+    assert set(levels(result).values()) == {"unreachable"}
+
+
+async def test_doctor_survives_services_that_talk_nonsense(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "DEADLINE", 1.0)
+    with _stand_in(b"220 mail.example.com\r\n") as place:
+        _point_everything_at(place, monkeypatch)
+        result = await run("doctor", "--json")
+    assert result.exit_code in (1, 3)
+    assert set(levels(result).values()) <= {"wrong", "unreachable", "warning"}
+
+
+async def test_doctor_shows_open_circuits(run: Run, redis: Redis, namespace: str) -> None:
+    circuit = {"kind": "account", "message": "the account is overdue", "gap": "5000"}
+    await redis.hset(f"{namespace}:circuit:upstream", mapping=circuit)
+    result = await run("doctor")
+    assert result.exit_code == 1
+    assert "✗ Circuit" in result.stdout
+    assert "the account is overdue" in result.stdout
+    assert "→ Settle it with the vendor" in result.stdout

@@ -1,0 +1,194 @@
+"""``harvester up`` as people run it: servers, workers, another terminal, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import eventually
+from worker.sandbox.simulator import EXAMPLE_ID
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "worker.cli.main"]
+
+
+def environ(**changes: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HARVESTER_LOG_FORMAT": "json",
+            "AWS_EC2_METADATA_DISABLED": "true", **changes}  # fmt: skip
+
+
+async def harvester(place: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run a command in another terminal: without a single setting."""
+    done = await asyncio.to_thread(
+        subprocess.run, [*COMMAND, *arguments], cwd=place, env=environ(), capture_output=True,
+        text=True, timeout=90, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@asynccontextmanager
+async def up(
+    place: Path, *arguments: str, **changes: str
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """``harvester up``, once it says that it is ready; killed at the end if it still runs."""
+    log = place / "up.log"
+    with log.open("wb") as output:
+        process = await asyncio.to_thread(
+            subprocess.Popen, [*COMMAND, "up", *arguments], cwd=place, env=environ(),
+            stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        await eventually(
+            lambda: b"engine.started" in log.read_bytes() or process.poll() is not None,
+            seconds=60,
+            what=log.read_text(),
+        )
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process below ``pid`` that runs now."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(entry.name)] = int(fields[1])
+    found = {pid}
+    while new := {child for child, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found - {pid}
+
+
+def running(pids: set[int]) -> set[int]:
+    alive = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            alive.add(pid)
+    return alive
+
+
+def state(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "var" / "harvester.json").read_text())
+    return found
+
+
+async def test_up_serves_another_terminal_and_goes_on_with_its_data(tmp_path: Path) -> None:
+    async with up(tmp_path) as process:
+        said = (tmp_path / "up.log").read_text()
+        assert "SIMULATED" in said
+        code, out, err = await harvester(tmp_path, "submit", EXAMPLE_ID, "--wait")
+        assert (code, err) == (0, "")
+        assert out.splitlines()[-1] == f"{EXAMPLE_ID}\tstored"
+
+        kept = state(tmp_path)
+        for secret in (kept["redis"]["password"], kept["store"]["secret_key"]):
+            assert secret not in said
+
+        code, _, err = await harvester(tmp_path, "up")
+        assert code == 2
+        assert "already runs" in err
+
+        below = descendants(process.pid)
+        assert len(below) >= 3
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, 60) == 0
+        assert running(below) == set()
+    assert not (tmp_path / "var" / "environment").exists()
+    code, _, err = await harvester(tmp_path, "status", EXAMPLE_ID)
+    assert code == 2
+    assert "REDIS_URL: is not set" in err
+
+    async with up(tmp_path, "--workers", "2") as process:
+        code, out, _ = await harvester(tmp_path, "status", EXAMPLE_ID, "--json")
+        assert code == 0
+        record = json.loads(out)
+        assert record["state"] == "stored"
+        assert {name: state(tmp_path)[name] for name in ("redis", "store")} == {
+            name: kept[name] for name in ("redis", "store")
+        }
+        code, out, _ = await harvester(tmp_path, "url", EXAMPLE_ID)
+        assert (code, out.count("http://127.0.0.1:")) == (0, 1)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0
+
+
+async def test_what_dies_is_started_again_and_nothing_outlives_up(tmp_path: Path) -> None:
+    async with up(tmp_path) as process:
+        log = tmp_path / "up.log"
+        (worker,) = re.findall(
+            r'"worker": "[^"]*:(\d+)", "event": "engine.started"', log.read_text()
+        )
+        os.kill(int(worker), signal.SIGKILL)
+        await eventually(lambda: log.read_text().count("engine.started") == 2, seconds=60)
+        assert "a worker ended with code -9; it starts again" in log.read_text()
+        below = descendants(process.pid)
+        process.kill()
+        await asyncio.to_thread(process.wait)
+        await eventually(lambda: not running(below), seconds=60)
+    code, _, err = await harvester(tmp_path, "status", EXAMPLE_ID)
+    assert code == 2  # the state file of the killed process is not believed
+    assert "REDIS_URL: is not set" in err
+
+
+@pytest.mark.parametrize("arguments", [["up"], ["worker"]])
+async def test_a_redis_that_evicts_is_refused(
+    tmp_path: Path, redis_url: str, arguments: list[str]
+) -> None:
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            done = await asyncio.to_thread(
+                subprocess.run, [*COMMAND, *arguments], cwd=tmp_path, capture_output=True,
+                text=True, timeout=90, check=False,
+                env=environ(REDIS_URL=redis_url, HARVESTER_BUCKET="media", SPEEDPIX_APP_KEY="key",
+                            SPEEDPIX_APP_SECRET="secret", AWS_ACCESS_KEY_ID="a",
+                            AWS_SECRET_ACCESS_KEY="b"),
+            )  # fmt: skip
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert done.returncode == 2, done.stderr
+    assert "allkeys-lru" in done.stderr
+
+
+async def test_a_demo_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "demo.log"
+    with log.open("wb") as output:
+        process = await asyncio.to_thread(
+            subprocess.Popen, [*COMMAND, "demo"], cwd=tmp_path, stdout=output, stderr=output,
+            env=environ(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="1", REDIS_URL="redis://nowhere"),
+        )  # fmt: skip
+    try:
+        await eventually(lambda: b"final:" in log.read_bytes() or process.poll(), seconds=60)
+        below = descendants(process.pid)
+        assert len(below) >= 4, log.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert running(below) == set()
+    assert os.listdir(tmp_path) == ["demo.log"]  # noqa: PTH208  a Path would count as I/O on the loop

@@ -1,0 +1,622 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from tests.filehost import BODY, ETAG, Caller, Host, Script, hosted
+from tests.support import BucketEnv
+from worker.errors import (
+    HarvesterError,
+    LeaseLost,
+    SourceFault,
+    SourceGone,
+    SourceRejected,
+    StoreRefused,
+    StoreUnavailable,
+)
+from worker.transfer.budget import Budget
+from worker.transfer.copier import Copier, CopyJob
+from worker.transfer.guard import Guard
+from worker.transfer.source import Source
+from worker.transfer.store import ObjectStore
+
+MIB = 1024 * 1024
+PART = 5 * MIB  # the least that S3 takes
+
+
+def png(width: int = 64, height: int = 48) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def clip(size: int) -> bytes:
+    """Bytes that begin as an MP4 does and cannot be compressed."""
+    return b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + random.Random(size).randbytes(
+        size - 24
+    )
+
+
+@dataclass
+class Claim:
+    """A hold that can be lost after a number of checks."""
+
+    checks_left: int = 1_000_000
+    reserved: list[str] = field(default_factory=list)
+    signs: int = 0
+    on_check: Callable[[], None] = lambda: None
+
+    async def reserve(self, key: str) -> str:
+        self.reserved.append(key)
+        return self.reserved[0]
+
+    async def check(self) -> None:
+        self.checks_left -= 1
+        self.on_check()
+        if self.checks_left < 0:
+            raise LeaseLost
+
+    def progress(self) -> None:
+        self.signs += 1
+
+
+@dataclass
+class Bench:
+    """A copier between a file host and a store."""
+
+    copier: Copier
+    store: ObjectStore
+    budget: Budget
+    prefix: str
+    host: Host
+
+    def job(self, name: str = "images/0", **options: Any) -> CopyJob:
+        options = {"url": self.host.url("/a.bin")} | options
+        return CopyJob(task_id="t:1", base=f"{self.prefix}{name}", **options)
+
+    async def open_uploads(self) -> list[str]:
+        return [upload.key for upload in await self.store.list_uploads(self.prefix)]
+
+
+@contextlib.asynccontextmanager
+async def bench(
+    script: Script,
+    bucket: str,
+    *,
+    max_file_bytes: int = 100 * MIB,
+    budget: int = 4 * PART,
+    **options: Any,
+) -> AsyncIterator[Bench]:
+    store = ObjectStore(bucket)
+    guard = Guard(["*"], ["127.0.0.0/8"])
+    memory = Budget(budget)
+    async with hosted(script) as host, guard.client() as client:
+        source = Source(client, guard, max_file_bytes=max_file_bytes, stall_timeout=0.5)
+        copier = Copier(source, store, memory, **({"part_size": PART} | options))
+        yield Bench(copier, store, memory, f"c/{uuid.uuid4().hex}/", host)
+        assert memory.used == 0, "memory was not given back"
+    await store.close()
+
+
+@pytest.fixture
+def environ(bucket: BucketEnv, monkeypatch: pytest.MonkeyPatch) -> BucketEnv:
+    for name, value in bucket.environ.items():
+        monkeypatch.setenv(name, value)
+    return bucket
+
+
+def serving(body: bytes, *headers: str) -> Script:
+    return lambda call: call.whole(*headers, body=body)
+
+
+# -- what arrives -----------------------------------------------------------------------------
+
+
+async def test_a_picture_is_stored_with_all_that_is_known_of_it(environ: BucketEnv) -> None:
+    body, claim = png(), Claim()
+    async with bench(serving(body), environ.bucket) as it:
+        job = it.job(filename="Bild ü.png", url=it.host.url("/x.jpg?Signature=s"))
+        stored = await it.copier.copy(job, claim)
+    assert stored.key == f"{it.prefix}images/0.png"
+    assert claim.reserved == [stored.key]
+    assert claim.signs > 2
+    assert (stored.bytes, stored.content_type) == (len(body), "image/png")
+    assert (stored.width, stored.height) == (64, 48)
+    assert stored.sha256 == hashlib.sha256(body).hexdigest()
+    assert environ.read(stored.key) == body
+    seen = environ.client.head_object(Bucket=environ.bucket, Key=stored.key)
+    assert seen["ContentType"] == "image/png"
+    assert seen["ContentDisposition"].startswith('inline; filename="Bild _.png"')
+    assert seen["Metadata"] == {"task-id": "t:1", "sha256": stored.sha256}
+
+
+@pytest.mark.parametrize("size", [PART - 1, PART, PART + 1, 3 * PART, 3 * PART + 7])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_every_size_arrives_byte_for_byte(
+    environ: BucketEnv, size: int, chunked: bool
+) -> None:
+    body = clip(size)
+
+    async def script(call: Caller) -> None:
+        if chunked:
+            framed = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+            await call.send("200 OK", "Transfer-Encoding: chunked", body=framed)
+        else:
+            await call.whole(body=body)
+
+    claim = Claim()
+    async with bench(script, environ.bucket) as it:
+        stored = await it.copier.copy(it.job(), claim)
+        assert await it.open_uploads() == []
+    assert (stored.bytes, stored.content_type) == (size, "video/mp4")
+    assert stored.sha256 == hashlib.sha256(body).hexdigest()
+    assert environ.read(stored.key) == body
+    assert claim.reserved == [stored.key] == environ.keys(it.prefix)
+    seen = environ.client.head_object(Bucket=environ.bucket, Key=stored.key)
+    whole = {"sha256": stored.sha256} if size <= PART else {}
+    assert seen["Metadata"] == {"task-id": "t:1"} | whole
+
+
+async def test_many_files_at_once_share_a_budget_of_one_part(environ: BucketEnv) -> None:
+    bodies = [clip(size) for size in (2 * PART + 9, 1000, PART + 1, 50_000, 2 * PART, 70)]
+
+    async def script(call: Caller) -> None:
+        await call.whole(body=bodies[int(call.path.rpartition("/")[2])])
+
+    async with bench(script, environ.bucket, budget=PART) as it:
+        jobs = [it.job(f"f/{n}", url=it.host.url(f"/{n}")) for n in range(len(bodies))]
+        stored = await asyncio.wait_for(
+            asyncio.gather(*(it.copier.copy(job, Claim()) for job in jobs)), 60
+        )
+    for body, file in zip(bodies, stored, strict=True):
+        assert file.sha256 == hashlib.sha256(body).hexdigest()
+        assert environ.read(file.key) == body
+
+
+async def test_a_transfer_that_breaks_off_within_a_part_goes_on(environ: BucketEnv) -> None:
+    body = clip(2 * PART + 99)
+
+    async def script(call: Caller) -> None:
+        if call.number:
+            await call.rest(body)
+        else:
+            head = (f"Content-Length: {len(body)}", ETAG)
+            await call.send("200 OK", *head, body=body[: PART + 1000])
+
+    async with bench(script, environ.bucket) as it:
+        stored = await it.copier.copy(it.job(), Claim())
+    assert stored.sha256 == hashlib.sha256(body).hexdigest()
+    assert environ.read(stored.key) == body
+
+
+async def test_put_options_reach_small_and_large_files(environ: BucketEnv) -> None:
+    for size in (100, PART + 1):
+        options = {"CacheControl": "max-age=9"}
+        async with bench(serving(clip(size)), environ.bucket, put_options=options) as it:
+            stored = await it.copier.copy(it.job(), Claim())
+        seen = environ.client.head_object(Bucket=environ.bucket, Key=stored.key)
+        assert seen["CacheControl"] == "max-age=9"
+
+
+# -- keys -------------------------------------------------------------------------------------
+
+
+async def test_a_key_fixed_earlier_stays_whatever_the_bytes_say(environ: BucketEnv) -> None:
+    claim = Claim()
+    async with bench(serving(png()), environ.bucket) as it:
+        key = f"{it.prefix}images/0.webp"
+        stored = await it.copier.copy(it.job(key=key), claim)
+        assert stored.key == key
+        assert claim.reserved == []
+
+        claim = Claim(reserved=[f"{it.prefix}images/1.gif"])
+        stored = await it.copier.copy(it.job("images/1"), claim)
+    assert stored.key == f"{it.prefix}images/1.gif"
+    assert environ.keys(it.prefix) == [key, stored.key]
+
+
+async def test_names_give_the_extension_where_bytes_do_not(environ: BucketEnv) -> None:
+    async with bench(serving(b"\x93\x01\xf7\x00" * 9), environ.bucket) as it:
+        job = it.job(url=it.host.url("/dir/a.bin?x=.png"), format="latent")
+        stored = await it.copier.copy(job, Claim())
+    assert (stored.key, stored.content_type) == (
+        f"{it.prefix}images/0.latent",
+        "application/octet-stream",
+    )
+
+
+# -- what may not be stored -------------------------------------------------------------------
+
+
+async def test_types_that_are_not_allowed_are_refused(environ: BucketEnv) -> None:
+    async with bench(
+        serving(clip(PART + 1)), environ.bucket, content_types=("image/*", "audio/wav")
+    ) as it:
+        with pytest.raises(SourceRejected, match="video/mp4 is not allowed"):
+            await it.copier.copy(it.job(), Claim())
+        it.host.script = serving(png())
+        await it.copier.copy(it.job(), Claim())
+    assert environ.keys(it.prefix) == [f"{it.prefix}images/0.png"]
+
+
+async def test_pages_in_place_of_files_are_faults(environ: BucketEnv) -> None:
+    page = b"<!doctype html><h1>Service unavailable</h1>"
+    async with bench(serving(page, "Content-Type: image/png"), environ.bucket) as it:
+        for job in (
+            it.job(url=it.host.url("/a.png")),
+            it.job(filename="a.mp4"),
+            it.job(format="zip", url=it.host.url("/x")),
+        ):
+            with pytest.raises(SourceFault, match="text/html"):
+                await it.copier.copy(job, Claim())
+        stored = await it.copier.copy(it.job(url=it.host.url("/x")), Claim())
+    assert stored.content_type == "text/html"
+    seen = environ.client.head_object(Bucket=environ.bucket, Key=stored.key)
+    assert seen["ContentDisposition"] == "attachment"
+
+
+async def truncated(call: Caller) -> None:
+    await call.send("200 OK", f"Content-Length: {3 * PART}", body=clip(2 * PART + 5))
+
+
+async def reset(call: Caller) -> None:
+    await truncated(call)
+    call.reset()
+
+
+async def stalled(call: Caller) -> None:
+    await truncated(call)
+    await asyncio.sleep(30)
+
+
+async def chunks_cut(call: Caller) -> None:
+    body = clip(2 * PART)
+    framed = b"%x\r\n%b\r\n" % (len(body), body)
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=framed)
+
+
+async def too_large(call: Caller) -> None:
+    body = clip(3 * PART + 1)
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=framed)
+
+
+async def gone(call: Caller) -> None:
+    await call.send("403 Forbidden", "Content-Length: 0")
+
+
+async def gone_meanwhile(call: Caller) -> None:
+    if call.number:
+        await gone(call)
+    else:
+        head = (f"Content-Length: {3 * PART}", ETAG)
+        await call.send("200 OK", *head, body=clip(2 * PART + 5))
+
+
+async def empty(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 0")
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (truncated, SourceFault),
+        (reset, SourceFault),
+        (stalled, SourceFault),
+        (chunks_cut, SourceFault),
+        (too_large, SourceRejected),
+        (gone, SourceGone),
+        (gone_meanwhile, SourceGone),
+        (empty, SourceFault),
+    ],
+)
+async def test_what_is_not_whole_leaves_nothing(
+    environ: BucketEnv, script: Script, expected: type[HarvesterError]
+) -> None:
+    async with bench(script, environ.bucket, max_file_bytes=3 * PART) as it:
+        with pytest.raises(expected):
+            await it.copier.copy(it.job(), Claim())
+        assert await it.open_uploads() == []
+    assert environ.keys(it.prefix) == []
+
+
+async def test_a_host_that_trickles_does_not_hold_memory_for_ever(environ: BucketEnv) -> None:
+    async def script(call: Caller) -> None:
+        await call.send("200 OK", f"Content-Length: {PART}", body=clip(100_000))
+        while not call.writer.is_closing():
+            call.writer.write(b"x")
+            await call.writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with bench(script, environ.bucket, part_seconds=0.3) as it:
+        with pytest.raises(SourceFault, match="too slow"):
+            await it.copier.copy(it.job(), Claim())
+    assert environ.keys(it.prefix) == []
+
+
+# -- the claim --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+async def test_without_the_claim_nothing_is_written(environ: BucketEnv, size: int) -> None:
+    checks = 1 if size < PART else 4  # one each part, one to complete
+    for left in range(checks):
+        async with bench(serving(clip(size)), environ.bucket) as it:
+            with pytest.raises(LeaseLost):
+                await it.copier.copy(it.job(), Claim(checks_left=left))
+            assert await it.open_uploads() == []
+        assert environ.keys(it.prefix) == []
+    async with bench(serving(clip(size)), environ.bucket) as it:
+        await it.copier.copy(it.job(), Claim(checks_left=checks))
+
+
+async def test_cancelling_leaves_no_upload_open(environ: BucketEnv) -> None:
+    async with bench(stalled, environ.bucket) as it:
+        second_part, claim = asyncio.Event(), Claim()
+        claim.on_check = lambda: second_part.set() if claim.checks_left == 999_998 else None
+        copying = asyncio.create_task(it.copier.copy(it.job(), claim))
+        await asyncio.wait_for(second_part.wait(), 30)
+        assert await it.open_uploads() != []
+        copying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        assert await it.open_uploads() == []
+    assert environ.keys(it.prefix) == []
+
+
+async def test_cancelling_while_the_upload_is_opened_leaves_none(
+    environ: BucketEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(serving(clip(2 * PART)), environ.bucket) as it:
+        opening, create = asyncio.Event(), it.store.create_upload
+
+        async def create_upload(*args: Any, **options: Any) -> Any:
+            opening.set()
+            return await create(*args, **options)
+
+        monkeypatch.setattr(it.store, "create_upload", create_upload)
+        copying = asyncio.create_task(it.copier.copy(it.job(), Claim()))
+        await asyncio.wait_for(opening.wait(), 30)
+        copying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        assert await it.open_uploads() == []
+
+
+# -- what is there already --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART + 1])
+async def test_the_same_object_is_adopted_and_another_one_replaced(
+    environ: BucketEnv, size: int
+) -> None:
+    body = clip(size)
+    async with bench(serving(body), environ.bucket) as it:
+        first = await it.copier.copy(it.job(), Claim())
+        before = environ.client.head_object(Bucket=environ.bucket, Key=first.key)
+        claim = Claim()
+        assert await it.copier.copy(it.job(key=first.key), claim) == first
+        after = environ.client.head_object(Bucket=environ.bucket, Key=first.key)
+        assert after["LastModified"] == before["LastModified"]
+        assert after["ETag"] == before["ETag"]
+
+        other = bytes([body[0]]) + body[1:-1] + b"!"
+        assert other != body
+        it.host.script = serving(other)
+        second = await it.copier.copy(it.job(key=first.key), Claim())
+        assert second == replace(first, sha256=hashlib.sha256(other).hexdigest())
+        assert await it.open_uploads() == []
+    assert environ.read(first.key) == other
+    assert environ.keys(it.prefix) == [first.key]
+
+
+async def test_a_claim_lost_before_replacing_replaces_nothing(environ: BucketEnv) -> None:
+    for size, checks in ((1000, 1), (PART + 1, 3)):
+        async with bench(serving(clip(size)), environ.bucket) as it:
+            key = f"{it.prefix}images/0.mp4"
+            environ.client.put_object(Bucket=environ.bucket, Key=key, Body=b"mine")
+            with pytest.raises(LeaseLost):
+                await it.copier.copy(it.job(), Claim(checks_left=checks))
+            assert await it.open_uploads() == []
+        assert environ.read(key) == b"mine"
+
+
+async def test_an_object_without_checksum_is_compared_byte_by_byte(environ: BucketEnv) -> None:
+    body = clip(1000)
+    async with bench(serving(body), environ.bucket) as it:
+        key = f"{it.prefix}images/0.mp4"
+        for there, kept in ((body, True), (os.urandom(1000), False)):
+            environ.client.put_object(
+                Bucket=environ.bucket, Key=key, Body=there, Metadata={"note": "mine"}
+            )
+            await it.copier.copy(it.job(), Claim())
+            assert environ.read(key) == body
+            seen = environ.client.head_object(Bucket=environ.bucket, Key=key)
+            assert ("note" in seen["Metadata"]) is kept
+        assert it.store.gives_checksums  # an object of somebody else's proves nothing
+
+
+# -- a store that cannot be trusted -----------------------------------------------------------
+
+
+class Memory:
+    """A store that keeps objects as ``keep`` says, and says of them what ``claim`` says."""
+
+    def __init__(
+        self,
+        *,
+        keep: Callable[[bytes], bytes] = bytes,
+        claim: Callable[[int], int] | None = None,
+        checksums: bool = False,
+    ) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.sizes: dict[str, int] = {}
+        self.sent: dict[str, dict[str, str]] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.keep = keep
+        self.claim = claim
+        self.checksums = checksums
+        self.fail: Callable[[web.Request], web.Response | None] = lambda _: None
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        refused = self.fail(request)
+        if refused is not None:
+            return refused
+        key, query = request.path.removeprefix("/media/"), request.query
+        if request.method == "POST" and "uploads" in query:
+            self.parts["u"] = {}
+            return web.Response(text="<R><UploadId>u</UploadId></R>")
+        if request.method == "POST":
+            body = b"".join(part for _, part in sorted(self.parts.pop("u").items()))
+            self.store(key, body, {})
+            return web.Response(text="<R/>")
+        if request.method == "PUT" and "partNumber" in query:
+            self.parts["u"][int(query["partNumber"])] = body
+            return web.Response(headers={"ETag": '"e"'})
+        if request.method == "PUT":
+            self.store(key, body, dict(request.headers))
+            return web.Response()
+        if request.method == "DELETE":
+            self.parts.pop("u", None)
+            return web.Response(status=204)
+        if key not in self.objects:
+            return web.Response(status=404)
+        if request.method == "HEAD":
+            headers = {"Content-Length": str(self.sizes[key])}
+            if self.checksums and "x-amz-checksum-sha256" in self.sent[key]:
+                headers["x-amz-checksum-sha256"] = self.sent[key]["x-amz-checksum-sha256"]
+            return web.Response(headers=headers)
+        return web.Response(body=self.objects[key])
+
+    def store(self, key: str, body: bytes, headers: dict[str, str]) -> None:
+        self.objects[key] = self.keep(body)
+        size = len(self.objects[key])
+        self.sizes[key] = self.claim(len(body)) if self.claim else size
+        self.sent[key] = {name.lower(): value for name, value in headers.items()}
+
+
+@contextlib.asynccontextmanager
+async def remembered(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    app = web.Application(client_max_size=64 * MIB)
+    app.router.add_route("*", "/{path:.*}", memory.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+    yield
+    await runner.cleanup()
+
+
+def half(body: bytes) -> bytes:
+    return body[: len(body) // 2]
+
+
+def flipped(body: bytes) -> bytes:
+    return body[:-1] + bytes([body[-1] ^ 1])
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART + 1])
+@pytest.mark.parametrize(
+    ("keep", "claim"), [(half, None), (half, int), (flipped, None), (lambda _: b"", None)]
+)
+async def test_a_store_that_answers_200_and_keeps_something_else_is_not_believed(
+    size: int,
+    keep: Callable[[bytes], bytes],
+    claim: Callable[[int], int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = Memory(keep=keep, claim=claim)
+    async with (
+        remembered(memory, monkeypatch),
+        bench(serving(clip(size)), "media") as it,
+    ):
+        with pytest.raises(StoreUnavailable):
+            await it.copier.copy(it.job(), Claim())
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART + 1])
+async def test_a_store_without_checksums_is_read_back_once_and_then_sent_md5(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, memory, asked = clip(size), Memory(), []
+    memory.fail = lambda request: asked.append(request.method)  # type: ignore[assignment, return-value]  # notes, refuses none
+    async with (
+        remembered(memory, monkeypatch),
+        bench(serving(body), "media") as it,
+    ):
+        first = await it.copier.copy(it.job("a"), Claim())
+        assert asked.count("GET") == 1
+        second = await it.copier.copy(it.job("b"), Claim())
+        assert asked.count("GET") == 1
+    assert memory.objects == {first.key: body, second.key: body}
+    if size == 1000:
+        md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+        assert memory.sent[second.key]["content-md5"] == md5
+        assert memory.sent[first.key].keys() & {"x-amz-checksum-sha256", "content-md5"} == {
+            "x-amz-checksum-sha256"
+        }
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART + 1])
+async def test_an_object_that_vanishes_is_not_stored(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory()
+    memory.fail = lambda r: web.Response(status=404) if r.method == "HEAD" else None
+    async with remembered(memory, monkeypatch), bench(serving(clip(size)), "media") as it:
+        with pytest.raises(StoreUnavailable, match="is not there"):
+            await it.copier.copy(it.job(), Claim())
+
+
+@pytest.mark.parametrize(("status", "expected"), [(503, StoreUnavailable), (400, StoreRefused)])
+async def test_a_part_that_fails_ends_the_upload(
+    status: int, expected: type[HarvesterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory()
+    error = "<Error><Code>InvalidRequest</Code><Message>m</Message></Error>"
+    memory.fail = lambda r: (
+        web.Response(status=status, text=error) if r.query.get("partNumber") == "2" else None
+    )
+    async with remembered(memory, monkeypatch), bench(serving(clip(4 * PART)), "media") as it:
+        with pytest.raises(expected):
+            await it.copier.copy(it.job(), Claim())
+    assert memory.parts == {}
+    assert memory.objects == {}
+
+
+async def test_a_store_that_never_creates_only_is_written_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = Memory()
+    memory.fail = lambda r: (
+        web.Response(status=501, text="<Error><Code>NotImplemented</Code></Error>")
+        if "if-none-match" in r.headers
+        else None
+    )
+    async with remembered(memory, monkeypatch), bench(serving(BODY), "media") as it:
+        await it.copier.copy(it.job(), Claim())
+    assert list(memory.objects.values()) == [BODY]
+
+
+async def test_an_abort_that_fails_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    memory.fail = lambda r: web.Response(status=500) if r.method == "DELETE" else None
+    async with remembered(memory, monkeypatch), bench(truncated, "media") as it:
+        with pytest.raises(SourceFault):
+            await it.copier.copy(it.job(), Claim())

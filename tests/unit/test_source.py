@@ -1,0 +1,530 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from tests.filehost import BODY, ETAG, Caller, Script, hosted
+from worker.errors import SourceFault, SourceGone, SourceRejected
+from worker.transfer.guard import Guard
+from worker.transfer.source import MAX_REDIRECTS, Source
+
+LIMIT = 1_000_000
+
+
+@contextlib.asynccontextmanager
+async def reaching(
+    allow_hosts: tuple[str, ...] = ("*",), max_resumes: int = 3
+) -> AsyncIterator[Source]:
+    guard = Guard(allow_hosts, ["127.0.0.0/8"])
+    async with guard.client() as client:
+        yield Source(
+            client,
+            guard,
+            max_file_bytes=LIMIT,
+            connect_timeout=5,
+            stall_timeout=0.3,
+            max_resumes=max_resumes,
+        )
+
+
+async def fetch(source: Source, url: str, limit: int = 1000) -> bytes:
+    pieces = []
+    async with source.open(url) as download:
+        while piece := await download.read(limit):
+            assert len(piece) <= limit
+            pieces.append(bytes(piece))
+        assert await download.at_end()
+        assert download.received == sum(map(len, pieces))
+    return b"".join(pieces)
+
+
+async def fetched(script: Script, path: str = "/a.png") -> bytes:
+    async with hosted(script) as host, reaching() as source:
+        return await fetch(source, host.url(path))
+
+
+# -- what is whole ----------------------------------------------------------------------------
+
+
+async def test_a_file_arrives_byte_for_byte_and_is_asked_for_uncompressed() -> None:
+    async with hosted(Caller.whole) as host, reaching() as source:
+        assert await fetch(source, host.url("/a%2Fb.png?x=%2B&y=%41")) == BODY
+    (call,) = host.calls
+    assert call.path == "/a%2Fb.png?x=%2B&y=%41"
+    assert call.headers["accept-encoding"] == "identity"
+    assert "range" not in call.headers
+
+
+async def test_the_length_is_known_before_the_body() -> None:
+    async with (
+        hosted(Caller.whole) as host,
+        reaching() as source,
+        source.open(host.url()) as download,
+    ):
+        assert download.length == len(BODY)
+        assert not await download.at_end()
+
+
+async def test_chunks_that_end_properly_are_whole() -> None:
+    async def script(call: Caller) -> None:
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:700], BODY[700:]))
+        await call.send("200 OK", "Transfer-Encoding: chunked", body=body + b"0\r\n\r\n")
+
+    assert await fetched(script) == BODY
+
+
+async def test_identity_is_no_compression() -> None:
+    assert await fetched(lambda call: call.whole("Content-Encoding: identity")) == BODY
+
+
+# -- what is not ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "404 Not Found", "410 Gone"])
+async def test_gone(status: str) -> None:
+    with pytest.raises(SourceGone, match=status[:3]):
+        await fetched(lambda call: call.send(status, "Content-Length: 2", body=b"no"))
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "204 No Content",
+        "206 Partial Content",
+        "304 Not Modified",
+        "400 Bad Request",
+        "401 Who",
+        "418 Teapot",
+        "429 Slow Down",
+        "500 Oops",
+        "503 Busy",
+        "302 Found",
+        "300 Choose",
+    ],
+)
+async def test_any_other_status_is_a_fault(status: str) -> None:
+    with pytest.raises(SourceFault):
+        await fetched(lambda call: call.send(status, "Content-Length: 0"))
+
+
+async def no_length(call: Caller) -> None:
+    await call.send("200 OK", body=BODY)
+
+
+async def no_length_1_0(call: Caller) -> None:
+    call.writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + BODY)
+
+
+async def chunks_cut(call: Caller) -> None:
+    body = b"%x\r\n%b\r\n" % (len(BODY), BODY)
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=body)
+
+
+async def chunk_cut(call: Caller) -> None:
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=b"800\r\n" + BODY[:5])
+
+
+async def chunk_broken(call: Caller) -> None:
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=b"zz\r\n" + BODY)
+
+
+async def truncated(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 9999", body=BODY)
+
+
+async def reset(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 9999", body=BODY)
+    call.reset()
+
+
+async def reset_at_once(call: Caller) -> None:
+    call.reset()
+
+
+async def stalled(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 9999", body=BODY)
+    await asyncio.sleep(30)
+
+
+async def silent(_: Caller) -> None:
+    await asyncio.sleep(30)
+
+
+async def closed(_: Caller) -> None:
+    pass
+
+
+async def garbage(call: Caller) -> None:
+    call.writer.write(b"\x00\xffno http\r\n\r\n")
+
+
+async def two_lengths(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 5", f"Content-Length: {len(BODY)}", body=BODY)
+
+
+async def negative(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: -5", body=BODY)
+
+
+async def empty(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 0")
+
+
+async def empty_chunks(call: Caller) -> None:
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=b"0\r\n\r\n")
+
+
+async def longer_than_announced(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 5", body=BODY)
+
+
+async def gzipped(call: Caller) -> None:
+    await call.whole("Content-Encoding: gzip")
+
+
+async def header_without_end(call: Caller) -> None:
+    await call.send("200 OK", f"X-A: {'a' * 100_000}", "Content-Length: 5", body=b"12345")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        no_length,
+        no_length_1_0,
+        chunks_cut,
+        chunk_cut,
+        chunk_broken,
+        truncated,
+        reset,
+        reset_at_once,
+        stalled,
+        silent,
+        closed,
+        garbage,
+        two_lengths,
+        negative,
+        empty,
+        empty_chunks,
+        longer_than_announced,
+        gzipped,
+        header_without_end,
+    ],
+)
+async def test_a_body_that_is_not_provably_whole_is_a_fault(script: Script) -> None:
+    with pytest.raises(SourceFault) as caught:
+        await fetched(script, "/a.png?Signature=secret")
+    assert "secret" not in str(caught.value)
+
+
+async def test_no_server_is_a_fault() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with reaching() as source:
+            with pytest.raises(SourceFault, match="does not answer"):
+                await fetch(source, f"http://127.0.0.1:{unused.getsockname()[1]}/")
+
+
+# -- size -------------------------------------------------------------------------------------
+
+
+async def test_too_large_by_announcement_is_refused_before_the_body() -> None:
+    async def script(call: Caller) -> None:
+        await call.send("200 OK", f"Content-Length: {LIMIT + 1}")
+        await asyncio.sleep(30)
+
+    with pytest.raises(SourceRejected, match="larger than 1000000 bytes"):
+        await fetched(script)
+
+
+async def test_too_large_without_announcement_is_refused_on_the_way() -> None:
+    async def script(call: Caller) -> None:
+        await call.send("200 OK", "Transfer-Encoding: chunked")
+        while not call.writer.is_closing():
+            call.writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+            await call.writer.drain()
+
+    with pytest.raises(SourceRejected, match="larger than"):
+        await fetched(script)
+
+
+async def test_just_as_large_as_allowed_is_not_too_large() -> None:
+    assert len(await fetched(lambda call: call.whole(body=bytes(LIMIT)))) == LIMIT
+
+
+# -- redirections -----------------------------------------------------------------------------
+
+
+async def test_redirections_are_followed() -> None:
+    async def script(call: Caller) -> None:
+        left = MAX_REDIRECTS - call.number
+        if left:
+            await call.send("302 Found", f"Location: ../{left}/a?b=%2B", "Content-Length: 0")
+        else:
+            await call.whole()
+
+    async with hosted(script) as host, reaching() as source:
+        assert await fetch(source, host.url("/x/y/z")) == BODY
+    assert [call.path for call in host.calls][:3] == ["/x/y/z", "/x/5/a?b=%2B", "/x/4/a?b=%2B"]
+
+
+async def test_too_many_redirections_are_a_fault() -> None:
+    async def script(call: Caller) -> None:
+        await call.send("307 Again", "Location: /again", "Content-Length: 0")
+
+    async with hosted(script) as host, reaching() as source:
+        with pytest.raises(SourceFault, match="more than 5 redirections"):
+            await fetch(source, host.url())
+    assert len(host.calls) == MAX_REDIRECTS + 1
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://10.0.0.1/",
+        "https://169.254.169.254/latest/",
+        "http://[::1]/",
+        "file:///etc/passwd",
+        "https://user@files.example/",
+        "//192.168.0.1/",
+        "https://2130706433/",
+    ],
+)
+async def test_redirection_to_a_place_that_is_not_allowed_is_refused(location: str) -> None:
+    async def script(call: Caller) -> None:
+        await call.send("302 Found", f"Location: {location}", "Content-Length: 0")
+
+    async with hosted(script) as host, reaching() as source:
+        with pytest.raises(SourceRejected):
+            await fetch(source, host.url())
+    assert len(host.calls) == 1
+
+
+async def test_redirection_to_a_host_that_is_not_listed_is_refused() -> None:
+    async def script(call: Caller) -> None:
+        await call.send("302 Found", "Location: https://files.example/", "Content-Length: 0")
+
+    async with hosted(script) as host, reaching(("127.0.0.1",)) as source:
+        with pytest.raises(SourceRejected, match=r"files\.example is not allowed"):
+            await fetch(source, host.url())
+
+
+@pytest.mark.parametrize("location", ["http://[::1", "http://a\x80b/", "http://x:y/"])
+async def test_redirection_to_nowhere_is_an_error(location: str) -> None:
+    async def script(call: Caller) -> None:
+        await call.send("302 Found", f"Location: {location}", "Content-Length: 0")
+
+    with pytest.raises((SourceFault, SourceRejected)):
+        await fetched(script)
+
+
+# -- going on ---------------------------------------------------------------------------------
+
+
+def breaking(times: int, rest: Callable[[Caller], Awaitable[None]], *headers: str) -> Script:
+    """Break off after some more bytes each time, then answer with ``rest``."""
+
+    async def script(call: Caller) -> None:
+        if call.number == 0:
+            await call.send("200 OK", f"Content-Length: {len(BODY)}", *headers, body=BODY[:100])
+        elif call.number < times:
+            start = int(call.headers["range"].removeprefix("bytes=").removesuffix("-"))
+            await call.send(
+                "206 Partial Content",
+                f"Content-Range: bytes {start}-{len(BODY) - 1}/{len(BODY)}",
+                f"Content-Length: {len(BODY) - start}",
+                body=BODY[start : start + 100],
+            )
+        else:
+            await rest(call)
+
+    return script
+
+
+async def test_a_broken_transfer_goes_on_where_it_ended() -> None:
+    async with hosted(breaking(3, Caller.rest, ETAG)) as host, reaching() as source:
+        assert await fetch(source, host.url()) == BODY
+    assert [call.headers.get("range") for call in host.calls] == [
+        None,
+        "bytes=100-",
+        "bytes=200-",
+        "bytes=300-",
+    ]
+    assert {call.headers["if-range"] for call in host.calls[1:]} == {'"1"'}
+
+
+async def test_the_date_proves_that_a_file_is_the_same_where_there_is_no_tag() -> None:
+    date = "Wed, 01 Jan 2025 00:00:00 GMT"
+    headers = ('ETag: W/"1"', f"Last-Modified: {date}")
+    async with hosted(breaking(1, Caller.rest, *headers)) as host, reaching() as source:
+        assert await fetch(source, host.url()) == BODY
+    assert host.calls[1].headers["if-range"] == date
+
+
+async def test_a_stalled_transfer_goes_on() -> None:
+    async def script(call: Caller) -> None:
+        if call.number:
+            await call.rest()
+        else:
+            await call.send("200 OK", f"Content-Length: {len(BODY)}", ETAG, body=BODY[:9])
+            await asyncio.sleep(30)
+
+    assert await fetched(script) == BODY
+
+
+async def test_chunks_that_broke_off_go_on() -> None:
+    async def script(call: Caller) -> None:
+        if call.number:
+            await call.rest()
+        else:
+            body = b"64\r\n" + BODY[:100] + b"\r\n"
+            await call.send("200 OK", "Transfer-Encoding: chunked", ETAG, body=body)
+
+    assert await fetched(script) == BODY
+
+
+async def test_resuming_follows_redirections_anew() -> None:
+    async def script(call: Caller) -> None:
+        if call.path == "/a.png":
+            await call.send("302 Found", f"Location: /{call.number}", "Content-Length: 0")
+        elif call.path == "/0":
+            await call.send("200 OK", f"Content-Length: {len(BODY)}", ETAG, body=BODY[:9])
+        else:
+            await call.rest()
+
+    async with hosted(script) as host, reaching() as source:
+        assert await fetch(source, host.url()) == BODY
+    assert [call.path for call in host.calls] == ["/a.png", "/0", "/a.png", "/2"]
+
+
+async def test_without_proof_that_the_file_is_the_same_nothing_goes_on() -> None:
+    async with hosted(breaking(1, Caller.rest, 'ETag: W/"1"')) as host, reaching() as source:
+        with pytest.raises(SourceFault, match="after 100 of 2048 bytes"):
+            await fetch(source, host.url())
+    assert len(host.calls) == 1
+
+
+async def test_resumptions_are_bounded() -> None:
+    async with hosted(breaking(9, Caller.rest, ETAG)) as host, reaching(max_resumes=3) as source:
+        with pytest.raises(SourceFault, match="broken off after 400 of 2048"):
+            await fetch(source, host.url())
+    assert len(host.calls) == 4
+
+
+async def test_a_resumption_without_progress_is_the_last() -> None:
+    async def script(call: Caller) -> None:
+        if call.number == 0:
+            await call.send("200 OK", f"Content-Length: {len(BODY)}", ETAG, body=BODY[:9])
+        else:
+            length = len(BODY)
+            await call.send(
+                "206 Partial Content",
+                f"Content-Range: bytes 9-{length - 1}/{length}",
+                f"Content-Length: {length - 9}",
+            )
+
+    async with hosted(script) as host, reaching() as source:
+        with pytest.raises(SourceFault, match="broken off after 9"):
+            await fetch(source, host.url())
+    assert len(host.calls) == 2
+
+
+def answering(status: str, *headers: str, body: bytes = b"") -> Script:
+    async def script(call: Caller) -> None:
+        await call.send(status, f"Content-Length: {len(body)}", *headers, body=body)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        Caller.whole,
+        answering("206 Partial Content", body=BODY[100:]),
+        answering("206 Partial Content", "Content-Range: bytes 0-2047/2048", body=BODY),
+        answering("206 Partial Content", "Content-Range: bytes 99-2047/2048", body=BODY[99:]),
+        answering("206 Partial Content", "Content-Range: bytes 100-4095/4096", body=BODY[100:]),
+        answering("206 Partial Content", "Content-Range: pages 100-2047/2048", body=BODY[100:]),
+        answering(
+            "206 Partial Content",
+            "Content-Range: bytes 100-2047/2048",
+            "Content-Encoding: br",
+            body=BODY[100:],
+        ),
+        answering("416 Range Not Satisfiable", "Content-Range: bytes */99"),
+        answering("503 Busy"),
+    ],
+)
+async def test_a_rest_that_does_not_fit_is_a_fault(rest: Script) -> None:
+    with pytest.raises(SourceFault):
+        await fetched(breaking(1, rest, ETAG))
+
+
+async def test_an_address_that_expired_meanwhile_is_gone() -> None:
+    with pytest.raises(SourceGone):
+        await fetched(breaking(1, answering("403 Forbidden"), ETAG))
+
+
+async def test_a_rest_that_makes_the_file_too_large_is_refused() -> None:
+    async def script(call: Caller) -> None:
+        if call.number:
+            await call.send(
+                "206 Partial Content",
+                f"Content-Range: bytes 5-{LIMIT}/{LIMIT + 1}",
+                f"Content-Length: {LIMIT - 4}",
+            )
+        else:
+            body = b"5\r\n12345\r\n"
+            await call.send("200 OK", "Transfer-Encoding: chunked", ETAG, body=body)
+
+    with pytest.raises(SourceRejected, match="larger than"):
+        await fetched(script)
+
+
+async def test_every_request_shows_life() -> None:
+    signs = 0
+
+    def progress() -> None:
+        nonlocal signs
+        signs += 1
+
+    async with (
+        hosted(breaking(2, Caller.rest, ETAG)) as host,
+        reaching() as source,
+        source.open(host.url(), progress=progress) as download,
+    ):
+        while await download.read(10_000):
+            pass
+    assert signs == len(host.calls) == 3
+
+
+async def test_leaving_early_closes_the_connection() -> None:
+    left = asyncio.Event()
+
+    async def script(call: Caller) -> None:
+        await call.send("200 OK", "Content-Length: 99999999")
+        with contextlib.suppress(ConnectionError):
+            while not call.writer.is_closing():
+                call.writer.write(bytes(10_000))
+                await call.writer.drain()
+        left.set()
+
+    guard = Guard(["*"], ["127.0.0.0/8"])
+    async with hosted(script) as host, guard.client() as client:
+        source = Source(client, guard, max_file_bytes=10**9)
+        async with source.open(host.url()) as download:
+            await download.read(10)
+        await asyncio.wait_for(left.wait(), 10)
+
+
+async def test_a_read_can_be_cancelled() -> None:
+    async with hosted(stalled) as host, reaching() as source, source.open(host.url()) as download:
+        await download.read(10_000)
+        reading = asyncio.create_task(download.at_end())
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
