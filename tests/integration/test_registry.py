@@ -83,7 +83,7 @@ async def waiting(registry: Registry, task_id: str = "t1") -> Job:
 
 
 async def test_submit_makes_a_record_and_a_due_entry(registry: Registry) -> None:
-    assert await registry.submit([submission()]) == {"t1": True}
+    assert await registry.submit([submission()]) == ({"t1": True}, [])
     record = await registry.record("t1")
     assert record is not None
     assert record["schema"] == "1"
@@ -99,12 +99,12 @@ async def test_a_known_id_is_left_as_it_is(registry: Registry) -> None:
     await registry.submit([submission()])
     before = await registry.record("t1")
     again = replace(submission(), metadata="{}", label="other")
-    assert await registry.submit([again, submission("t2")]) == {"t1": False, "t2": True}
+    assert await registry.submit([again, submission("t2")]) == ({"t1": False, "t2": True}, [])
     assert await registry.record("t1") == before
 
 
 async def test_many_ids_in_one_message(registry: Registry) -> None:
-    new = await registry.submit([submission(f"t{n}") for n in range(1000)])
+    new, _ = await registry.submit([submission(f"t{n}") for n in range(1000)])
     assert sum(new.values()) == 1000
     assert (await registry.due())[Kind.COPY] == 1000
 
@@ -118,6 +118,16 @@ async def test_a_new_callback_of_a_known_id_is_added(registry: Registry) -> None
     record = await registry.record("t1")
     assert record is not None
     assert json.loads(record["options"])["callbacks"] == [first, second]
+
+
+async def test_too_many_callbacks_are_refused_for_that_id_alone(registry: Registry) -> None:
+    hooks = [{"channel": "webhook", "target": f"https://a.example/{n}"} for n in range(9)]
+    await registry.submit([submission(callbacks=hooks[:8])])
+    new, refused = await registry.submit(
+        [submission("t1", callbacks=hooks[8:]), submission("t2", callbacks=hooks[8:])]
+    )
+    assert new == {"t1": False, "t2": True}
+    assert [(refusal.what, refusal.value) for refusal in refused] == [("callback", "t1")]
 
 
 async def test_a_callback_added_to_a_final_task_is_told(registry: Registry, redis: Redis) -> None:
@@ -538,7 +548,7 @@ async def test_a_full_server_accepts_nothing_by_halves(registry: Registry, redis
         assert (await registry.due())[Kind.COPY] == 1
     finally:
         await redis.config_set("maxmemory", "0")
-    assert await registry.submit([submission("t1")]) == {"t1": True}
+    assert await registry.submit([submission("t1")]) == ({"t1": True}, [])
 
 
 @pytest.mark.parametrize("name", NAMES)

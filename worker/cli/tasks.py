@@ -155,7 +155,6 @@ async def _submit(
 ) -> tuple[dict[str, bool], list[str]]:
     """Accept ids a message at a time; which are new, and a line for each thing refused."""
     from worker.core.submission import MAX_IDS, read_submission
-    from worker.errors import InvalidSubmission
     from worker.wiring import make_policy
 
     policy = make_policy(chosen)
@@ -164,12 +163,10 @@ async def _submit(
     async with registry(chosen) as fleet:
         while batch := list(islice(ids, MAX_IDS)):
             accepted, refusals = read_submission(batch, options, policy)
-            refused |= dict.fromkeys(f"{r.what} {r.value!r}: {r.reason}" for r in refusals)
-            try:
-                flags = await fleet.submit(accepted)
-            except InvalidSubmission as error:
-                refused[f"callback: {error}"] = None
-                flags = dict.fromkeys((item.task_id for item in accepted), False)
+            flags, too_many = await fleet.submit(accepted)
+            refused |= dict.fromkeys(
+                f"{r.what} {r.value!r}: {r.reason}" for r in (*refusals, *too_many)
+            )
             for task_id, is_new in flags.items():
                 new.setdefault(task_id, is_new)
     return new, list(refused)

@@ -16,7 +16,7 @@ from redis import exceptions as redis_errors
 
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
-from worker.errors import LeaseLost, RegistryUnavailable
+from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable
 from worker.registry.records import Claim, Job, Kind
 from worker.registry.scripts import Scripts
 
@@ -38,6 +38,7 @@ _SERVER_STATES = (
     "LOADING",
     "MASTERDOWN",
     "CLUSTERDOWN",
+    "NOPERM",
 )
 
 
@@ -54,6 +55,8 @@ def _seam() -> Iterator[None]:
         ):
             raise RegistryUnavailable(f"Redis takes no writes: {message[:200]}") from error
         raise
+    except redis_errors.RedisError as error:
+        raise RegistryUnavailable(f"no Redis answers: {type(error).__name__}") from error
 
 
 def _pairs(flat: Sequence[str]) -> dict[str, str]:
@@ -111,16 +114,19 @@ class Registry:
 
     # -- intake -------------------------------------------------------------------------------
 
-    async def submit(self, submissions: Sequence[Submission]) -> dict[str, bool]:
-        """Accept ids; returns for each whether it is new.
+    async def submit(
+        self, submissions: Sequence[Submission]
+    ) -> tuple[dict[str, bool], list[Refusal]]:
+        """Accept ids: for each whether it is new, and the callbacks that were refused.
 
-        A known id is left as it is, except that a callback it does not have yet is added. Raises
-        ``InvalidSubmission`` if that would make too many callbacks.
+        A known id is left as it is, except that a callback it does not have yet is added, as long
+        as there are not too many.
         """
         groups: dict[tuple[str, str, str], list[str]] = {}
         for item in submissions:
             groups.setdefault((item.metadata, item.label, item.options), []).append(item.task_id)
         new: dict[str, bool] = {}
+        refused: list[Refusal] = []
         for (metadata, label, text), ids in groups.items():
             options = json.loads(text)
             callbacks = len(options["callbacks"])
@@ -135,8 +141,13 @@ class Registry:
             if callbacks:
                 for task_id in ids:
                     if not new[task_id]:
-                        await self._add_callbacks(task_id, options["callbacks"])
-        return new
+                        try:
+                            await self._add_callbacks(task_id, options["callbacks"])
+                        except InvalidSubmission as error:
+                            refused.append(
+                                Refusal(what="callback", value=task_id, reason=str(error))
+                            )
+        return new, refused
 
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:

@@ -32,12 +32,8 @@ class Intake:
     ) -> tuple[dict[str, bool], list[Refusal]]:
         """Accept a message: the ids (and whether each is new), and what of it was refused."""
         submissions, refusals = read_submission(task_ids, options, self._policy)
-        try:
-            new = await self._registry.submit(submissions)
-        except InvalidSubmission as error:
-            # too many callbacks: the ids stand as they are
-            new = dict.fromkeys((item.task_id for item in submissions), False)
-            refusals = [*refusals, Refusal(what="option callback_url", value="", reason=str(error))]
+        new, too_many = await self._registry.submit(submissions)
+        refusals = [*refusals, *too_many]
         await self.refuse(refusals, source=source)
         if new:
             log.info("intake.accepted", source=source, ids=len(new), new=sum(new.values()))
