@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import hypothesis
 import pytest
 import redis
+from redis.asyncio import Redis
 
 from tests.support import BucketEnv
 from worker.sandbox.servers import SeaweedFS, Valkey
@@ -51,6 +52,14 @@ def redis_url(valkey: Valkey) -> str:
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
     return valkey.url
+
+
+@pytest.fixture(name="redis")
+async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the empty Valkey, as the registry makes its own."""
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,24 @@ from tests.support import BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
 ROOT = Path(__file__).parent.parent
+CELERY = ("-m", "celery")
+FINAL = ("stored", "partial", "failed")
 
 
 class Fleet:
-    """``size`` workers, each started again when it dies, until :meth:`stop`."""
+    """``size`` workers, each started again when it dies, until :meth:`stop`.
 
-    def __init__(self, environ: dict[str, str], logs: Path, *, size: int = 2) -> None:
+    ``program`` is what Python runs instead of Celery itself.
+    """
+
+    def __init__(
+        self,
+        environ: dict[str, str],
+        logs: Path,
+        *,
+        size: int = 2,
+        program: Sequence[str] = CELERY,
+    ) -> None:
         self.environ = {
             "PATH": os.environ["PATH"],
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -36,6 +50,7 @@ class Fleet:
         }
         self._logs = logs
         self._size = size
+        self._program = program
         self._processes: list[subprocess.Popen[bytes]] = []
         self._started = 0
         self._supervisor: asyncio.Task[None] | None = None
@@ -56,6 +71,11 @@ class Fleet:
     def processes(self) -> list[subprocess.Popen[bytes]]:
         """The workers that run now."""
         return [process for process in self._processes if process.poll() is None]
+
+    @property
+    def started(self) -> int:
+        """How many processes there have been."""
+        return self._started
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Every JSON line that any worker has logged."""
@@ -88,7 +108,7 @@ class Fleet:
         self._started += 1
         with (self._logs / f"worker-{self._started}.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "worker.app", "worker"],
+                [sys.executable, *self._program, "-A", "worker.app", "worker"],
                 cwd=ROOT,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
@@ -117,7 +137,7 @@ class Killer:
         for process in seed.sample(self._fleet.processes, len(self._fleet.processes)):
             # stopped first, so that the count is of what the kill hits
             process.send_signal(signal.SIGSTOP)
-            hit = await self._in_hand(process.pid)
+            hit = await self.in_hand(process.pid)
             if hit:
                 process.kill()
                 process.wait()
@@ -126,7 +146,8 @@ class Killer:
                 return
             process.send_signal(signal.SIGCONT)
 
-    async def _in_hand(self, pid: int) -> collections.Counter[str]:
+    async def in_hand(self, pid: int) -> collections.Counter[str]:
+        """The stages of the tasks that a process has claimed."""
         owner, found = f"{socket.gethostname()}:{pid}", collections.Counter[str]()
         async for key in self._redis.scan_iter(f"{self._namespace}:work:*", count=1000):
             work = await self._redis.hgetall(key)
@@ -158,7 +179,7 @@ async def all_final(redis: Redis, namespace: str, ids: list[str], *, seconds: fl
                 pipe.hget(f"{namespace}:task:{task_id}", "state")
             states = await pipe.execute()
         return [f"{i}:{s}" for i, s in zip(ids, states, strict=True)
-                if s not in ("stored", "partial", "failed")]  # fmt: skip
+                if s not in FINAL]  # fmt: skip
 
     try:
         await eventually(lambda: _none(missing()), seconds=seconds)
@@ -171,63 +192,116 @@ async def _none(listed: Any) -> bool:
     return not await listed
 
 
-async def verify(
-    simulator: Simulator, redis: Redis, bucket: BucketEnv, namespace: str, ids: list[str]
-) -> dict[str, dict[str, str]]:
+@dataclass(kw_only=True)
+class Findings:
+    """What is wrong with what a fleet has left behind, a line for each thing; and the records."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    bad_bytes: list[str] = field(default_factory=list)
+    half_records: list[str] = field(default_factory=list)
+    unexplained: list[str] = field(default_factory=list)
+    records: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> list[str]:
+        """All of it."""
+        return [
+            *self.lost, *self.doubled, *self.bad_bytes, *self.half_records, *self.unexplained
+        ]  # fmt: skip
+
+
+async def audit(
+    simulator: Simulator,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    ids: list[str],
+    *,
+    endings: Mapping[str, tuple[str, str]] | None = None,
+) -> Findings:
     """Compare Redis, the bucket and the stream with what the simulator foretells.
 
-    Every task ends as foretold; every object is byte-exact; no object or open upload is
-    unexplained; every task is announced once. The records are returned. The fleet must use the
-    namespace as its prefix.
+    Every task ends as foretold (or as ``endings`` says: state and reason); every object is
+    byte-exact; no object or open upload is unexplained; every task is announced once. The fleet
+    must use the namespace as its prefix.
     """
     foretold = await asyncio.to_thread(lambda: simulator.oracle()["tasks"])
-    wrong: list[str] = []
-    records: dict[str, dict[str, str]] = {}
+    found = Findings()
     explained: set[str] = set()
     sums: dict[str, str] = {}
     for task_id in ids:
         record = await redis.hgetall(f"{namespace}:task:{task_id}")
-        records[task_id] = record
+        found.records[task_id] = record
         oracle = foretold.get(task_id, {"state": "failed", "reason": "unknown_task", "files": []})
         ended = (record.get("state"), record.get("reason"))
-        if oracle["state"] != "unsure" and ended != (oracle["state"], oracle["reason"]):
-            wrong.append(
-                f"{task_id} ended {ended}, foretold {oracle['state'], oracle['reason']}: "
-                f"{record.get('error')}"
-            )
+        wanted = (endings or {}).get(task_id, (oracle["state"], oracle["reason"]))
+        if record.get("state") not in FINAL:
+            found.lost.append(f"{task_id} is {record.get('state')}, foretold {wanted}")
             continue
-        explained.add(record["manifest"])
-        files = json.loads(record["files"])
+        if "unsure" not in wanted and ended != wanted:
+            found.lost.append(f"{task_id} ended {ended}, foretold {wanted}: {record.get('error')}")
+            continue
+        found.half_records += [f"{task_id} lacks {name}" for name in _lacking(record)]
+        explained.add(record.get("manifest", ""))
+        files = json.loads(record.get("files", "[]"))
         by_refs = {tuple(file["refs"]): file for file in files}
         if record["state"] != "failed" and len(files) != len(oracle["files"]):
-            wrong.append(f"{task_id} has {len(files)} files, foretold {len(oracle['files'])}")
+            found.lost.append(f"{task_id} has {len(files)} files, foretold {len(oracle['files'])}")
         for file in oracle["files"]:
             stored = by_refs.get(tuple(file["refs"]))
             if file["expected"] == "stored" and record["state"] != "failed":
                 if stored is None or stored.get("sha256") != file["sha256"]:
-                    wrong.append(f"{task_id} {file['refs']}: {stored}, foretold {file}")
+                    found.lost.append(f"{task_id} {file['refs']}: {stored}, foretold {file}")
                     continue
                 sums[stored["key"]] = file["sha256"]
         explained |= {file["key"] for file in files if "key" in file}
     keys = set(await asyncio.to_thread(bucket.keys, f"{namespace}/"))
-    if keys != explained:
-        wrong.append(f"unexplained {keys - explained}, missing {explained - keys}")
-    for key in keys & sums.keys():
+    found.lost += [f"{key} is not in the bucket" for key in sorted(explained - keys)]
+    bases = collections.Counter(key.rpartition(".")[0] for key in explained)
+    for key in sorted(keys - explained):
+        twin = bases[key.rpartition(".")[0]]
+        (found.doubled if twin else found.unexplained).append(f"nothing explains {key}")
+    for key in sorted(keys & sums.keys()):
         body = await asyncio.to_thread(bucket.read, key)
         if hashlib.sha256(body).hexdigest() != sums[key]:
-            wrong.append(f"{key} has other bytes than its source")
+            found.bad_bytes.append(f"{key} has other bytes than its source")
     uploads = await asyncio.to_thread(
         bucket.client.list_multipart_uploads, Bucket=bucket.bucket, Prefix=f"{namespace}/"
     )
-    if uploads.get("Uploads"):
-        wrong.append(f"open uploads {uploads['Uploads']}")
+    found.unexplained += [f"open upload of {u['Key']}" for u in uploads.get("Uploads", ())]
     told = collections.Counter(
         (event["task_id"], event["run"]) for _, event in await redis.xrange(f"{namespace}:events")
     )
-    if told != collections.Counter((task_id, records[task_id].get("run")) for task_id in ids):
-        wrong.append(f"announced not once: {[k for k, n in told.items() if n != 1]}")
-    assert not wrong, "\n".join(wrong[:20])
-    return records
+    wanted_told = {(task_id, found.records[task_id].get("run", "")) for task_id in ids}
+    found.doubled += [f"announced {n} times: {k}" for k, n in told.items() if n != 1]
+    found.lost += [f"never announced: {k}" for k in sorted(wanted_told - told.keys())]
+    found.unexplained += [f"announced: {k}" for k in sorted(told.keys() - wanted_told)]
+    return found
+
+
+def _lacking(record: Mapping[str, str]) -> list[str]:
+    """The fields that a final record lacks."""
+    names = ["reason", "finished_at", "files", "manifest", "run", "told"]
+    names += ["result"] if record["state"] in ("stored", "partial") else []
+    filled = ["finished_at", "files", "manifest"]
+    filled += ["reason", "error"] if record["state"] != "stored" else []
+    return [n for n in names if n not in record] + [n for n in filled if not record.get(n)]
+
+
+async def verify(
+    simulator: Simulator,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    ids: list[str],
+    *,
+    endings: Mapping[str, tuple[str, str]] | None = None,
+) -> dict[str, dict[str, str]]:
+    """:func:`audit`, and fail if anything is wrong. The records are returned."""
+    found = await audit(simulator, redis, bucket, namespace, ids, endings=endings)
+    assert not found.wrong, "\n".join(found.wrong[:20])
+    return found.records
 
 
 def environ(

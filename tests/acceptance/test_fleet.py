@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 from celery import Celery
 from redis.asyncio import Redis
 
@@ -19,13 +17,6 @@ from worker.sandbox.simulator import Simulator
 
 MIXED = 300
 KILL_EVERY = 3.0  # seconds
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
-    yield client
-    await client.aclose()
 
 
 def celery_of_another_application(redis_url: str) -> Celery:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -36,13 +36,6 @@ class Toy:
             return await self._act(job, hand)
         finally:
             self.now -= 1
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +17,6 @@ from worker.errors import LeaseLost, RegistryUnavailable
 from worker.registry.records import Job, Kind
 from worker.registry.registry import Registry
 from worker.registry.scripts import NAMES, source
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

@@ -67,13 +67,6 @@ async def webhook() -> AsyncIterator[Webhook]:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
 def registry(redis: Redis, namespace: str) -> Registry:
     return make(redis, namespace)
 

@@ -32,7 +32,7 @@ from worker.errors import (
 )
 from worker.registry.records import Kind
 from worker.transfer.copier import CopyJob
-from worker.work.poll import report_blocked
+from worker.work.circuit import report_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -13,6 +13,7 @@ from worker.core.models import Pending, Reason, State
 from worker.engine import insist
 from worker.errors import UpstreamBlocked, UpstreamThrottled, UpstreamUnavailable
 from worker.registry.records import Kind
+from worker.work.circuit import report_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,12 +172,3 @@ def _soonest_expiry(data: str) -> float | None:
 def ending_note(reason: Reason, error: str) -> dict[str, str]:
     """The note by which an ending is handed over."""
     return {"ending": jsontext.dumps({"reason": reason, "error": error})}
-
-
-async def report_blocked(
-    registry: Registry, circuit: str, kind: str, message: str, probe: bool
-) -> None:
-    """Open the circuit, and say so loudly once a minute for the whole fleet."""
-    await insist(lambda: registry.trip(circuit, kind=kind, message=message, probe=probe))
-    if await insist(lambda: registry.say_once(f"circuit:{circuit}")):
-        log.error("circuit.open", circuit=circuit, kind=kind, error=message)

@@ -1,0 +1,96 @@
+"""Fixtures of the fault matrix, and the table of its results.
+
+Sizes are those of the matrix when ``HARVESTER_FAULTS`` is ``full``, and small otherwise. Results
+are also written to the file ``HARVESTER_FAULTS_RESULTS``, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.faults.kit import Row, Scene
+from tests.support import BucketEnv
+from worker.sandbox.simulator import Simulator
+
+_HERE = Path(__file__).parent
+_COLUMNS = (
+    "row", "fault", "size", "lost", "doubled", "bad_bytes", "half_records", "unexplained",
+    "recovery", "notes",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "faults: a row of the fault matrix (see docs/faults.md)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker("faults")
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def scene(
+    simulator: Simulator,
+    redis: Redis,
+    redis_url: str,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Scene:
+    def report(row: Row) -> None:
+        request.node.user_properties.append(("fault_row", asdict(row)))
+
+    return Scene(
+        simulator=simulator,
+        redis=redis,
+        redis_url=redis_url,
+        bucket=bucket,
+        namespace=namespace,
+        logs=tmp_path,
+        report=report,
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "fault_row"
+    ]
+    if not rows:
+        return
+    rows.sort(key=lambda row: [int(row["row"].rstrip("abc")), row["row"], row["fault"]])
+    if target := os.environ.get("HARVESTER_FAULTS_RESULTS"):
+        Path(target).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    terminalreporter.section("fault matrix")
+    lines = [[name.replace("_", " ") for name in _COLUMNS]]
+    lines += [[_shown(row[name]) for name in _COLUMNS] for row in rows]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(_COLUMNS))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        terminalreporter.write_line("  ".join(cells).rstrip())
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f} s" if isinstance(value, float) else str(value)

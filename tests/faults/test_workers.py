@@ -1,0 +1,104 @@
+"""Workers that are stopped, frozen, or wrong about the time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import time
+
+from tests.faults.kit import LEASE, TICKS, Scene, repeating, size
+from tests.fleet import Killer
+from tests.scripts import mixed
+from tests.support import eventually
+
+GRACE = 10
+
+
+def slow(count: int, seconds: float = 3) -> list[dict[str, object]]:
+    """Tasks whose file takes a while to arrive."""
+    fault = {"fault": "slow", "seconds": seconds, "times": "ever"}
+    return [{"simulate": {"images": [{"file": "png", "faults": [fault]}]}} for _ in range(count)]
+
+
+async def claimed_by(scene: Scene, pid: int) -> int:
+    """How many tasks a process has in hand."""
+    owner, count = f"{socket.gethostname()}:{pid}", 0
+    async for key in scene.redis.scan_iter(f"{scene.namespace}:work:*", count=1000):
+        count += await scene.redis.hmget(key, "owner") == [owner] and bool(
+            await scene.redis.hexists(key, "token")
+        )
+    return count
+
+
+async def test_rolling_restart(scene: Scene) -> None:
+    """Row 3: SIGTERM to one worker after the other, under load."""
+    seed = random.Random(3)
+    count, rounds = size(90, 1000), size(1, 6)
+    ids = scene.plant(mixed(count, seed, spread=size(8, 40)))
+    took: list[float] = []
+    handed_back = 0
+    env = {"HARVESTER_SHUTDOWN_GRACE": str(GRACE)}
+    async with scene.fleet(workers=size(2, 3), **env) as fleet, scene.watched():
+        await scene.hand_in(ids)
+        await eventually(lambda: scene.redis.zcard(f"{scene.namespace}:due:copy"), what="a copy")
+        for _ in range(rounds):
+            for process in fleet.processes:
+                await eventually(lambda p=process: claimed_by(scene, p.pid), what="a busy worker")
+                began = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                code = await asyncio.to_thread(process.wait, 2 * GRACE)
+                took.append(time.monotonic() - began)
+                assert code == 0
+                assert await claimed_by(scene, process.pid) == 0
+                handed_back += 1
+        await scene.all_final(size(90, 400))
+    assert max(took) <= GRACE
+    assert await scene.counter("leases_expired") == 0
+    await scene.judge(
+        "3",
+        "rolling SIGTERM",
+        notes=f"{handed_back} restarts, the slowest took {max(took):.1f} s of {GRACE}",
+    )
+
+
+async def test_frozen_longer_than_the_lease(scene: Scene) -> None:
+    """Row 2: SIGSTOP for longer than the lease, then SIGCONT."""
+    count, rounds = size(24, 100), size(1, 5)
+    ids = scene.plant(slow(count, seconds=3))
+    freezes, waited = 0, []
+    async with scene.fleet() as fleet, scene.watched():
+        await scene.hand_in(ids)
+        killer = Killer(fleet, scene.redis, scene.namespace)
+        while freezes < rounds:
+            for process in fleet.processes:
+                process.send_signal(signal.SIGSTOP)
+                hit = await killer.in_hand(process.pid)
+                if not hit["mid-copy"] + hit["before the first byte"]:
+                    process.send_signal(signal.SIGCONT)
+                    continue
+                began = time.monotonic()
+                await eventually(
+                    lambda p=process: _none_left(scene, p.pid), what="the others", seconds=60
+                )
+                waited.append(time.monotonic() - began)
+                await asyncio.sleep(1)
+                process.send_signal(signal.SIGCONT)
+                freezes += 1
+                break
+            await asyncio.sleep(0.1)
+        await scene.all_final(size(90, 300))
+        assert fleet.started == 2  # none of them died of it
+    stale = await scene.counter("stale_writes")
+    assert stale > 0
+    await scene.judge(
+        "2",
+        "SIGSTOP beyond the lease",
+        recovery=max(waited),
+        notes=f"{freezes} freezes, {stale} stale writes refused",
+    )
+
+
+async def _none_left(scene: Scene, pid: int) -> bool:
+    return not await claimed_by(scene, pid)
