@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -36,6 +37,8 @@ _BATCH = 100
 _REPORT = 10.0
 _CRASH_DELAY = 30.0
 _INSIST = 120.0
+_STALL = 60.0  # seconds of silence of the loop, at least, before the process ends itself
+_STALL_SAID = 5.0
 
 
 class Hand:
@@ -237,6 +240,42 @@ class Drain:
                     entry.task.cancel()
 
 
+class _Watchdog(threading.Thread):
+    """Ends the process if its loop answers nothing for ``seconds``.
+
+    While the loop stands still its leases lapse and others go on; the process itself would stay
+    useless, so a supervisor is given the chance to start it anew.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._silent = 0.0
+        self._said = False
+
+    def run(self) -> None:
+        """Knock once a second until the loop is closed."""
+        while True:
+            knocked = time.monotonic()
+            try:
+                self._loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:
+                return
+            time.sleep(1)
+            # a process that was stopped as a whole (SIGSTOP) is not blamed for the time
+            self._silent += min(2.0, time.monotonic() - knocked)
+            if self._silent > _STALL_SAID and not self._said:
+                self._said = True
+                log.error("loop.stalled", seconds=round(self._silent, 1))
+            if self._silent > self._seconds:
+                log.critical("loop.lost", seconds=round(self._silent, 1))
+                os._exit(70)
+
+    def _answer(self) -> None:
+        self._silent, self._said = 0.0, False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What runs on the loop; made on it by the wiring, closed at the end."""
@@ -320,6 +359,7 @@ class Engine:
         for drain in self._drains.values():
             if self._hint is not None:
                 drain.saturated = self._hint
+        _Watchdog(max(_STALL, 2 * parts.registry.lease)).start()
         running = [asyncio.create_task(drain.run()) for drain in self._drains.values()]
         running.append(asyncio.create_task(self._tick(parts)))
         self._ready.set()
@@ -345,6 +385,8 @@ class Engine:
         while True:
             try:
                 await parts.registry.tick(self.name)
+                if lost := await parts.registry.reconcile():
+                    log.warning("tasks.put_back", count=lost)
                 if await parts.intake.drain_stream():
                     continue
             except RegistryUnavailable as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from worker.errors import LeaseLost, RegistryUnavailable
 from worker.registry.records import Job, Kind
 from worker.registry.registry import Registry
 from worker.registry.scripts import NAMES, source
+from worker.sandbox.servers import Valkey
 
 
 @pytest.fixture
@@ -434,6 +438,61 @@ async def test_cancel_says_what_is_final_or_unknown(registry: Registry) -> None:
     assert await registry.cancel("nobody") == "unknown"
     await finish(registry, await waiting(registry))
     assert await registry.cancel("t1") == "stored"
+
+
+async def test_a_repeated_retry_opens_one_run(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await finish(registry, await waiting(registry), State.FAILED)
+    monkeypatch.setattr("worker.registry.registry.secrets.token_hex", lambda _: "same")
+    assert await registry.retry("t1") == "ok"
+    assert await registry.retry("t1") == "ok"
+    record = await registry.record("t1")
+    assert record is not None
+    assert record["run"] == "2"
+
+
+async def test_a_task_that_stands_nowhere_is_put_back(registry: Registry, redis: Redis) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(1200)])
+    job = await claim_one_of(registry)
+    await registry.save(job, to=Kind.POLL)
+    await redis.delete(registry.key("due", "copy"), registry.key("due", "poll"))
+    await redis.zadd(registry.key("index", "copying"), {"nobody": 1})
+    assert await registry.reconcile() == 1200
+    assert (await registry.due())[Kind.COPY] == 1200
+    assert await redis.zcard(registry.key("index", "copying")) == 0
+    assert await registry.reconcile() == 0  # not again within the minute
+
+
+async def claim_one_of(registry: Registry) -> Job:
+    (job,) = await claim(registry, Kind.COPY, limit=1)
+    return job
+
+
+async def test_with_replicas_intake_answers_after_one_has_confirmed(
+    redis: Redis, registry: Registry, valkey: Valkey, tmp_path: Path
+) -> None:
+    with Valkey(tmp_path) as replica:
+        copy = Redis.from_url(replica.url, decode_responses=True, protocol=2)
+        await copy.replicaof("127.0.0.1", valkey.port)
+
+        async def linked() -> bool:
+            replicas = await redis.info("replication")
+            return bool(replicas.get("slave0", {}).get("state") == "online")
+
+        await eventually(linked)
+        await registry.submit([submission()])
+        assert await copy.hget(registry.key("task", "t1"), "state") == "waiting"
+        replica_pid = replica.pid
+        os.kill(replica_pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RegistryUnavailable, match="no replica"):
+                await registry.submit([submission("t2")])
+        finally:
+            os.kill(replica_pid, signal.SIGCONT)
+        await copy.replicaof("NO", "ONE")
+        await copy.aclose()
+    assert (await registry.submit([submission("t2")]))[0] == {"t2": False}
 
 
 # -- rate and circuits ------------------------------------------------------------------------

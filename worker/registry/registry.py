@@ -7,6 +7,7 @@ be reached, is full, or does not take writes.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 REFUSED_KEPT = 1000
 INTAKE_GROUP = "harvester"
 _CHUNK = 100
+_RECONCILED = 500
+_WAIT_MS = 1000
+_REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 _INTAKE_IDLE_MS = 30_000
 # Redis says these of itself, not of the command: it is worth waiting for it to mend.
 _SERVER_STATES = (
@@ -97,6 +101,8 @@ class Registry:
         self._ttl = record_ttl * 1000
         self._events_maxlen = events_maxlen
         self._scripts = Scripts(redis, namespace)
+        self._replicas = 0
+        self._replicas_until = 0.0
 
     def key(self, *parts: str) -> str:
         """The Redis key ``namespace:part:…``."""
@@ -147,7 +153,31 @@ class Registry:
                             refused.append(
                                 Refusal(what="callback", value=task_id, reason=str(error))
                             )
+        if new:
+            await self._replicated()
         return new, refused
+
+    async def _replicated(self) -> None:
+        """Wait until a replica has what was written, if there are replicas at all.
+
+        ``WAIT`` counts what its own connection has written, so one small write goes before it;
+        replication keeps the order. Raises ``RegistryUnavailable`` if none confirms within 1 s.
+        """
+        loop = asyncio.get_running_loop()
+        with _seam():
+            if loop.time() >= self._replicas_until:
+                info = await self.redis.info("replication")
+                self._replicas = int(info.get("connected_slaves", 0))
+                self._replicas_until = loop.time() + _REPLICAS_KNOWN
+            if not self._replicas:
+                return
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.set(self.key("said", "replicated"), "1", px=60_000)
+                pipe.execute_command("WAIT", 1, _WAIT_MS)
+                _, confirmed = await pipe.execute()
+        if not confirmed:
+            self._replicas_until = 0.0
+            raise RegistryUnavailable("no replica has confirmed what was written")
 
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:
@@ -390,6 +420,7 @@ class Registry:
             said: str = await self._scripts.call(
                 "retry",
                 task_id,
+                secrets.token_hex(16),
                 round(self._deadline * 1000),
                 "" if own is None else round(float(own) * 1000),
             )
@@ -455,6 +486,25 @@ class Registry:
                 pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
                 await pipe.execute()
             await self._scripts.call("sweep", 500)
+
+    async def reconcile(self) -> int:
+        """Put tasks that stand in no due set back to work; returns how many there were.
+
+        Done by one worker of the fleet at a time, at most once a minute.
+        """
+        if not await self.say_once("reconcile"):
+            return 0
+        found = 0
+        for state in (State.WAITING, State.COPYING):
+            rank, looked_at = 0, _RECONCILED
+            while looked_at == _RECONCILED:
+                with _seam():
+                    looked_at, back = map(
+                        int, await self._scripts.call("reconcile", state, rank, _RECONCILED)
+                    )
+                rank += looked_at
+                found += back
+        return found
 
     async def leave(self, worker: str) -> None:
         """Forget a worker that ends."""

@@ -17,6 +17,7 @@ NAMES = (
     "finish",
     "postpone",
     "progress",
+    "reconcile",
     "release",
     "renew",
     "retry",

@@ -1,10 +1,11 @@
 -- Opens run n + 1 of a failed or partial task. Invariant: a final state is left only here; the
 -- old run's claims and tells are void, what it stored is kept, and nothing expires meanwhile.
--- ARGV: ns, id, default deadline (ms), deadline of the task (ms, '' = default)
+-- ARGV: ns, id, token of this request, default deadline (ms), deadline of the task (ms, '' = default)
 -- Returns 'ok', 'unknown' or the state that cannot be retried.
 local id = ARGV[2]
 local state = redis.call('HGET', task_key(id), 'state')
 if not state then return 'unknown' end
+if redis.call('HGET', work_key(id), 'retried') == ARGV[3] then return 'ok' end
 if state ~= 'failed' and state ~= 'partial' then return state end
 local now = now_ms()
 redis.call('PERSIST', task_key(id))
@@ -24,7 +25,8 @@ end
 redis.call('HDEL', work_key(id), 'token', 'settled', 'cap', 'lapses', 'cancel', 'ending',
   'succeeded_at', 'seen_at', 'doubts', 'doubted_at', 'faults')
 redis.call('HSET', work_key(id), 'asked_from', ms(now),
-  'deadline_at', ms(now + tonumber(ARGV[4] ~= '' and ARGV[4] or ARGV[3])))
+  'retried', ARGV[3],
+  'deadline_at', ms(now + tonumber(ARGV[5] ~= '' and ARGV[5] or ARGV[4])))
 to_state(id, state, 'waiting', redis.call('HGET', task_key(id), 'submitted_at'))
 redis.call('ZADD', due_key('poll'), ms(now), id)
 return 'ok'

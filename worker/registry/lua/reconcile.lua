@@ -1,0 +1,18 @@
+-- Puts tasks that stand in no due set back to work. Invariant: every task that is not final
+-- stands in 'poll' or 'copy'; where that was broken from outside, 'copy' decides what is next.
+-- Index entries without a record are dropped.
+-- ARGV: ns, state ('waiting' or 'copying'), first rank, count
+-- Returns {how many were looked at, how many were put back}.
+local first, count = tonumber(ARGV[3]), tonumber(ARGV[4])
+local ids = redis.call('ZRANGE', index_key(ARGV[2]), first, first + count - 1)
+local now, back = now_ms(), 0
+for _, id in ipairs(ids) do
+  if redis.call('EXISTS', task_key(id)) == 0 then
+    redis.call('ZREM', index_key(ARGV[2]), id)
+  elseif not redis.call('ZSCORE', due_key('poll'), id)
+    and not redis.call('ZSCORE', due_key('copy'), id) then
+    redis.call('ZADD', due_key('copy'), ms(now), id)
+    back = back + 1
+  end
+end
+return {#ids, back}
