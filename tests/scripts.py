@@ -27,7 +27,6 @@ def _picture(_: random.Random) -> dict[str, Any]:
 def _formats(seed: random.Random) -> dict[str, Any]:
     return {
         "images": ["png", {"file": "jpeg", "faults": [_slow(seed)]}, "webp"],
-        "shuffle": True,
         "rename": True,
     }
 
@@ -75,7 +74,7 @@ def _failed(seed: random.Random) -> dict[str, Any]:
 
 
 def _late(_: random.Random) -> dict[str, Any]:
-    return {"hidden_polls": 1, "images": ["png"]}
+    return {"hidden_for": 3, "images": ["png"]}
 
 
 COMMON = (

@@ -251,29 +251,30 @@ class _Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._silent = 0.0
-        self._said = False
+        self._answered = threading.Event()
 
     def run(self) -> None:
         """Knock once a second until the loop is closed."""
+        silent = 0.0
         while True:
             knocked = time.monotonic()
+            self._answered.clear()
             try:
-                self._loop.call_soon_threadsafe(self._answer)
+                self._loop.call_soon_threadsafe(self._answered.set)
             except RuntimeError:
                 return
             time.sleep(1)
+            if self._answered.is_set():
+                silent = 0.0
+                continue
+            before = silent
             # a process that was stopped as a whole (SIGSTOP) is not blamed for the time
-            self._silent += min(2.0, time.monotonic() - knocked)
-            if self._silent > _STALL_SAID and not self._said:
-                self._said = True
-                log.error("loop.stalled", seconds=round(self._silent, 1))
-            if self._silent > self._seconds:
-                log.critical("loop.lost", seconds=round(self._silent, 1))
+            silent += min(2.0, time.monotonic() - knocked)
+            if before < _STALL_SAID <= silent:
+                log.error("loop.stalled", seconds=round(silent, 1))
+            if silent >= self._seconds:
+                log.critical("loop.lost", seconds=round(silent, 1))
                 os._exit(70)
-
-    def _answer(self) -> None:
-        self._silent, self._said = 0.0, False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 
 from tests.integration.test_registry import make, submission
 from tests.support import eventually
-from worker.engine import Drain, Engine, Hand, Parts, insist
+from worker.engine import Drain, Engine, Hand, Parts, _Watchdog, insist
 from worker.errors import RegistryUnavailable
 from worker.registry.records import Job, Kind
 from worker.registry.registry import Registry
@@ -207,3 +208,24 @@ async def test_the_engine_starts_ticks_and_stops(redis_url: str, namespace: str)
     client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
     assert await make(client, namespace).workers() == {}
     await client.aclose()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_loop_that_stands_still_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr("worker.engine.os._exit", leave)
+    watchdog = _Watchdog(2.0)
+    watchdog.start()
+    await asyncio.sleep(2.5)
+    assert codes == []
+    time.sleep(4)  # noqa: ASYNC251  the loop stands still
+    await eventually(lambda: codes == [70], seconds=5)
+    watchdog.join(5)
+    assert not watchdog.is_alive()
