@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 
 from config import logging as log_config
 from config.celery import celery_config
@@ -89,7 +89,7 @@ def _logging(loglevel: int, **_: Any) -> None:
 
 
 @signals.worker_init.connect
-def _start(sender: Any, **_: Any) -> None:
+def _check(**_: Any) -> None:
     try:
         asyncio.run(wiring.refuse_eviction(settings))
     except SettingsError as error:
@@ -97,8 +97,21 @@ def _start(sender: Any, **_: Any) -> None:
         raise SystemExit(2) from None
     except RegistryUnavailable as error:
         log.warning("registry.unavailable", error=str(error))
-    if "prefork" not in str(sender.pool_cls):
+
+
+class _StartEngine(bootsteps.StartStopStep):
+    """Starts the engine after Celery's signal handlers: a SIGTERM before them ends the process
+    at once, and its claims would wait for their leases.
+    """
+
+    def include_if(self, parent: Any) -> bool:
+        return "prefork" not in str(parent.pool_cls)
+
+    def start(self, parent: Any) -> None:
         engine()
+
+
+app.steps["worker"].add(_StartEngine)
 
 
 @signals.worker_process_init.connect

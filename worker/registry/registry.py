@@ -30,6 +30,7 @@ REFUSED_KEPT = 1000
 INTAKE_GROUP = "harvester"
 _CHUNK = 100
 _RECONCILED = 500
+_RECONCILE_STEPS = 20
 _WAIT_MS = 1000
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 _INTAKE_IDLE_MS = 30_000
@@ -490,20 +491,26 @@ class Registry:
     async def reconcile(self) -> int:
         """Put tasks that stand in no due set back to work; returns how many there were.
 
-        Done by one worker of the fleet at a time, at most once a minute.
+        Done by one worker of the fleet at a time, at most once a minute and for at most 10,000
+        tasks of a state; the next time goes on from there.
         """
         if not await self.say_once("reconcile"):
             return 0
         found = 0
         for state in (State.WAITING, State.COPYING):
-            rank, looked_at = 0, _RECONCILED
-            while looked_at == _RECONCILED:
+            with _seam():
+                rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
+            for _ in range(_RECONCILE_STEPS):
                 with _seam():
                     looked_at, back = map(
                         int, await self._scripts.call("reconcile", state, rank, _RECONCILED)
                     )
-                rank += looked_at
                 found += back
+                rank = rank + looked_at if looked_at == _RECONCILED else 0
+                if not rank:
+                    break
+            with _seam():
+                await self.redis.set(self.key("reconciled", state), rank, ex=3600)
         return found
 
     async def leave(self, worker: str) -> None:

@@ -181,6 +181,7 @@ class CopyWork:
         task = self._gather(job, hand)
         await self._abort_orphans(job)
         if job.note("lapses") >= machine.POISON_LAPSES:
+            task.data = ""  # it may be the reply that kills whoever reads it
             return await self._end(task, Reason.POISONED, machine.POISONED_ERROR)
         if job.work.get("cancel"):
             return await self._end(task, Reason.CANCELED, "canceled on request")

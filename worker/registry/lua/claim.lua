@@ -83,7 +83,7 @@ for _, id in ipairs(candidates) do
   end
 end
 
-for _, id in ipairs(gone) do redis.call('ZREM', due, id) end
+for _, id in ipairs(gone) do forget(id) end
 for _, id in ipairs(ids) do
   local cap = caps[id]
   if cap[3] then redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1) end

@@ -41,6 +41,16 @@ local function to_state(id, from, to, score)
   redis.call('HSET', task_key(id), 'state', to)
 end
 
+-- Removes all that a record which is gone (expired, or deleted from outside) has left behind.
+local function forget(id)
+  redis.call('DEL', work_key(id))
+  redis.call('ZREM', ns .. ':expiring', id)
+  for _, kind in ipairs({'poll', 'copy', 'tell'}) do redis.call('ZREM', due_key(kind), id) end
+  for _, state in ipairs({'waiting', 'copying', 'stored', 'partial', 'failed'}) do
+    redis.call('ZREM', index_key(state), id)
+  end
+end
+
 -- A final task is kept for ttl milliseconds from now (0: for ever); 'expiring' lets the sweep
 -- remove its index entries afterwards.
 local function keep_for(id, now, ttl)
