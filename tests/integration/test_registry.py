@@ -440,6 +440,23 @@ async def test_cancel_says_what_is_final_or_unknown(registry: Registry) -> None:
     assert await registry.cancel("t1") == "stored"
 
 
+async def test_notify_tells_again_and_keeps_the_record_meanwhile(
+    registry: Registry, redis: Redis
+) -> None:
+    assert await registry.notify("t1") == "unknown"
+    await registry.submit([submission(callbacks=[{"channel": "webhook", "target": "https://a.b"}])])
+    assert await registry.notify("t1") == "waiting"
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    telling = await claim_one(registry, Kind.TELL)
+    await registry.told(telling, told='[{"id":"x"}]', settled=True, delay=0, callbacks=1)
+    assert await registry.notify("t1") == "ok"
+    assert await redis.ttl(registry.key("task", "t1")) == -1
+    again = await claim_one(registry, Kind.TELL)
+    assert again.record["told"] == "[]"
+    await finish(registry, await waiting(registry, "t2"))
+    assert await registry.notify("t2") == "nobody"
+
+
 async def test_a_repeated_retry_opens_one_run(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

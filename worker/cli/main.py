@@ -62,6 +62,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "wait": tasks.wait,
         "retry": tasks.retry,
         "cancel": tasks.cancel,
+        "notify": tasks.notify,
         "url": tasks.url,
     },
     "Operation": {"worker": operate.worker, "doctor": operate.doctor},

@@ -394,9 +394,15 @@ def cancel(task_ids: TaskIds) -> None:
     _tell(said, done="asked to end", not_done="has ended already")
 
 
+def notify(task_ids: TaskIds) -> None:
+    """Tell the ends of tasks again, to all who asked. Exit code 1 if any cannot be told."""
+    said = asyncio.run(_each(settings(), task_ids, "notify"))
+    _tell(said, done="is told again", not_done="nothing to tell yet")
+
+
 async def _each(chosen: Settings, task_ids: Sequence[str], what: str) -> dict[str, str]:
     async with registry(chosen) as fleet:
-        ask = fleet.retry if what == "retry" else fleet.cancel
+        ask = {"retry": fleet.retry, "cancel": fleet.cancel, "notify": fleet.notify}[what]
         return {task_id: await ask(task_id) for task_id in dict.fromkeys(task_ids)}
 
 
@@ -406,6 +412,8 @@ def _tell(said: Mapping[str, str], *, done: str, not_done: str) -> None:
             print(f"{task_id}\t{done}")
         elif answer == "unknown":
             complain(f"{task_id} is unknown here")
+        elif answer == "nobody":
+            complain(f"{task_id}: nobody asked to be told")
         else:
             complain(f"{task_id} is {answer}: {not_done}")
     if any(answer != "ok" for answer in said.values()):

@@ -433,6 +433,12 @@ class Registry:
             said: str = await self._scripts.call("cancel", task_id)
         return said
 
+    async def notify(self, task_id: str) -> str:
+        """Have a final task told again: ``ok``, ``unknown``, ``nobody`` or its state."""
+        with _seam():
+            said: str = await self._scripts.call("notify", task_id)
+        return said
+
     # -- rate and circuits --------------------------------------------------------------------
 
     async def take_call(self) -> tuple[float, bool]:

@@ -15,6 +15,7 @@ NAMES = (
     "claim",
     "close",
     "finish",
+    "notify",
     "postpone",
     "progress",
     "reconcile",

@@ -14,13 +14,7 @@ for i = 7, #ARGV do
       'schema', '1', 'task_id', id, 'label', ARGV[3], 'metadata', ARGV[2], 'options', ARGV[4],
       'run', '1', 'state', 'waiting', 'reason', '', 'error', '', 'polls', '0', 'upstream', '{}',
       'submitted_at', ms(now), 'updated_at', ms(now), 'finished_at', '', 'told', '[]')
-    -- what an expired record of this id left behind
-    redis.call('DEL', work_key(id))
-    redis.call('ZREM', ns .. ':expiring', id)
-    for _, state in ipairs({'stored', 'partial', 'failed'}) do
-      redis.call('ZREM', index_key(state), id)
-    end
-    for _, kind in ipairs({'poll', 'tell'}) do redis.call('ZREM', due_key(kind), id) end
+    forget(id)
     redis.call('HSET', work_key(id), 'callbacks', ARGV[5], 'asked_from', ms(now),
       'deadline_at', ms(now + tonumber(ARGV[6])))
     redis.call('ZADD', index_key('waiting'), ms(now), id)
