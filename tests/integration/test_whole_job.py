@@ -19,6 +19,8 @@ from tests.support import BucketEnv, eventually
 from worker import wiring
 from worker.engine import Engine, Parts
 from worker.sandbox.simulator import Simulator
+from worker.transfer.store import ObjectStore
+from worker.work.rebuild import Rebuilt, rebuild
 
 Start = Callable[..., AbstractAsyncContextManager["Harness"]]
 
@@ -222,6 +224,35 @@ async def test_a_stored_manifest_restores_the_record(start: Start) -> None:
     assert event["restored"] == "true"
     for name in ("files", "result", "manifest", "metadata", "run", "finished_at", "upstream"):
         assert again[name] == first[name], name
+
+
+async def test_records_are_rebuilt_from_the_manifests(start: Start) -> None:
+    async with start() as harness:
+        ids = [
+            harness.simulator.submit({"simulate": script})
+            for script in ({"images": ["png"]}, {"end": "failed"}, {"images": [], "result": {}})
+        ]
+        await harness.submit(*ids, metadata={"exact": 1.10})
+        before = {task_id: await harness.final(task_id) for task_id in ids}
+        broken = f"{harness.namespace}/manifests/broken.json"
+        bucket = harness.bucket
+        bucket.client.put_object(Bucket=bucket.bucket, Key=broken, Body=b"{}")
+        await harness.redis.flushall()
+        store = ObjectStore.from_settings(load_settings())
+
+        async def again(parts: Parts) -> Rebuilt:
+            return await rebuild(parts.registry, store, f"{harness.namespace}/manifests/")
+
+        assert (await harness.ask(again)).restored == 3
+        found = await harness.ask(again)
+        await harness.ask(lambda _: store.close())
+        assert (found.restored, found.known) == (0, 3)
+        assert [key for key, _ in found.unreadable] == [broken]
+        for task_id in ids:
+            assert await harness.record(task_id) == before[task_id]
+        assert await harness.redis.zcard(f"{harness.namespace}:index:stored") == 2
+        assert await harness.redis.xlen(f"{harness.namespace}:events") == 0
+        assert await harness.redis.ttl(f"{harness.namespace}:task:{ids[0]}") > 0
 
 
 async def test_cancel_while_waiting_and_while_copying(start: Start) -> None:

@@ -65,7 +65,11 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "notify": tasks.notify,
         "url": tasks.url,
     },
-    "Operation": {"worker": operate.worker, "doctor": operate.doctor},
+    "Operation": {
+        "worker": operate.worker,
+        "doctor": operate.doctor,
+        "rebuild": operate.rebuild,
+    },
 }
 for panel, commands in _PANELS.items():
     for name, command in commands.items():

@@ -8,11 +8,15 @@ import asyncio
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.base import console, print_json, settings
+from worker.cli.base import FAILED, complain, console, print_json, registry, settings
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from worker.work.rebuild import Rebuilt
 
 
 class Level(StrEnum):
@@ -43,6 +47,38 @@ def worker(
     command = worker_command(name, concurrency=concurrency, loglevel=loglevel.value)
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606  our own interpreter
+
+
+def rebuild() -> None:
+    """Restore records from the manifests in the bucket, after Redis has been lost.
+
+    Records that exist are left as they are. Exit code 1 if a manifest cannot be read.
+    """
+    chosen = settings()
+    found = asyncio.run(_rebuild(chosen))
+    print(f"{found.restored} restored, {found.known} known already")
+    for key, reason in found.unreadable:
+        complain(f"{key}: {reason}")
+    if found.unreadable:
+        raise typer.Exit(FAILED)
+
+
+async def _rebuild(chosen: Settings) -> Rebuilt:
+    from worker.transfer.store import ObjectStore
+    from worker.work.rebuild import rebuild as restore_all
+
+    store = ObjectStore.from_settings(chosen)
+    try:
+        async with registry(chosen) as fleet:
+            with console(stderr=True).status("") as line:
+                return await restore_all(
+                    fleet,
+                    store,
+                    chosen.prefix + chosen.manifest_prefix,
+                    seen=lambda found: line.update(f"{found.restored} restored"),
+                )
+    finally:
+        await store.close()
 
 
 def doctor(

@@ -439,6 +439,13 @@ class Registry:
             said: str = await self._scripts.call("notify", task_id)
         return said
 
+    async def restore(self, record: Mapping[str, str]) -> bool:
+        """Write a final record back as its manifest holds it; whether there was none."""
+        with _seam():
+            return bool(
+                await self._scripts.call("restore", record["task_id"], self._ttl, *_flat(record))
+            )
+
     # -- rate and circuits --------------------------------------------------------------------
 
     async def take_call(self) -> tuple[float, bool]:

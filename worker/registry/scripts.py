@@ -21,6 +21,7 @@ NAMES = (
     "reconcile",
     "release",
     "renew",
+    "restore",
     "retry",
     "save",
     "submit",

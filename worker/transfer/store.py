@@ -449,6 +449,20 @@ class ObjectStore:
                 return uploads
             params |= marks
 
+    async def keys(self, prefix: str) -> AsyncIterator[str]:
+        """The keys of all objects below ``prefix``, in order."""
+        signer = await self._ready()
+        params: dict[str, Any] = {"Bucket": self.bucket, "Prefix": prefix}
+        while True:
+            answer = await self._ask("list_objects_v2", params, prefix)
+            found = self._parse(signer, "list_objects_v2", answer)
+            for entry in found.get("Contents", ()):
+                yield entry["Key"]
+            mark = found.get("NextContinuationToken")
+            if not found.get("IsTruncated") or mark == params.get("ContinuationToken"):
+                return
+            params["ContinuationToken"] = mark
+
     # -- what the store can do ----------------------------------------------------------------
 
     async def probe(self, prefix: str) -> Capabilities:

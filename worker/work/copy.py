@@ -7,7 +7,6 @@ objects first, then the manifest, then the record.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 from dataclasses import asdict, dataclass, field, replace
@@ -33,9 +32,10 @@ from worker.errors import (
 from worker.registry.records import Kind
 from worker.transfer.copier import CopyJob
 from worker.work.circuit import report_blocked
+from worker.work.group import first_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from worker.core.models import FoundFile, PlannedFile
     from worker.engine import Hand
@@ -193,15 +193,18 @@ class CopyWork:
         return await self._copy(task)
 
     async def _abort_orphans(self, job: Job) -> None:
-        """Abort the uploads that a worker which died on this task has left open.
+        """Abort the uploads that an earlier claim may have left open.
 
-        Only below the exact prefix of this task, and only while it is ours.
+        A worker that died leaves one, and so does a lost answer of the store: to the call that
+        opened it, or to the one that was to abort it.
         """
-        lapsed = job.cap < self.slots and any(name.startswith("key:") for name in job.work)
-        if not lapsed and not job.work.get("orphans"):
-            return
-        # noted first: should the store be away now, the next claim still knows
-        await insist(lambda: self._registry.progress(job, "orphans", "1"))
+        begun = {name.removeprefix("key:") for name in job.work if name.startswith("key:")}
+        ended = {name.removeprefix("file:") for name in job.work if name.startswith("file:")}
+        if begun - ended:
+            await self._abort_uploads(job)
+
+    async def _abort_uploads(self, job: Job) -> None:
+        """Abort what is open below the exact prefix of this task, which is ours."""
         try:
             for upload in await self._store.list_uploads(self._folder(job)):
                 await self._store.abort(upload)
@@ -209,7 +212,6 @@ class CopyWork:
         except (StoreBlocked, StoreRefused) as error:
             # the right to list uploads may be missing; the rest works without it
             log.warning("upload.not_aborted", error=str(error))
-        await insist(lambda: self._registry.progress(job, "orphans", ""))
 
     def _folder(self, job: Job) -> str:
         """The prefix of the keys of one task's files."""
@@ -331,7 +333,7 @@ class CopyWork:
             limit = asyncio.Semaphore(_FILES_AT_ONCE)
             addresses = self._addresses(task)
             ready.sort(key=lambda n: outputs.url_expiry(addresses[task.plan[n].name]) or 1e18)
-            with _first_error():
+            with first_error():
                 async with asyncio.TaskGroup() as group:
                     for number in ready:
                         url = addresses[task.plan[number].name]
@@ -499,6 +501,8 @@ class CopyWork:
             state = State.PARTIAL if stored else State.FAILED
             if stored == len(outcomes) > 0:
                 state = State.STORED
+        if not all(outcome.stored for outcome in task.outcomes.values()):
+            await self._abort_uploads(job)  # of files that were given up on the way
         _, now, _ = await insist(lambda: self._registry.progress(job))
         record = self._final(
             task,
@@ -569,15 +573,3 @@ class CopyWork:
         await self._store.put_document(key, body, task_id=task.job.task_id)
         if await self._store.get(key, max_bytes=manifest.MAX_BYTES) != body:
             raise StoreUnavailable(f"the manifest {key} does not read back as it was written")
-
-
-@contextlib.contextmanager
-def _first_error() -> Iterator[None]:
-    """Let the first error of a task group out as itself."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None

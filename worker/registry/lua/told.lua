@@ -5,7 +5,7 @@
 local id, token = ARGV[2], ARGV[3]
 local owner = ownership(id, token)
 if owner == 'done' then return 'ok' end
-if owner == 'lost' then return 'lost' end
+if owner == 'lost' or redis.call('EXISTS', task_key(id)) == 0 then return 'lost' end
 local now = now_ms()
 redis.call('HSET', task_key(id), 'told', ARGV[4])
 redis.call('HDEL', work_key(id), 'cap', 'lapses')
