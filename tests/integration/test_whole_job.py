@@ -171,6 +171,27 @@ async def test_addresses_that_have_died_are_asked_for_anew(start: Start) -> None
         await harness.check(*ids)
 
 
+async def test_a_dead_address_counts_once_while_the_upstream_gives_no_other(start: Start) -> None:
+    async with start() as harness:
+        dead = {"file": "png", "faults": [{"fault": "expired", "times": 1}]}
+        task_id = harness.simulator.submit({"simulate": {"images": [dead]}})
+        harness.simulator.control(latency=0.5)
+        await harness.submit(task_id)
+        counters = harness.simulator.counters
+        await eventually(lambda: counters.fetches == 1)
+        harness.simulator.control(outage="error")  # before the fresh address is given
+
+        async def asked_in_vain() -> bool:
+            notes = await harness.redis.hgetall(f"{harness.namespace}:work:{task_id}")
+            return json.loads(notes.get("try:0", "{}")).get("trial", {}).get("faults", 0) >= 2
+
+        await eventually(asked_in_vain)
+        assert counters.fetches == 1
+        harness.simulator.control(outage="", latency=0)
+        assert (await harness.final(task_id, seconds=60))["state"] == "stored"
+        await harness.check(task_id)
+
+
 async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
     gone = {"file": "png", "faults": [{"fault": "gone", "times": "ever"}]}
     async with start() as harness:

@@ -125,6 +125,16 @@ def test_a_fault_between_gone_answers_does_not_forget_them() -> None:
     fault = machine.on_fault(gone.trial, "reset", store=False, late=False, chance=0.5)
     assert isinstance(fault, TryAgain)
     assert fault.trial.gone == 1
+    assert fault.trial.stale  # the dead address is not counted a second time
+
+
+def test_a_refusal_between_gone_answers_does_not_forget_them() -> None:
+    gone = machine.on_gone(Trial(), "403")
+    assert isinstance(gone, TryAgain)
+    refused = machine.on_refused(gone.trial, "400", chance=0.5)
+    assert isinstance(refused, TryAgain)
+    assert refused.trial.gone == 1
+    assert refused.trial.stale
 
 
 def test_refusals_of_a_reachable_store_end_as_storage_error() -> None:

@@ -13,7 +13,7 @@ Everything here is a function of values; nothing is read or written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from worker.core import schedule
@@ -125,7 +125,8 @@ class Trial:
     """How a file that is not stored yet has fared.
 
     ``gone`` counts addresses that answered 403, 404 or 410, the first one included; ``faults``
-    counts failures on the way; ``refusals`` those where the store refused the object.
+    counts failures on the way; ``refusals`` those where the store refused the object. Once an
+    address was gone, the kept ones are ``stale``: every later try asks for a fresh one first.
     """
 
     gone: int = 0
@@ -158,9 +159,7 @@ def on_gone(trial: Trial, error: str) -> TryAgain | GiveUp:
     """
     if trial.gone >= FRESH_ADDRESSES:
         return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
-    after = Trial(
-        gone=trial.gone + 1, faults=trial.faults, refusals=trial.refusals, error=error, stale=True
-    )
+    after = replace(trial, gone=trial.gone + 1, error=error, stale=True)
     return TryAgain(trial=after, delay=_FRESH_GAPS[trial.gone])
 
 
@@ -175,7 +174,7 @@ def on_fault(
     if late and not store:
         return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
     faults = trial.faults + 1
-    after = Trial(gone=trial.gone, faults=faults, refusals=trial.refusals, error=error)
+    after = replace(trial, faults=faults, error=error)
     return TryAgain(trial=after, delay=schedule.backoff(faults, longest=120, chance=chance))
 
 
@@ -184,7 +183,7 @@ def on_refused(trial: Trial, error: str, *, chance: float) -> TryAgain | GiveUp:
     refusals = trial.refusals + 1
     if refusals >= REFUSALS:
         return GiveUp(reason=Reason.STORAGE_ERROR, error=error)
-    after = Trial(gone=trial.gone, faults=trial.faults, refusals=refusals, error=error)
+    after = replace(trial, refusals=refusals, error=error)
     return TryAgain(
         trial=after, delay=schedule.backoff(refusals, first=2, longest=60, chance=chance)
     )

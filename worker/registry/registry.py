@@ -34,6 +34,7 @@ _RECONCILE_STEPS = 20
 _WAIT_MS = 1000
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 _INTAKE_IDLE_MS = 30_000
+_INTAKE_AT_ONCE = 8  # Redis bounds the size of an entry, not the fleet
 # Redis says these of itself, not of the command: it is worth waiting for it to mend.
 _SERVER_STATES = (
     "OOM",
@@ -217,7 +218,7 @@ class Registry:
             entries = await self.redis.lrange(self.key("refused"), 0, limit - 1)
         return [json.loads(entry) for entry in entries]
 
-    async def take_intake(self, count: int = 50) -> list[tuple[str, dict[str, str]]]:
+    async def take_intake(self, count: int = _INTAKE_AT_ONCE) -> list[tuple[str, dict[str, str]]]:
         """Entries of the intake stream: those a dead worker left first, then new ones."""
         stream = self.key("intake")
         with _seam():

@@ -326,6 +326,7 @@ class CopyWork:
     async def _rounds(self, task: _Task) -> None:
         """One round over the files, and a second one with fresh addresses if some were gone."""
         for _ in range(2):
+            task.fresh = False
             ready = [n for n in task.pending() if self._ready(task, n)]
             if not ready:
                 return
