@@ -29,6 +29,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_timeout": CONNECT_TIMEOUT,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that is full or read-only answers with an error: no reason to exit.
+        "broker_channel_error_retry": True,
         # Fleets and other applications on the same broker must not hear each other's commands.
         "control_exchange": name,
         "event_exchange": f"{name}.ev",

@@ -37,6 +37,7 @@ _QUIET = (
 _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SHORTEST_SECRET = 4  # hiding a shorter one would garble every line
 _MAX_DEPTH = 16
+_LONGEST = 32 * 1024  # characters of one value: libraries print whole messages
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -57,10 +58,14 @@ class Redactor:
         return {self.text(str(name)): self._value(value, 0) for name, value in event.items()}
 
     def text(self, text: str) -> str:
-        """One text without queries and secrets."""
+        """One text without queries and secrets, cut off where it is far too long."""
+        # cut before, for speed, and after, since only whole secrets and addresses are recognised
+        text = text[: 16 * _LONGEST]
         if self._secrets is not None:
             text = self._secrets.sub("***", text)
-        return redact(text) if "://" in text or "=" in text else text
+        if "://" in text or "=" in text:
+            text = redact(text)
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
     def _value(self, value: object, depth: int) -> object:
         if value is None or isinstance(value, bool | int):

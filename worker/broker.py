@@ -1,8 +1,8 @@
 """Kombu's Redis transport, made to survive garbage.
 
-A list item that is no message at all (not JSON, no envelope, a body of another shape) makes kombu's
-consumer raise, and the worker exit, after the item is already popped. Here it is logged and dropped:
-it carried nothing that could be accepted.
+A list item that is no message at all (not JSON, no envelope, a body of another shape) makes
+kombu's consumer raise, and the worker exit, after the item is already popped. Here it is logged
+and dropped: it carried nothing that could be accepted.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SHOWN = 200
 
 class _Tolerant(_Base):
     def _brpop_read(self, **options: Any) -> Any:
-        before = set(self.qos._delivered)
+        before = set(self.qos._delivered or ())
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             # one that got as far as being handed out would take up a place until it is acknowledged
-            for tag in set(self.qos._delivered) - before:
+            for tag in set(self.qos._delivered or ()) - before:
                 self.qos.ack(tag)
             text = getattr(error, "doc", "")  # what a JSON decoder could not read
             log.warning(

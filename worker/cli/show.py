@@ -31,7 +31,10 @@ _INTEGERS = ("schema", "run", "submitted_at", "updated_at", "finished_at", "poll
 
 
 def decoded(record: Mapping[str, str]) -> dict[str, Any]:
-    """A record with its JSON fields as JSON, every digit kept, and its integers as numbers."""
+    """A record with its JSON fields as JSON, every digit kept, and its integers as numbers.
+
+    Callback URLs lose their query: terminals and their logs are read by many.
+    """
 
     out: dict[str, Any] = dict(record)
     for name in _JSON_FIELDS:
@@ -39,6 +42,8 @@ def decoded(record: Mapping[str, str]) -> dict[str, Any]:
             out[name] = jsontext.loads(
                 record[name], max_bytes=manifest.MAX_BYTES, max_depth=jsontext.MAX_DEPTH + 2
             )
+    if "callbacks" in (out.get("options") or {}):
+        out["options"] = manifest.without_queries(out["options"])
     for name in _INTEGERS:
         if record.get(name):
             out[name] = int(record[name])

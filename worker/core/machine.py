@@ -13,7 +13,7 @@ Everything here is a function of values; nothing is read or written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from worker.core import schedule
@@ -64,7 +64,7 @@ class Again:
 class Copy:
     """Copy the files of ``data`` (JSON text)."""
 
-    data: str
+    data: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def record_document(record: Mapping[str, str]) -> dict[str, Json]:
         else:
             document[name] = jsontext.loads(text, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
     if "options" in document:
-        document["options"] = _without_queries(document["options"])
+        document["options"] = without_queries(document["options"])
     return document
 
 
@@ -54,7 +54,8 @@ def manifest_from_record(record: Mapping[str, str]) -> bytes:
     return jsontext.dumps(record_document(record)).encode("ascii")
 
 
-def _without_queries(options: Json) -> Json:
+def without_queries(options: Json) -> Json:
+    """A record's ``options`` with callback URLs that have lost their query; else ``ValueError``."""
     _checked("options", isinstance(options, dict) and isinstance(options.get("callbacks"), list))
     callbacks = [
         {**callback, "target": strip_query(callback["target"])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -62,9 +62,12 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Succeeded:
-    """Done. ``data`` is the reply's ``data`` as JSON text, every number as it came."""
+    """Done. ``data`` is the reply's ``data`` as JSON text, every number as it came.
 
-    data: str
+    Not in its repr, as every address that may be signed.
+    """
+
+    data: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +117,9 @@ class FoundFile:
     are JSON Pointers (RFC 6901) into the reply's ``data``, ``result`` before ``images``.
     """
 
-    identity: str
+    identity: str = field(repr=False)
     refs: tuple[str, ...]
-    url: str
+    url: str = field(repr=False)
     filename: str = ""
     format: str = ""
 
@@ -130,7 +133,7 @@ class PlannedFile:
     """
 
     name: str
-    identity: str
+    identity: str = field(repr=False)
     refs: tuple[str, ...]
     filename: str = ""
     format: str = ""

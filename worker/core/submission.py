@@ -60,7 +60,7 @@ class Submission:
     task_id: str
     metadata: str
     label: str
-    options: str
+    options: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

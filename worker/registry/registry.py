@@ -34,7 +34,7 @@ _RECONCILE_STEPS = 20
 _WAIT_MS = 1000
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 _INTAKE_IDLE_MS = 30_000
-_INTAKE_AT_ONCE = 8  # Redis bounds the size of an entry, not the fleet
+_INTAKE_AT_ONCE = 4  # Redis bounds the size of an entry, not the fleet
 # Redis says these of itself, not of the command: it is worth waiting for it to mend.
 _SERVER_STATES = (
     "OOM",

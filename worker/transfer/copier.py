@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,7 +46,7 @@ class CopyJob:
     """One file to copy. ``base`` is its key without extension, ``key`` the one fixed earlier."""
 
     task_id: str
-    url: str
+    url: str = field(repr=False)
     base: str
     key: str = ""
     filename: str = ""

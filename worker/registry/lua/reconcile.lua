@@ -8,7 +8,7 @@ local ids = redis.call('ZRANGE', index_key(ARGV[2]), first, first + count - 1)
 local now, back = now_ms(), 0
 for _, id in ipairs(ids) do
   if redis.call('EXISTS', task_key(id)) == 0 then
-    redis.call('ZREM', index_key(ARGV[2]), id)
+    forget(id)
   elseif not redis.call('ZSCORE', due_key('poll'), id)
     and not redis.call('ZSCORE', due_key('copy'), id) then
     redis.call('ZADD', due_key('copy'), ms(now), id)
