@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test lint types clean
+.PHONY: help install demo test faults lint types clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ demo: $(STAMP) ## Run the whole fleet on this machine, against a simulated upstr
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
 	$(BIN)/pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+
+faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/faults.md)
+	HARVESTER_FAULTS=full $(BIN)/pytest -q tests/faults $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

@@ -99,6 +99,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 copier,
                 places=places,
                 copy_deadline=settings.copy_deadline,
+                grace=settings.unknown_task_grace,
                 bound=_POLL_TIMEOUT,
                 slots=COPY_SLOTS,
                 wake=wake,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ class HttpProxy:
             seen.method,
             URL(address, encoded=True),
             headers=headers,
-            data=seen.body or None,
+            data=io.BytesIO(seen.body) if seen.body else None,
             allow_redirects=False,
         ) as there:
             body = await there.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tests.fleet import FINAL, Findings, Fleet, audit, environ
+from tests.scripts import COMMON
 from tests.support import BucketEnv
 from worker.sandbox.simulator import Simulator
 
@@ -30,6 +32,15 @@ def size(short: int, full: int) -> int:
     return full if FULL else short
 
 
+def lively(count: int, seed: random.Random, *, spread: float) -> list[dict[str, Any]]:
+    """A mixed lot of tasks, without those that take a minute to end."""
+    made = [COMMON[n % len(COMMON)](seed) for n in range(count)]
+    for script in made:
+        script["duration"] = round(seed.uniform(0, spread), 2)
+    seed.shuffle(made)
+    return [{"simulate": script} for script in made]
+
+
 class Watcher:
     """Reads every record again and again while a fleet works, as an impatient reader would.
 
@@ -42,16 +53,21 @@ class Watcher:
         self._bucket = bucket
         self._namespace = namespace
         self._open = list(ids)
+        self._stopping = False
         self.ends: dict[str, dict[str, str]] = {}
         self.wrong: list[str] = []
         self.looks = 0
 
     async def watch(self) -> None:
-        """Look until cancelled. A Redis that is away is waited for."""
-        while True:
+        """Look until :meth:`stop`. A Redis that is away is waited for."""
+        while not self._stopping:
             with suppress(redis_errors.RedisError, OSError):
                 await self.look()
             await asyncio.sleep(0.1)
+
+    def stop(self) -> None:
+        """End watching after the look that is under way."""
+        self._stopping = True
 
     async def look(self) -> None:
         """Look once at every record that was not final before."""
@@ -147,8 +163,9 @@ class Scene:
         try:
             yield watcher
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            # not cancelled: redis-py swallows a cancellation now and then
+            watcher.stop()
+            await task
 
     async def all_final(self, seconds: float, ids: list[str] | None = None) -> None:
         """Wait until every task is final; Redis may be away meanwhile."""
@@ -211,17 +228,17 @@ class Scene:
 async def repeating(step: Callable[[], Awaitable[object]], every: float) -> AsyncIterator[None]:
     """Repeat a step every so many seconds while the block runs."""
 
+    over = asyncio.Event()
+
     async def repeat() -> None:
-        while True:
-            await asyncio.sleep(every)
+        while not over.is_set():
             await step()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), every)
 
     task = asyncio.create_task(repeat())
     try:
         yield
     finally:
-        ended = task.done()
-        task.cancel()
-        (error,) = await asyncio.gather(task, return_exceptions=True)
-        if ended and isinstance(error, BaseException):
-            raise error
+        over.set()
+        await task

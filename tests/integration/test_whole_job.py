@@ -192,6 +192,26 @@ async def test_a_dead_address_counts_once_while_the_upstream_gives_no_other(star
         await harness.check(task_id)
 
 
+async def test_an_upstream_that_gives_no_address_for_a_while_loses_no_file(start: Start) -> None:
+    async with start(HARVESTER_UNKNOWN_TASK_GRACE="120") as harness:
+        dead = {"file": "png", "faults": [{"fault": "expired", "times": 1}]}
+        ids = {
+            hiccup: harness.simulator.submit(
+                {
+                    "simulate": {
+                        "images": [dead],
+                        "answers": ["truth", {"fault": hiccup, "times": 4}],
+                    }
+                }
+            )
+            for hiccup in ("unknown", "running", "service_error", "empty", "error_503")
+        }
+        await harness.submit(*ids.values())
+        for task_id in ids.values():
+            assert (await harness.final(task_id, seconds=90))["state"] == "stored"
+        await harness.check(*ids.values())
+
+
 async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
     gone = {"file": "png", "faults": [{"fault": "gone", "times": "ever"}]}
     async with start() as harness:

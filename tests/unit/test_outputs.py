@@ -210,11 +210,19 @@ def test_different_files(one: str, two: str) -> None:
 
 
 UNUSABLE = [
-    "", "hello", "oss://bucket/key", "ftp://h/x", "//h/x", "https:/h/x", "https://", "https:///x",
+    "hello", "oss://bucket/key", "ftp://h/x", "//h/x", "https:/h/x", "https://", "https:///x",
     "https://h:99999/x", "https://h:x/", "https://[::1/x", "https://[zz]/x", "https://h:0/",
     "https://h/a\r\nHost: evil", "https://h/\x00", "https://h/\ud800", "https://@/x", " https://h/x",
     "https://\u2100/x",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_image_is_a_text(blank: str) -> None:
+    data = {"images": [PNG, blank, {"url": blank}]}
+    plan = plan_files(find_files(data))
+    assert [file.refs for file in plan] == [("/images/0",)]
+    assert shape_result(data, {"images/0": "x"}, plan) == {"images": ["x", blank, {"url": blank}]}
 
 
 @pytest.mark.parametrize("url", UNUSABLE)

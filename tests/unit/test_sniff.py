@@ -133,7 +133,7 @@ def test_real_avif_is_known() -> None:
         ("", ".Bin", "", ".bin"),
         ("", "", "https://h/a%2Fb/x.DAT?y=.png", ".dat"),
         ("a.", "", "https://h/.hidden", ""),
-        ("a.toolongext", "no/slash", "https://h.example", ""),
+        ("a.muchtoolongextension", "no/slash", "https://h.example", ""),
         ("..\\a.q1", "", "", ".q1"),
         ("a.päth", "", "https://[/x.png", ""),
         ("a.png\n", "", "", ""),

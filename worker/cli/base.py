@@ -57,7 +57,7 @@ def settings() -> Settings:
     Raises ``SettingsError``.
     """
     from config.logging import configure
-    from config.settings import environment, load_settings
+    from config.settings import environment, load_settings, unknown_settings
 
     running = Home(DIRECTORY).environment()
     if running:
@@ -71,6 +71,8 @@ def settings() -> Settings:
             f"{error}\nOr start `harvester up` in this directory: it supplies what is missing."
         ) from None
     configure(loaded, level="WARNING")
+    for warning in unknown_settings(environment()):
+        complain(warning)
     return loaded
 
 

@@ -158,9 +158,9 @@ def _strings(node: Json, ref: str) -> Iterator[tuple[str, str, dict[str, Json] |
 
 def _images(node: Json) -> Iterator[tuple[str, str, dict[str, Json] | None]]:
     for index, entry in enumerate(node if isinstance(node, list) else ()):
-        if isinstance(entry, str):
+        if isinstance(entry, str) and entry.strip():
             yield f"/images/{index}", entry, None
-        elif isinstance(entry, dict) and isinstance(entry.get("url"), str):
+        elif isinstance(entry, dict) and isinstance(entry.get("url"), str) and entry["url"].strip():
             yield f"/images/{index}/url", entry["url"], entry
 
 

@@ -16,7 +16,7 @@ HEAD_BYTES = 64 * 1024
 
 OCTETS = "application/octet-stream"
 
-_EXTENSION = re.compile(r"[a-z0-9]{1,8}")
+_EXTENSION = re.compile(r"[a-z0-9]{1,15}")  # with its dot it fits a key
 _SURE_BYTES = 4  # a shorter match of puremagic's is a guess
 _NAME_CHARACTERS = 120
 _RASTER = frozenset(
@@ -45,6 +45,7 @@ class Kind:
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", Kind("image/png", ".png")),
     (b"\xff\xd8\xff", Kind("image/jpeg", ".jpg")),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", Kind("image/jp2", ".jp2")),
     (b"GIF87a", Kind("image/gif", ".gif")),
     (b"GIF89a", Kind("image/gif", ".gif")),
     (b"II*\x00", Kind("image/tiff", ".tiff")),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.core import jsontext, keys, machine, manifest, outputs, schedule
-from worker.core.models import Reason, State, Succeeded
+from worker.core.models import NotFound, Reason, State, Succeeded
 from worker.core.redact import one_line
 from worker.engine import insist
 from worker.errors import (
@@ -92,6 +92,14 @@ class _Task:
         return [n for n in range(len(self.plan)) if n not in self.outcomes]
 
 
+@dataclass(frozen=True, slots=True)
+class _InVain:
+    """Fresh addresses were asked for in vain; ``answered``: the upstream answered, without any."""
+
+    error: str
+    answered: bool = False
+
+
 class _Hold:
     """The claim as the copier sees it: where a file goes, and whether it is still ours to write."""
 
@@ -124,7 +132,11 @@ class _Hold:
 
 
 class CopyWork:
-    """Copies, and ends runs. ``copy_deadline`` is in seconds after the upstream's success."""
+    """Copies, and ends runs.
+
+    ``copy_deadline`` is in seconds after the upstream's success; ``grace`` those during which
+    "cannot find task" is not believed; ``bound`` the longest an upstream call can take.
+    """
 
     kind = Kind.COPY
 
@@ -137,6 +149,7 @@ class CopyWork:
         *,
         places: Places,
         copy_deadline: float,
+        grace: float,
         bound: float,
         slots: int,
         wake: Callable[[Kind], None],
@@ -147,6 +160,7 @@ class CopyWork:
         self._copier = copier
         self._places = places
         self._copy_deadline = copy_deadline
+        self._grace = grace
         self._bound = bound
         self.slots = slots
         self._wake = wake
@@ -354,10 +368,10 @@ class CopyWork:
         if not stale:
             return ready
         if not task.fresh:
-            error = await self._refresh(task)
-            if error is not None:
+            vain = await self._refresh(task)
+            if vain is not None:
                 for number in stale:
-                    self._fault(task, number, error, store=True)
+                    self._fault(task, number, vain.error, store=not vain.answered)
                 return [n for n in ready if n not in stale]
             known = self._addresses(task)
         missing = [n for n in stale if task.plan[n].name not in known]
@@ -375,11 +389,14 @@ class CopyWork:
         gone = number in task.trials and task.trials[number][0].stale
         return gone or (expiry is not None and expiry < task.now / 1000 + _EXPIRY_MARGIN)
 
-    async def _refresh(self, task: _Task) -> str | None:
-        """Ask the upstream for fresh addresses, within its rate; returns what went wrong."""
+    async def _refresh(self, task: _Task) -> _InVain | None:
+        """Ask the upstream for fresh addresses, within its rate; returns why there are none.
+
+        That the task cannot be found is believed, as before, only a while after it was last seen.
+        """
         wait, allowed = await insist(self._registry.take_call)
         if not allowed:
-            return "fresh addresses have to wait: the upstream is blocked or too busy"
+            return _InVain("fresh addresses have to wait: the upstream is blocked or too busy")
         task.hand.alive(wait + self._bound + 5)
         await asyncio.sleep(wait)
         task.calls += 1
@@ -387,20 +404,24 @@ class CopyWork:
             answer = await self._gateway.get_result(task.job.task_id)
         except UpstreamBlocked as error:
             await report_blocked(self._registry, "upstream", error.kind, str(error), False)
-            return str(error)
+            return _InVain(str(error))
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
-            return str(error)
+            return _InVain(str(error))
         except UpstreamError as error:
-            return str(error)
-        task.fresh = True
-        if isinstance(answer.observation, Succeeded):
-            task.found = outputs.find_files(jsontext.loads(answer.observation.data))
+            return _InVain(str(error))
+        said = answer.observation
+        if isinstance(said, Succeeded):
+            task.found = outputs.find_files(jsontext.loads(said.data))
             log.info("addresses.renewed", files=len(task.found))
         else:
-            # the upstream has forgotten the task, or says something else of it now
+            log.warning("addresses.refused", answer=type(said).__name__)
+            believed_from = task.job.note("succeeded_at") + self._grace * 1000
+            if not isinstance(said, NotFound) or task.now < believed_from:
+                why = f"the upstream gives no fresh address: {type(said).__name__}"
+                return _InVain(why, answered=True)
             task.found = ()
-            log.warning("addresses.refused", answer=type(answer.observation).__name__)
+        task.fresh = True
         return None
 
     async def _file(self, task: _Task, number: int, url: str, limit: asyncio.Semaphore) -> None:

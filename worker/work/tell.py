@@ -50,6 +50,9 @@ class TellWork:
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
         # as the manifest holds it: no target learns the secrets in another one's address
         record = manifest.record_document(job.record)
+        record["told"] = list(told.values())
+        if job.record.get("restored"):
+            record["restored"] = True
         waits = []
         for callback in callbacks:
             entry = told.setdefault(

@@ -35,6 +35,15 @@ local function settle(id, token)
   redis.call('HSET', work_key(id), 'settled', token)
 end
 
+-- Has the task stand in one due set and no other, wherever a cancel or the search for lost tasks
+-- has put it while its owner was late.
+local function stand_in(kind, id, at)
+  for _, other in ipairs({'poll', 'copy', 'tell'}) do
+    if other ~= kind then redis.call('ZREM', due_key(other), id) end
+  end
+  redis.call('ZADD', due_key(kind), ms(at), id)
+end
+
 local function to_state(id, from, to, score)
   redis.call('ZREM', index_key(from), id)
   redis.call('ZADD', index_key(to), score, id)

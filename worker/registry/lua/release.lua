@@ -8,7 +8,7 @@ for i = 5, #ARGV do
   local owner = ownership(id, ARGV[3])
   if owner == 'ok' then
     settle(id, ARGV[3])
-    redis.call('ZADD', due_key(ARGV[2]), ms(now + tonumber(ARGV[4])), id)
+    stand_in(ARGV[2], id, now + tonumber(ARGV[4]))
   end
   if owner ~= 'lost' then count = count + 1 end
 end

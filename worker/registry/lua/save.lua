@@ -31,6 +31,5 @@ end
 if redis.call('HEXISTS', work_key(id), 'cancel') == 1 then to, delay = 'copy', 0 end
 redis.call('HDEL', work_key(id), 'cap', 'lapses')
 settle(id, token)
-redis.call('ZREM', due_key(ARGV[4]), id)
-redis.call('ZADD', due_key(to), ms(now + delay), id)
+stand_in(to, id, now + delay)
 return 'ok'

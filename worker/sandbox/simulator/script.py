@@ -87,7 +87,10 @@ ENDS = {
     "foreign": "the success of another task, for ever",
 }
 
+TRUTH = "truth"
+
 ANSWERS = {
+    TRUTH: "what is true: a pause between two others",
     "throttled": "HTTP 403 `Throttled by USER Flow Control`",
     "throttled_429": "HTTP 429",
     "flow_control": "HTTP 200, B_API_CauseFlowControl",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import simplejson
 
 from worker.sandbox.simulator import addresses, content
-from worker.sandbox.simulator.script import ABSENT, FileSpec, Script, Slot, step_at
+from worker.sandbox.simulator.script import ABSENT, TRUTH, FileSpec, Script, Slot, step_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +134,7 @@ def get_result(task: Task, moment: Moment) -> Reply:
     """The answer to ``comfy_get_result``; counts the call."""
     step = step_at(task.script.answers, task.polls)
     task.polls += 1
-    if step is not None:
+    if step is not None and step.kind != TRUTH:
         return _answer(step.kind, task, moment)
     task.true_polls += 1
     status = _status(task, moment.now, task.true_polls - 1)
