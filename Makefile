@@ -37,7 +37,7 @@ test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
 	$(BIN)/pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
 
 faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/faults.md)
-	HARVESTER_FAULTS=full $(BIN)/pytest -q tests/faults $(PYTEST_ARGS)
+	FAULTS=full $(BIN)/pytest -q tests/faults $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

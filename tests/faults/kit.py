@@ -21,7 +21,7 @@ from tests.scripts import COMMON
 from tests.support import BucketEnv
 from worker.sandbox.simulator import Simulator
 
-FULL = os.environ.get("HARVESTER_FAULTS") == "full"
+FULL = os.environ.get("FAULTS") == "full"
 LEASE = 5.0  # seconds; what tests.fleet.environ sets
 TICKS = 2 * 1.2  # seconds; two ticks with their jitter
 _SETTLED = ("state", "reason", "error", "files", "result", "manifest", "finished_at", "run")
@@ -60,7 +60,9 @@ class Watcher:
 
     async def watch(self) -> None:
         """Look until :meth:`stop`. A Redis that is away is waited for."""
-        while not self._stopping:
+        last = False
+        while not last:
+            last = self._stopping  # one look more, at what ended just before
             with suppress(redis_errors.RedisError, OSError):
                 await self.look()
             await asyncio.sleep(0.1)

@@ -12,7 +12,7 @@ from tests.faults.kit import Scene, lively, size
 from tests.fleet import Killer
 from tests.support import eventually
 
-GRACE = 10
+GRACE = 20
 
 
 def slow(count: int, seconds: float = 3) -> list[dict[str, object]]:

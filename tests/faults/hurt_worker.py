@@ -1,0 +1,55 @@
+"""A worker with a defect of the row's choosing: ``python -m tests.faults.hurt_worker -A …``.
+
+``HURT_POISON``: it dies at once of a file whose name contains this. ``HURT_CLOCK``: its clock is
+off by so many seconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from typing import Any
+
+
+def poison(mark: str) -> None:
+    """Die of a file, as of a bug in a C library that looks at its bytes."""
+    from worker.transfer import sniff
+
+    look = sniff.sniff
+
+    def deadly(head: bytes, *, filename: str = "", **options: Any) -> sniff.Kind:
+        if mark in filename:
+            os._exit(139)
+        return look(head, filename=filename, **options)
+
+    sniff.sniff = deadly
+
+
+def shift(seconds: float) -> None:
+    """Put the clock of this process wrong, for everything that asks Python for the time."""
+    true_time, true_datetime = time.time, datetime.datetime
+
+    class Wrong(true_datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return true_datetime.now(tz) + datetime.timedelta(seconds=seconds)
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return true_datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(
+                seconds=seconds
+            )
+
+    time.time = lambda: true_time() + seconds
+    datetime.datetime = Wrong
+
+
+if __name__ == "__main__":
+    if clock := os.environ.get("HURT_CLOCK"):
+        shift(float(clock))
+    if mark := os.environ.get("HURT_POISON"):
+        poison(mark)
+    from celery.__main__ import main
+
+    main()

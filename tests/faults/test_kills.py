@@ -1,0 +1,219 @@
+"""SIGKILL at named steps, and owners that wake up in the middle of a write.
+
+The steps are told from the requests that a worker makes: the row's proxies see each of them
+before it is carried out, and before it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import signal
+import subprocess
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.faults.http_proxy import Forward, HttpProxy, Reset, Rule, Seen
+from tests.faults.kit import FULL, LEASE, TICKS, Scene, size
+from tests.fleet import Fleet
+from tests.support import eventually
+
+SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
+SLACK = 6.0  # seconds that a loaded machine may add
+
+LARGE: dict[str, Any] = {"simulate": {"images": [{"file": "png", "size": 20_000_000}]}}
+SMALL: dict[str, Any] = {"simulate": {"duration": 1, "images": ["png"]}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """When to kill: at a request to ``server``, before it is carried out, or ``after`` that."""
+
+    name: str
+    server: str
+    step: str
+    after: bool = False
+    says: bytes = b""
+
+
+STEPS = (
+    Step(name="after the claim", server="store", step="manifest GET"),
+    Step(name="mid-poll", server="upstream", step="POST"),
+    Step(
+        name="after upstream success", server="upstream", step="POST", after=True,
+        says=b'"images"',
+    ),
+    Step(name="mid-download", server="upstream", step="GET"),
+    Step(name="mid-upload", server="store", step="PUT"),
+    Step(name="after the upload", server="store", step="PUT", after=True),
+    Step(name="verifying", server="store", step="HEAD"),
+    Step(name="upload opened", server="store", step="open", after=True),
+    Step(name="mid-part", server="store", step="part"),
+    Step(name="before completing", server="store", step="complete"),
+    Step(name="after completing", server="store", step="complete", after=True),
+    Step(name="before the manifest", server="store", step="manifest PUT"),
+    Step(name="after the manifest", server="store", step="manifest PUT", after=True),
+    Step(name="before telling", server="hook", step="POST"),
+)  # fmt: skip
+
+
+class Assassin:
+    """Kills the owner of the task that a request is about, ``quota`` times at each step."""
+
+    def __init__(self, scene: Scene, steps: tuple[Step, ...], quota: int) -> None:
+        self.left = dict.fromkeys(steps, quota)
+        self.kills: collections.Counter[str] = collections.Counter()
+        self.recoveries: list[float] = []
+        self.told: set[str] = set()
+        self.fleet: Fleet | None = None
+        self._scene = scene
+        self._watching: set[asyncio.Task[None]] = set()
+
+    def rule(self, server: str) -> Rule:
+        """What the proxy in front of a server does."""
+
+        async def rule(seen: Seen, forward: Forward) -> web.StreamResponse:
+            armed = [
+                s for s in self.left if s.server == server and s.step == seen.step and self.left[s]
+            ]
+            for step in armed:
+                if not step.after:
+                    await self._kill(step, seen)
+            response = await self._answer(server, seen, forward)
+            for step in armed:
+                if step.after and step.says in bytes(response.body or b""):  # type: ignore[arg-type]
+                    await self._kill(step, seen)
+            return response
+
+        return rule
+
+    async def settled(self) -> None:
+        """Wait until every task that was hit has been taken up again."""
+        await asyncio.gather(*self._watching)
+
+    async def _answer(self, server: str, seen: Seen, forward: Forward) -> web.Response:
+        if server != "hook":
+            return await forward()
+        self.told.add(seen.task_id)
+        return web.Response()
+
+    async def _kill(self, step: Step, seen: Seen) -> None:
+        key = f"{self._scene.namespace}:work:{seen.task_id}"
+        owner, token = await self._scene.redis.hmget(key, "owner", "token")
+        assert self.fleet is not None
+        for process in self.fleet.processes:
+            if token and owner.endswith(f":{process.pid}") and self.left[step]:
+                self.left[step] -= 1
+                self.kills[step.name] += 1
+                process.kill()
+                watching = asyncio.create_task(self._watch(key, token))
+                self._watching.add(watching)
+                raise Reset
+
+    async def _watch(self, key: str, token: str) -> None:
+        """Take the time until somebody else has the task."""
+        began = time.monotonic()
+
+        async def taken() -> bool:
+            return await self._scene.redis.hget(key, "token") not in (token, None)
+
+        await eventually(taken, what=f"another owner of {key}", seconds=60)
+        self.recoveries.append(time.monotonic() - began)
+
+
+@pytest.mark.parametrize(
+    "steps", [(s,) for s in STEPS] if FULL else [STEPS],
+    ids=[s.name.replace(" ", "-") for s in STEPS] if FULL else ["all"],
+)  # fmt: skip
+async def test_killed_at_named_steps(scene: Scene, steps: tuple[Step, ...]) -> None:
+    """Row 1: SIGKILL of the worker that is at a step."""
+    assassin = Assassin(scene, steps, quota=size(1, 4))
+    servers = {"store": scene.bucket.endpoint, "upstream": scene.simulator.endpoint, "hook": ""}
+    async with AsyncExitStack() as stack:
+        at = {
+            name: (await stack.enter_async_context(HttpProxy(url, assassin.rule(name)))).endpoint
+            for name, url in servers.items()
+        }
+        fleet = scene.fleet(
+            AWS_ENDPOINT_URL_S3=at["store"],
+            SPEEDPIX_ENDPOINT=at["upstream"],
+            HARVESTER_WEBHOOK_SECRET=SECRET,
+            HARVESTER_WEBHOOK_ALLOW_PRIVATE="127.0.0.1/32",
+        )
+        assassin.fleet = await stack.enter_async_context(fleet)
+        batches = size(10, 5)
+        for _ in range(batches):
+            ids = scene.plant([LARGE, *[SMALL] * size(2, 9)])
+            await stack.enter_async_context(scene.watched(ids))
+            await scene.hand_in(ids, callback_url=f"{at['hook']}/told")
+            await asyncio.sleep(size(1, 4))
+        await eventually(lambda: not any(assassin.left.values()), what="a kill at each step",
+                         seconds=60)  # fmt: skip
+        await scene.all_final(size(120, 300))
+        await assassin.settled()
+        await eventually(lambda: assassin.told >= set(scene.ids), what="telling all", seconds=60)
+    if FULL:  # with all steps at once, a task that was hit several times waits for its turn
+        assert max(assassin.recoveries) <= LEASE + TICKS + SLACK
+    names = steps[0].name if len(steps) == 1 else "each step"
+    await scene.judge(
+        "1",
+        f"kill -9: {names}",
+        recovery=max(assassin.recoveries),
+        notes=f"{assassin.kills.total()} kills",
+    )
+
+
+async def test_stalled_owner_resumes_its_write(scene: Scene) -> None:
+    """Row 15: an owner is frozen in its PUT, which arrives after another has ended the task."""
+    late: dict[str, asyncio.Event] = {}
+    answers: list[tuple[str, int]] = []
+    frozen: subprocess.Popen[bytes] | None = None
+
+    async def rule(seen: Seen, forward: Forward) -> web.StreamResponse:
+        nonlocal frozen
+        if seen.step not in ("PUT", "complete") or seen.task_id in late:
+            return await forward()
+        owner = await scene.redis.hget(f"{scene.namespace}:work:{seen.task_id}", "owner")
+        if frozen is None:
+            (frozen,) = [p for p in fleet.processes if owner.endswith(f":{p.pid}")]
+            # a moment later, when more of its writes are on their way
+            asyncio.get_running_loop().call_later(0.3, frozen.send_signal, signal.SIGSTOP)
+        if not owner.endswith(f":{frozen.pid}"):
+            return await forward()
+        late[seen.task_id] = asyncio.Event()
+        await late[seen.task_id].wait()
+        response = await forward()
+        answers.append((seen.step, response.status))
+        return response
+
+    def stalled() -> subprocess.Popen[bytes] | None:
+        return frozen
+
+    async with (
+        HttpProxy(scene.bucket.endpoint, rule) as proxy,
+        scene.fleet(AWS_ENDPOINT_URL_S3=proxy.endpoint) as fleet,
+    ):
+        while len(answers) < size(3, 50):
+            ids = scene.plant([LARGE, *[SMALL] * size(9, 15)])
+            before = set(late)
+            async with scene.watched(ids):
+                await scene.hand_in(ids)
+                owner = await eventually(stalled, what="an owner at its PUT")
+                await scene.all_final(120)
+                for task_id in set(late) - before:
+                    late[task_id].set()
+                await eventually(lambda: len(answers) == len(late), what="the late writes")
+                owner.send_signal(signal.SIGCONT)
+                frozen = None
+        assert fleet.started == 2
+    refused = sum(status >= 400 for _, status in answers)
+    assert refused == len(answers), answers
+    await scene.judge(
+        "15", "a stalled owner resumes its PUT", notes=f"{refused} late writes refused"
+    )

@@ -1,0 +1,140 @@
+"""An upstream that stumbles, and hosts that send what they should not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.faults.kit import FULL, Scene, size
+from tests.faults.tcp_proxy import TcpProxy
+
+RATE = 40
+
+ANSWERS = (
+    "throttled", "throttled_429", "flow_control", "error_500", "error_502", "error_503",
+    "error_504", "empty_body", "broken_json", "html", "deep_json", "reset", "invoke_timeout",
+    "unknown", "strange", "service_error", "empty", "no_data", "foreign",
+    *(["hang", "huge_json"] if FULL else []),
+)  # fmt: skip
+
+FILES: tuple[dict[str, Any], ...] = (
+    {"fault": "truncated", "times": 2},
+    {"fault": "truncated", "after": 0},
+    {"fault": "reset", "times": 2},
+    {"fault": "no_length", "times": "ever"},
+    {"fault": "html", "times": 2},
+    {"fault": "empty", "times": 2},
+    {"fault": "error_500", "times": 2},
+    {"fault": "error_503", "times": 2},
+    {"fault": "redirect", "hops": 3, "times": "ever"},
+    {"fault": "redirect_to", "times": "ever"},
+    {"fault": "redirect_to", "to": "http://10.1.2.3/x.png", "times": "ever"},
+    {"fault": "redirect_loop"},
+    {"fault": "no_range", "times": "ever"},
+    {"fault": "gzip", "times": "ever"},
+    {"fault": "oversized", "bytes": 30_000_000, "times": "ever"},
+    *([{"fault": "stalled"}] if FULL else []),
+)
+STORED_AFTER_ALL = {"html", "empty", "redirect_loop"}
+
+
+@pytest.mark.parametrize("answers", [(a,) for a in ANSWERS] if FULL else [ANSWERS],
+                         ids=ANSWERS if FULL else ["all"])  # fmt: skip
+async def test_upstream_stumbles(scene: Scene, answers: tuple[str, ...]) -> None:
+    """Row 6: bad answers, of which none may end a task; the rate is held."""
+    ids = scene.plant(
+        [
+            {"simulate": {"answers": [{"fault": a, "times": 1}], "images": ["png"]}}
+            for a in answers
+            for _ in range(size(2, 200))
+        ]
+    )
+    async with scene.fleet(HARVESTER_POLL_RATE=str(RATE)), scene.watched():
+        await scene.hand_in(ids)
+        await scene.all_final(size(90, 900))
+    most = scene.simulator.counters.max_calls_per_second
+    assert most <= RATE * 1.25 + 1  # a quarter of a second's calls may come at once
+    fault = answers[0].replace("_", " ") if len(answers) == 1 else "each of them"
+    await scene.judge("6", f"upstream: {fault}", notes=f"at most {most} calls/s, limit {RATE}")
+
+
+async def test_upstream_out_of_reach(scene: Scene) -> None:
+    """Row 6: an upstream that is slow, silent, and resets connections."""
+    ids = scene.plant([{"simulate": {"images": ["png"]}}] * size(10, 200))
+    port = int(scene.simulator.endpoint.rpartition(":")[2])
+    async with TcpProxy("127.0.0.1", port) as proxy:
+        address = f"http://127.0.0.1:{proxy.port}"
+        proxy.refuse = True
+        async with scene.fleet(SPEEDPIX_ENDPOINT=address), scene.watched() as watcher:
+            await scene.hand_in(ids)
+            while proxy.connections < 3 * len(ids):
+                await watcher.look()
+            assert not watcher.ends
+            proxy.heal()
+            await scene.all_final(size(60, 300))
+    await scene.judge("6", "upstream: out of reach", notes=f"{proxy.connections} connections")
+
+
+@pytest.mark.parametrize("faults", [(f,) for f in FILES] if FULL else [FILES],
+                         ids=lambda f: f[0]["fault"] if FULL else "all")  # fmt: skip
+async def test_file_host(scene: Scene, faults: tuple[dict[str, Any], ...]) -> None:
+    """Row 7: bodies that are cut, wrong, elsewhere, or too much."""
+
+    def file(fault: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = {"file": "png", "faults": [fault]}
+        return made | ({"expect": "stored"} if fault["fault"] in STORED_AFTER_ALL else {})
+
+    count = size(2, 10 if faults[0]["fault"] == "oversized" else 100)
+    ids = scene.plant([{"simulate": {"images": [file(f)]}} for f in faults for _ in range(count)])
+    async with scene.fleet(HARVESTER_MAX_FILE_BYTES="20000000"), scene.watched():
+        await scene.hand_in(ids)
+        await scene.all_final(size(90, 400))
+    fault = faults[0]["fault"].replace("_", " ") if len(faults) == 1 else "each of them"
+    await scene.judge("7", f"file host: {fault}")
+
+
+async def test_addresses_expired(scene: Scene) -> None:
+    """Row 8: addresses that have died before the copy; some for ever."""
+    dead: list[dict[str, Any]] = [
+        {"stale_replies": 1, "images": ["png", "webp"]},
+        {"stale_replies": 2, "images": ["png"]},
+        {"images": [{"file": "png", "faults": [{"fault": "expired", "times": 1}]}]},
+        {"images": [{"file": "png", "faults": [{"fault": "forbidden", "times": 2}]}]},
+        {"images": [{"file": "png", "faults": [{"fault": "gone", "times": 1}]}]},
+    ]
+    if FULL:
+        dead += [
+            {"images": [{"file": "png", "faults": [{"fault": "expired", "times": "ever"}]}]},
+            {"images": ["png", {"file": "png", "faults": [{"fault": "missing", "times": "ever"}]}]},
+            {"stale_replies": 9, "images": ["png"]},
+        ]
+    ids = scene.plant([{"simulate": dead[n % len(dead)]} for n in range(size(15, 100))])
+    async with scene.fleet(), scene.watched():
+        await scene.hand_in(ids)
+        await scene.all_final(size(90, 300))
+    asked = sum(task["successes"] for task in scene.simulator.oracle()["tasks"].values())
+    await scene.judge("8", "addresses expired", notes=f"{asked} successes asked for")
+
+
+async def test_later_replies_differ(scene: Scene) -> None:
+    """Row 18: later replies list the files in another order, renamed, re-signed; or elsewhere."""
+    once = [{"fault": "expired", "times": 1}]
+    script: dict[str, Any] = {
+        "rename": True,
+        "images": [{"file": "png", "faults": once}, "jpeg", {"file": "webp"}, {"same": "poster"}],
+        "result": {
+            "poster": {"file": "png", "name": "poster", "faults": once},
+            "clips": [{"file": "mp4"}, {"file": "mp4", "faults": once}],
+        },
+    }
+    # addresses that are all new can be told apart by their places only
+    kinds = ({"shuffle": True, "reorder": True}, {"readdress": True})
+    ids = scene.plant([{"simulate": script | kinds[n % 2]} for n in range(size(12, 100))])
+    async with scene.fleet(), scene.watched():
+        await scene.hand_in(ids)
+        await scene.all_final(size(60, 300))
+    oracle = scene.simulator.oracle()["tasks"]
+    assert all(task["successes"] > 1 for task in oracle.values())
+    fetches = sum(f["fetches"] for task in oracle.values() for f in task["files"])
+    await scene.judge("18", "later replies differ", notes=f"{fetches} fetches")
