@@ -278,6 +278,7 @@ class Valkey(EmbeddedServer):
         ) as client:
             if int(client.info("server")["process_id"]) != self.pid:
                 raise ConnectionError(f"another server answers at port {self.port}")
+            client.ping()  # INFO is answered while the data are still being loaded, this is not
 
 
 class SeaweedFS(EmbeddedServer):
