@@ -259,6 +259,86 @@ async def test_a_task_from_submission_to_its_files(
         assert "1 alive" in healthy.stdout
 
 
+async def test_records_are_exported_verified_and_purged(
+    run: Run,
+    simulator: Simulator,
+    settings: dict[str, str],
+    bucket: BucketEnv,
+    redis: Redis,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    good, other = (simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(2))
+    bad = simulator.submit({"simulate": {"end": "failed"}})
+    never = simulator.submit({"simulate": {"end": "never"}})
+    async with Fleet(settings, tmp_path, size=1):
+        await run("submit", never)
+        await run("submit", good, other, bad, "--wait")
+
+        lines = (await run("export")).stdout.splitlines()
+        records = {record["task_id"]: record for record in map(json.loads, lines)}
+        assert records.keys() == {good, other, bad, never}
+        assert records[good] == json.loads((await run("status", good, "--json")).stdout)
+        only = (await run("export", "--state", "failed", "--since", "1h")).stdout
+        assert json.loads(only)["task_id"] == bad
+
+        whole = await run("verify", "--all")
+        assert (whole.exit_code, "no differences" in whole.stdout) == (0, True)
+        (file,) = records[good]["files"]
+        body = bytearray(bucket.read(file["key"]))
+        body[-1] ^= 1
+        bucket.client.put_object(Bucket=bucket.bucket, Key=file["key"], Body=bytes(body))
+        (gone,) = records[other]["files"]
+        bucket.client.delete_object(Bucket=bucket.bucket, Key=gone["key"])
+        found = await run("verify", "--since", "1h", "--json")
+        assert found.exit_code == 1
+        reasons = {d["key"]: d["reason"] for d in json.loads(found.stdout)["differences"]}
+        assert reasons == {file["key"]: "has another SHA-256", gone["key"]: "is gone"}
+        named = await run("verify", bad, "nobody")
+        assert named.exit_code == 1
+        assert "nobody\t" in named.stdout
+        assert f"{bad}\t" not in named.stdout
+
+        shown = await run("purge", "--state", "stored")
+        assert shown.exit_code == 0
+        assert "2 would be removed" in shown.stdout
+        assert json.loads((await run("purge", "--older-than", "1d", "--json")).stdout) == {
+            "purged": False, "tasks": [], "kept": {},
+        }  # fmt: skip
+        assert len((await run("export")).stdout.splitlines()) == 4
+        refused = await run("purge", never, "nobody", "--yes")
+        assert refused.exit_code == 1
+        assert f"{never}: is waiting" in refused.stderr
+        assert "nobody: is unknown here" in refused.stderr
+        done = await run("purge", good, bad, "--yes")
+        assert (done.exit_code, done.stdout.splitlines()[-1]) == (
+            0,
+            "2 removed (1 failed, 1 stored)",
+        )
+        assert not await redis.exists(f"{namespace}:task:{good}", f"{namespace}:work:{good}")
+        # its manifest says that it is stored
+        assert (await run("submit", good, "--wait")).exit_code == 0
+        assert json.loads((await run("status", good, "--json")).stdout)["restored"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("purge",), "--older-than"),
+        (("purge", "--state", "waiting"), "not final"),
+        (("purge", "--older-than", "soon"), "neither a duration"),
+        (("verify",), "--all"),
+        (("verify", "a", "--all"), "--all"),
+    ],
+)
+async def test_upkeep_commands_ask_what_is_meant(
+    run: Run, arguments: tuple[str, ...], said: str
+) -> None:
+    result = await run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 # -- doctor --------------------------------------------------------------------------------------
 
 

@@ -597,6 +597,56 @@ async def test_entries_of_a_dead_worker_are_taken_over(
     assert len(await registry.take_intake()) == 1
 
 
+# -- purge ------------------------------------------------------------------------------------
+
+
+async def ended(registry: Registry, task_id: str, state: State = State.STORED) -> str:
+    """A task that is final; when it ended, as its record says."""
+    await registry.submit([submission(task_id)])
+    await finish(registry, await claim_one(registry, Kind.COPY), state)
+    record = await registry.record(task_id)
+    assert record is not None
+    return record["finished_at"]
+
+
+async def test_purge_leaves_nothing_and_the_id_is_new_again(
+    registry: Registry, redis: Redis, namespace: str
+) -> None:
+    finished_at = await ended(registry, "t1")
+    assert await registry.purge("t1", finished_at) == "ok"
+    assert await registry.purge("t1", finished_at) == "ok"  # the client may send it twice
+    assert [key async for key in redis.scan_iter(f"{namespace}:*:t1")] == []
+    assert (await registry.counts())[State.STORED] == 0
+    assert await redis.zcard(f"{namespace}:expiring") == 0
+    assert (await registry.submit([submission("t1")]))[0] == {"t1": True}
+
+
+async def test_purge_refuses_what_is_not_over(
+    registry: Registry, redis: Redis, namespace: str
+) -> None:
+    await registry.submit([submission("open")])
+    assert await registry.purge("open", "") == "waiting"
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    assert await registry.purge("open", "1") == "changed"
+    called = {"channel": "webhook", "target": "https://example.com/"}
+    await registry.submit([submission("told", callbacks=[called])])
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    record = await registry.record("told")
+    assert record is not None
+    assert await registry.purge("told", record["finished_at"]) == "telling"
+    assert await redis.exists(f"{namespace}:task:open", f"{namespace}:task:told") == 2
+
+
+async def test_pages_hold_every_id_once(registry: Registry, redis: Redis, namespace: str) -> None:
+    # more than a page with one score, and pages that end among equal scores
+    scores = {f"t{n:03}": 1000 if n < 250 else 1000 + n // 7 for n in range(500)}
+    await redis.zadd(f"{namespace}:index:stored", scores)
+    found = [i async for page in registry.pages(State.STORED) for i in page]
+    assert found == sorted(scores)
+    some = [i async for page in registry.pages(State.STORED, since=1001, until=1040) for i in page]
+    assert some == [i for i, score in scores.items() if 1001 <= score <= 1040]
+
+
 # -- Redis itself -----------------------------------------------------------------------------
 
 

@@ -173,6 +173,23 @@ class Protocol:
                 finished_at=ended, label="", expires=self.now + self.ttl if self.ttl else None,
             )  # fmt: skip
 
+    def purge(self, task_id: str, stale: bool, again: bool = False) -> None:
+        life = self.expected.recorded(task_id)
+        if life is None:
+            assert self.call("purge", task_id, "", again=again) == "ok"
+            return
+        seen = "" if stale or life.finished_at is None else life.finished_at
+        answer = self.call("purge", task_id, seen, again=again)
+        if not life.final:
+            assert answer == life.state
+        elif stale:
+            assert answer == "changed"
+        elif life.due is not None:
+            assert answer == "telling"
+        else:
+            assert answer == "ok"
+            del self.expected.lives[task_id]
+
     # -- workers ------------------------------------------------------------------------------
 
     def claim(self, pick: int, limit: int, in_hand: int, slots: int, again: bool = False) -> None:
@@ -551,6 +568,7 @@ _steps = st.one_of(
     *_often(2, "cancel", task_id=_task, again=_flag),
     *_often(2, "retry", pick=_pick, again=_flag),
     *_often(1, "notify", task_id=_task, again=_flag),
+    *_often(1, "purge", task_id=_task, stale=_flag, again=_flag),
     *_often(1, "restore", task_id=_task, state=st.sampled_from(FINAL), again=_flag),
     *_often(
         8,

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import operate, sandbox, tasks
+from worker.cli import operate, sandbox, tasks, upkeep
 from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
 from worker.errors import (
     HarvesterError,
@@ -69,6 +69,9 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "worker": operate.worker,
         "doctor": operate.doctor,
         "rebuild": operate.rebuild,
+        "verify": upkeep.verify,
+        "export": upkeep.export,
+        "purge": upkeep.purge,
     },
 }
 for panel, commands in _PANELS.items():

@@ -228,7 +228,7 @@ def list_tasks(
     if dead and state not in (None, State.FAILED):
         raise typer.BadParameter("--dead lists failed tasks")
     if since is not None:
-        _parse_since(since, now=0)  # before anything is connected
+        parse_since(since, now=0)  # before anything is connected
     chosen = settings()
     if refused:
         asyncio.run(_list_refused(chosen, limit or FEW, as_json))
@@ -273,7 +273,7 @@ async def _list(chosen: Settings, query: _Query, as_json: bool) -> None:
 
 async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]]:
     """Records in the order they are listed in: newest first, or oldest first since a time."""
-    since = 0 if query.since is None else _parse_since(query.since, now=now)
+    since = 0 if query.since is None else parse_since(query.since, now=now)
     selective = query.dead or query.since is not None
     each = _EVERYTHING if query.limit is None or selective else query.limit
     found: list[dict[str, Any]] = []
@@ -288,7 +288,7 @@ async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]
     return found[: query.limit]
 
 
-def _parse_since(text: str, *, now: int) -> int:
+def parse_since(text: str, *, now: int) -> int:
     """A duration before ``now``, or a time, in Unix milliseconds; ``BadParameter`` if neither."""
     duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
     if duration:

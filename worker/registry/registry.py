@@ -22,7 +22,7 @@ from worker.registry.records import Claim, Job, Kind
 from worker.registry.scripts import Scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -440,6 +440,12 @@ class Registry:
             said: str = await self._scripts.call("notify", task_id)
         return said
 
+    async def purge(self, task_id: str, finished_at: str) -> str:
+        """Remove a final task as it was read: ``ok``, ``changed``, ``telling`` or its state."""
+        with _seam():
+            said: str = await self._scripts.call("purge", task_id, finished_at)
+        return said
+
     async def restore(self, record: Mapping[str, str]) -> bool:
         """Write a final record back as its manifest holds it; whether there was none."""
         with _seam():
@@ -551,6 +557,19 @@ class Registry:
                     found += [fields or None for fields in await pipe.execute()]
         return found
 
+    async def heads(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
+        """``state`` and ``finished_at`` of several tasks, in order; ``None`` for an unknown one."""
+        names = ("state", "finished_at")
+        found: list[dict[str, str] | None] = []
+        for start in range(0, len(task_ids), _CHUNK):
+            with _seam():
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for task_id in task_ids[start : start + _CHUNK]:
+                        pipe.hmget(self.key("task", task_id), names)
+                    rows = await pipe.execute()
+            found += [dict(zip(names, row, strict=True)) if row[0] else None for row in rows]
+        return found
+
     async def states(self, task_ids: Sequence[str]) -> dict[str, State | None]:
         """The states of several tasks; ``None`` for an unknown one."""
         found: dict[str, State | None] = {}
@@ -580,6 +599,33 @@ class Registry:
                 num=limit,
             )
         return [str(task_id) for task_id in found]
+
+    async def pages(
+        self, state: State, *, since: int = 0, until: int | None = None
+    ) -> AsyncIterator[list[str]]:
+        """Ids in a state, oldest first and a page at a time; bounds in Unix milliseconds.
+
+        Ordered as in :meth:`ids`. Costs the same however many there are; what leaves the state
+        meanwhile may be missed.
+        """
+        start, skip = since, 0
+        while True:
+            with _seam():
+                rows: Any = await self.redis.zrange(
+                    self.key("index", state),
+                    start,
+                    "+inf" if until is None else until,
+                    byscore=True,
+                    withscores=True,
+                    offset=skip,
+                    num=_CHUNK,
+                )
+            if not rows:
+                return
+            yield [str(task_id) for task_id, _ in rows]
+            last = int(rows[-1][1])
+            skip = sum(int(score) == last for _, score in rows) + (skip if last == start else 0)
+            start = last
 
     async def counts(self) -> dict[State, int]:
         """How many tasks are in each state."""

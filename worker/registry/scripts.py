@@ -18,6 +18,7 @@ NAMES = (
     "notify",
     "postpone",
     "progress",
+    "purge",
     "reconcile",
     "release",
     "renew",

@@ -1,0 +1,243 @@
+"""Commands for the years after: remove old records, check old files, take records elsewhere."""
+
+# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import simplejson
+import typer
+
+from worker.cli.base import FAILED, complain, console, moment, print_json, registry, settings, size
+from worker.cli.show import FEW, decoded
+from worker.cli.tasks import parse_since
+from worker.core.models import FINAL_STATES, State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from config.settings import Settings
+    from worker.registry.registry import Registry
+    from worker.work.verify import Verified
+
+_WHY = {
+    "changed": "has changed meanwhile",
+    "telling": "somebody has yet to be told",
+    "unknown": "is unknown here",
+}
+
+
+# -- purge ---------------------------------------------------------------------------------------
+
+
+def purge(
+    task_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")] = None,
+    *,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Only tasks that finished longer ago: 30d, 12h."),
+    ] = None,
+    states: Annotated[
+        list[State] | None,
+        typer.Option("--state", help="Only tasks in this final state; may be repeated."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Remove records of final tasks from Redis; files and manifests stay in the bucket."""
+    if not task_ids and older_than is None and not states:
+        raise typer.BadParameter("give task ids, --older-than or --state")
+    if unfinished := [state for state in states or () if not state.final]:
+        raise typer.BadParameter(f"{unfinished[0]} is not final", param_hint="--state")
+    if older_than is not None:
+        parse_since(_age(older_than), now=0)  # before anything is connected
+    wanted = frozenset(states or FINAL_STATES)
+    chosen = settings()
+    found, said = asyncio.run(_purge(chosen, task_ids or (), older_than, wanted, yes))
+    _show_purge(found, said, yes=yes, as_json=as_json)
+    if any(answer != "ok" for answer in said.values()):
+        raise typer.Exit(FAILED)
+
+
+def _age(text: str) -> str:
+    """An age as a duration; a bare number counts days."""
+    return f"{text}d" if text.isascii() and text.isdecimal() else text
+
+
+async def _purge(
+    chosen: Settings,
+    task_ids: Sequence[str],
+    older_than: str | None,
+    states: frozenset[State],
+    yes: bool,
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """What is chosen, by id, and what became of each id: ``ok`` or why it stays."""
+    found: dict[str, dict[str, str]] = {}
+    said: dict[str, str] = {}
+    async with registry(chosen) as fleet:
+        until: int | None = None
+        if older_than is not None:
+            until = parse_since(_age(older_than), now=await fleet.now())
+        async for page in _pages_to_purge(fleet, task_ids, states, until):
+            for task_id, record in zip(page, await fleet.heads(page), strict=True):
+                if record is None:
+                    if task_ids:  # an index may name a record that has just expired
+                        said[task_id] = "unknown"
+                    continue
+                state = State(record["state"])
+                if not state.final:
+                    said[task_id] = state
+                elif state in states and (until is None or int(record["finished_at"]) <= until):
+                    found[task_id] = record
+                    said[task_id] = "ok"
+        if yes:
+            for task_id, record in found.items():
+                said[task_id] = await fleet.purge(task_id, record["finished_at"])
+    return found, said
+
+
+async def _pages_to_purge(
+    fleet: Registry, task_ids: Sequence[str], states: frozenset[State], until: int | None
+) -> AsyncIterator[list[str]]:
+    if task_ids:
+        yield list(dict.fromkeys(task_ids))
+        return
+    for state in sorted(states):
+        async for page in fleet.pages(state, until=until):
+            yield page
+
+
+def _show_purge(
+    found: dict[str, dict[str, str]], said: dict[str, str], *, yes: bool, as_json: bool
+) -> None:
+    going = [task_id for task_id in found if said[task_id] == "ok"]
+    staying = {task_id: answer for task_id, answer in said.items() if answer != "ok"}
+    if as_json:
+        tasks = [
+            {
+                "task_id": task_id,
+                "state": found[task_id]["state"],
+                "finished_at": int(found[task_id]["finished_at"]),
+            }
+            for task_id in going
+        ]
+        print_json({"purged": yes, "tasks": tasks, "kept": staying})
+        return
+    for task_id, answer in staying.items():
+        complain(f"{task_id}: {_WHY.get(answer, f'is {answer}')}")
+    if len(going) <= FEW:
+        for task_id in going:
+            record = found[task_id]
+            print(f"{task_id}\t{record['state']}\t{moment(int(record['finished_at']))}")
+    counts = Counter(found[task_id]["state"] for task_id in going)
+    by_state = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
+    verb = "removed" if yes else "would be removed; --yes removes them"
+    print(f"{len(going):,} {verb}" + (f" ({by_state})" if counts else ""))
+
+
+# -- verify --------------------------------------------------------------------------------------
+
+
+def verify(
+    task_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every manifest in the bucket.")] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Tasks stored since then: 2h, 7d, or an ISO 8601 time."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read stored files again and compare them with their manifests. Exit code 1 if any differs."""
+    if sum((bool(task_ids), every, since is not None)) != 1:
+        raise typer.BadParameter("give task ids, --all or --since")
+    if since is not None:
+        parse_since(since, now=0)  # before anything is connected
+    found = asyncio.run(_verify(settings(), task_ids or (), since))
+    if as_json:
+        wrong = [
+            {"task_id": d.task_id, "key": d.key, "reason": d.reason} for d in found.differences
+        ]
+        print_json(
+            {"tasks": found.tasks, "files": found.files, "bytes": found.bytes, "differences": wrong}
+        )
+    else:
+        for difference in found.differences:
+            print(f"{difference.task_id}\t{difference.key}\t{difference.reason}")
+        print(
+            f"{found.tasks:,} tasks, {found.files:,} files, {size(found.bytes)} read: "
+            f"{len(found.differences) or 'no'} difference{'s' * (len(found.differences) != 1)}"
+        )
+    if found.differences:
+        raise typer.Exit(FAILED)
+
+
+async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) -> Verified:
+    from worker.transfer.store import ObjectStore
+    from worker.work import verify as work
+
+    store = ObjectStore.from_settings(chosen)
+    prefix = chosen.prefix + chosen.manifest_prefix
+
+    async def ids() -> AsyncIterator[str]:
+        if task_ids:
+            for task_id in dict.fromkeys(task_ids):
+                yield task_id
+        elif since is None:
+            async for task_id in work.manifest_ids(store, prefix):
+                yield task_id
+        else:
+            async with registry(chosen) as fleet:
+                start = parse_since(since, now=await fleet.now())
+                for state in (State.STORED, State.PARTIAL):
+                    async for page in fleet.pages(state, since=start):
+                        for task_id in page:
+                            yield task_id
+
+    try:
+        with console(stderr=True).status("") as line:
+            return await work.verify(
+                store,
+                prefix,
+                ids(),
+                seen=lambda found: line.update(f"{found.tasks} tasks, {size(found.bytes)}"),
+            )
+    finally:
+        await store.close()
+
+
+# -- export --------------------------------------------------------------------------------------
+
+
+def export(
+    *,
+    state: Annotated[State | None, typer.Option(help="Only tasks in this state.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Only tasks that finished since then, or were submitted if unfinished.",
+        ),
+    ] = None,
+) -> None:
+    """Print records as JSON Lines, one a line, oldest first within each state."""
+    if since is not None:
+        parse_since(since, now=0)  # before anything is connected
+    asyncio.run(_export(settings(), tuple(State) if state is None else (state,), since))
+
+
+async def _export(chosen: Settings, states: Sequence[State], since: str | None) -> None:
+    async with registry(chosen) as fleet:
+        start = 0 if since is None else parse_since(since, now=await fleet.now())
+        for state in states:
+            async for page in fleet.pages(state, since=start):
+                for record in await fleet.records(page):
+                    if record is not None:
+                        print(_line(decoded(record)))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return simplejson.dumps(record, allow_nan=False, separators=(",", ":"))

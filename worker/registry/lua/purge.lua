@@ -1,0 +1,15 @@
+-- Removes the record of a final task, its notes and its index entries. Invariant: a task that is
+-- not final, or whose end somebody has yet to be told, is never removed; neither is one that has
+-- changed since it was looked at. The id is then as if it had never been handed in.
+-- ARGV: ns, id, finished_at as read
+-- Returns 'ok' (gone, now or before), 'changed', 'telling' or the state that is not final.
+local id = ARGV[2]
+local record = redis.call('HMGET', task_key(id), 'state', 'finished_at')
+local state = record[1]
+if not state then return 'ok' end
+if state == 'waiting' or state == 'copying' then return state end
+if record[2] ~= ARGV[3] then return 'changed' end
+if redis.call('ZSCORE', due_key('tell'), id) then return 'telling' end
+redis.call('DEL', task_key(id))
+forget(id)
+return 'ok'

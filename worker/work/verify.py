@@ -1,0 +1,110 @@
+"""Objects against their manifests: whether what was stored still is."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from worker.core import jsontext, manifest
+from worker.work.group import first_error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from worker.core.jsontext import Json
+    from worker.transfer.store import ObjectStore
+
+_AT_ONCE = 8
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One object that is not what its manifest says; ``reason`` is for people."""
+
+    task_id: str
+    key: str
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Verified:
+    """What was looked at, and every difference found."""
+
+    tasks: int = 0
+    files: int = 0
+    bytes: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+
+async def manifest_ids(store: ObjectStore, prefix: str) -> AsyncIterator[str]:
+    """The task ids of all manifests below ``prefix``."""
+    async for key in store.keys(prefix):
+        if key.endswith(_SUFFIX):
+            yield key.removeprefix(prefix).removesuffix(_SUFFIX)
+
+
+async def verify(
+    store: ObjectStore,
+    prefix: str,
+    task_ids: AsyncIterator[str],
+    *,
+    seen: Callable[[Verified], None] = lambda _: None,
+) -> Verified:
+    """Read every stored file of these tasks again and compare length and SHA-256 to the manifest.
+
+    ``prefix`` is where manifests live; Redis is not asked. ``seen`` is called after each task.
+    Raises the errors of the store.
+    """
+    found = Verified()
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(task_id: str) -> None:
+        try:
+            await _task(store, f"{prefix}{task_id}{_SUFFIX}", task_id, found)
+        finally:
+            limit.release()
+            seen(found)
+
+    with first_error():
+        async with asyncio.TaskGroup() as group:
+            async for task_id in task_ids:
+                await limit.acquire()
+                group.create_task(one(task_id))
+    return found
+
+
+async def _task(store: ObjectStore, key: str, task_id: str, found: Verified) -> None:
+    found.tasks += 1
+    body = await store.get(key, max_bytes=manifest.MAX_BYTES)
+    try:
+        if body is None:
+            raise ValueError("there is no manifest")  # noqa: TRY301  one place reports all
+        record = manifest.record_from_manifest(body, task_id)
+    except ValueError as error:
+        found.differences.append(Difference(task_id=task_id, key=key, reason=str(error)))
+        return
+    files = jsontext.loads(
+        record.get("files") or "[]", max_bytes=manifest.MAX_BYTES, max_depth=jsontext.MAX_DEPTH
+    )
+    for file in files:
+        if "key" not in file:
+            continue  # lost for good, as the manifest says
+        found.files += 1
+        if reason := await _file(store, file, found):
+            found.differences.append(Difference(task_id=task_id, key=file["key"], reason=reason))
+
+
+async def _file(store: ObjectStore, file: Json, found: Verified) -> str:
+    """What is wrong with an object, or nothing."""
+    head = await store.head(file["key"])
+    if head is None:
+        return "is gone"
+    if head.bytes != file.get("bytes"):
+        return f"has {head.bytes} bytes, not {file.get('bytes')}"
+    digest = await store.digest(file["key"])
+    if digest is None:
+        return "is gone"
+    found.bytes += head.bytes
+    return "" if digest.hex() == file.get("sha256") else "has another SHA-256"
