@@ -16,6 +16,8 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff, NoBackoff
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from config.settings import Settings
 
 SCHEMES = ("redis", "rediss", "redis+sentinel")
@@ -146,6 +148,22 @@ def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) ->
     )
     client: Redis = sentinel.master_for(address.master_name, redis_class=_SentinelRedis, **options)
     return client
+
+
+def unfit(info: Mapping[str, Any]) -> str:
+    """Why a server cannot be used, by its ``INFO``; empty if it can."""
+    if info.get("cluster_enabled") == 1:
+        return (
+            "this Redis is a cluster, which neither the fleet's scripts nor Celery can use. "
+            "Use a single server, or several under Sentinel (redis+sentinel://)."
+        )
+    if str(info.get("maxmemory_policy", "")).startswith("allkeys-"):
+        return (
+            f"this Redis evicts any key when it is full (maxmemory-policy "
+            f"{info['maxmemory_policy']}); unfinished tasks would be lost. "
+            "Set maxmemory-policy to noeviction."
+        )
+    return ""
 
 
 class _SentinelRedis(Redis):

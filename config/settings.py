@@ -13,7 +13,7 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -41,6 +41,8 @@ PUT_OPTIONS = frozenset(
 BROKER_SCHEMES = ("amqp", "amqps")
 
 _TEN_YEARS = 315_360_000
+_SECRET_BYTES = 65_536
+_AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _OWN_NAMES = ("speedpix_", "redis_", "celery_")  # the rest is HARVESTER_*
 _SHOWN_ERRORS = ("literal_error", "_parsing", "_than", "_equal", "finite_number", "int_from_float")
 
@@ -53,9 +55,57 @@ def variable(field: str) -> str:
 def environment() -> dict[str, str]:
     """What is set: ``.env`` of the working directory under the environment, empty values left out.
 
-    Raises :class:`SettingsError` if the file is there and cannot be read.
+    A secret in a file (``REDIS_URL_FILE``) stands under its own name (``REDIS_URL``); one that
+    cannot be read is missing here, and :func:`load_settings` says so. Raises
+    :class:`SettingsError` if ``.env`` is there and cannot be read.
     """
-    return _dotenv() | {name: value for name, value in os.environ.items() if value.strip()}
+    return _read()[0]
+
+
+def _read() -> tuple[dict[str, str], dict[str, str]]:
+    """What is set, and for each secret whose file is of no use the reason."""
+    values: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for layer in (_dotenv(), {name: text for name, text in os.environ.items() if text.strip()}):
+        for name in secret_variables():
+            path = layer.pop(f"{name}_FILE", None)
+            if path is None and name not in layer:
+                continue
+            values.pop(name, None)  # this layer wins, whichever way it says it
+            faults.pop(name, None)
+            if path is None:
+                continue
+            if name in layer:
+                faults[name] = f"is set, and so is {name}_FILE; set one of them"
+                del layer[name]
+                continue
+            try:
+                layer[name] = _secret_file(Path(path.strip()))
+            except ValueError as exc:
+                faults[name] = f"{name}_FILE names {path.strip()}, which {exc}"
+        values |= layer
+    return values, faults
+
+
+def secret_variables() -> tuple[str, ...]:
+    """The variables that may be given as ``<NAME>_FILE``, the path of a file that holds them."""
+    own = [name for name, f in Settings.model_fields.items() if "SecretStr" in str(f.annotation)]
+    return (*map(variable, own), "SPEEDPIX_APP_KEY", *_AWS_SECRETS)
+
+
+def _secret_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_SECRET_BYTES + 1).decode()
+    except OSError as exc:
+        raise ValueError(f"cannot be read: {exc.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not text in UTF-8") from None
+    if len(text) > _SECRET_BYTES:
+        raise ValueError(f"is larger than {_SECRET_BYTES} bytes")
+    if not text.strip():
+        raise ValueError("is empty")
+    return text.strip()
 
 
 def _dotenv() -> dict[str, str]:
@@ -458,11 +508,16 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises :class:`SettingsError` with one message that lists everything that is wrong.
     """
+    values, faults = _read()
+    for field in overrides:
+        faults.pop(variable(field), None)
     try:
         settings = Settings(**overrides)
     except ValidationError as exc:
-        raise SettingsError(_explain(exc)) from None
-    _export_aws(environment())
+        raise SettingsError(_explain(exc.errors(include_url=False), faults)) from None
+    if faults:
+        raise SettingsError(_explain([], faults))
+    _export_aws(values)
     return settings
 
 
@@ -486,9 +541,10 @@ def _export_aws(values: Mapping[str, str]) -> None:
         os.environ.setdefault("AWS_DEFAULT_REGION", values["AWS_REGION"])
 
 
-def _explain(error: ValidationError) -> str:
-    problems = {}
-    for found in error.errors(include_url=False):
+def _explain(found_wrong: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:
+    """One message; ``files`` are secrets whose file is of no use, and why."""
+    problems = {name: f"- {name}: {why}" for name, why in files.items()}
+    for found in found_wrong:
         if found["type"] == "default_factory_not_called":
             continue  # Celery's broker defaults to REDIS_URL, which is at fault itself
         field = str(found["loc"][0])
@@ -496,6 +552,8 @@ def _explain(error: ValidationError) -> str:
             problems[field] = f"- {field}: no such setting"
             continue
         name = variable(field)
+        if name in files:
+            continue  # "is not set" would be the second word about one fault
         line = f"- {name}: {_fault(found)}"
         if examples := Settings.model_fields[field].examples:
             line += f". Example: {name}={examples[0]}"

@@ -91,7 +91,7 @@ def _logging(loglevel: int, **_: Any) -> None:
 @signals.worker_init.connect
 def _check(**_: Any) -> None:
     try:
-        asyncio.run(wiring.refuse_eviction(settings))
+        asyncio.run(wiring.refuse_unfit_redis(settings))
     except SettingsError as error:
         log.critical("settings.unsafe", error=str(error))
         raise SystemExit(2) from None

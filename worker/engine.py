@@ -166,6 +166,8 @@ class Drain:
         except RegistryUnavailable as error:
             log.warning("registry.unavailable", kind=kind, error=str(error))
             return TICK * (1 + random.random())
+        if claim.newer:
+            log.warning("record.newer", kind=kind, count=claim.newer)
         for job in claim.jobs:
             self._start(job)
         self._backlog = claim.wait == 0 or bool(claim.held)

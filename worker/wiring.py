@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import aiohttp
 import httpx
 
-from config.redis import make_redis
+from config.redis import make_redis, unfit
+from config.settings import BROKER_SCHEMES
 from worker.core.submission import Policy
 from worker.engine import Parts, worker_name
-from worker.errors import SettingsError
+from worker.errors import RegistryUnavailable, SettingsError
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
@@ -136,18 +137,32 @@ def make_policy(settings: Settings) -> Policy:
     )
 
 
-async def refuse_eviction(settings: Settings) -> None:
-    """Raise ``SettingsError`` if Redis may evict records that are not finished."""
+async def refuse_unfit_redis(settings: Settings) -> None:
+    """Raise ``SettingsError`` if Redis, or the broker if that is another one, cannot be used.
+
+    A cluster cannot, and neither can a Redis that may evict records that are not finished. Raises
+    ``RegistryUnavailable`` if Redis does not answer; a broker that does not is Celery's to await.
+    """
+    if fault := await redis_fault(settings):
+        raise SettingsError(f"REDIS_URL: {fault}")
+    broker = settings.celery_broker_url
+    if broker == settings.redis_url or broker.get_secret_value().startswith(BROKER_SCHEMES):
+        return
+    try:
+        fault = await redis_fault(settings.model_copy(update={"redis_url": broker}))
+    except RegistryUnavailable:
+        return
+    if fault:
+        raise SettingsError(f"CELERY_BROKER_URL: {fault}")
+
+
+async def redis_fault(settings: Settings) -> str:
+    """Why the server of ``REDIS_URL`` cannot be used; empty if it can."""
     registry = make_registry(settings)
     try:
-        policy = str((await registry.info()).get("maxmemory_policy", ""))
+        return unfit(await registry.info())
     finally:
         await registry.close()
-    if policy.startswith("allkeys-"):
-        raise SettingsError(
-            f"REDIS_URL: this Redis evicts any key when it is full (maxmemory-policy {policy}); "
-            "unfinished tasks would be lost. Set maxmemory-policy to noeviction."
-        )
 
 
 def _upstream_client() -> httpx.AsyncClient:

@@ -597,6 +597,23 @@ async def test_entries_of_a_dead_worker_are_taken_over(
     assert len(await registry.take_intake()) == 1
 
 
+# -- two versions side by side ----------------------------------------------------------------
+
+
+async def test_a_record_of_a_newer_schema_is_handed_back_unharmed(
+    registry: Registry, redis: Redis, namespace: str
+) -> None:
+    await registry.submit([submission("new"), submission("old")])
+    await redis.hset(f"{namespace}:task:new", "schema", "2")
+    claimed = await registry.claim(Kind.COPY, limit=10, in_hand=0, slots=10)
+    assert [job.task_id for job in claimed.jobs] == ["old"]
+    assert claimed.newer == 1
+    notes = await redis.hgetall(f"{namespace}:work:new")
+    assert "token" not in notes
+    due = await redis.zscore(f"{namespace}:due:copy", "new")
+    assert 0 < due - await registry.now() <= 5000  # not the whole lease
+
+
 # -- purge ------------------------------------------------------------------------------------
 
 

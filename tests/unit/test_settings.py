@@ -14,6 +14,7 @@ from config.settings import (
     Settings,
     environment,
     load_settings,
+    secret_variables,
     unknown_settings,
     variable,
 )
@@ -103,6 +104,94 @@ def test_empty_values_are_unset(environ: dict[str, str]) -> None:
 def test_outer_white_space_is_dropped(environ: dict[str, str]) -> None:
     environ["SPEEDPIX_APP_SECRET"] = " app-secret\n"
     assert load_settings().speedpix_app_secret.get_secret_value() == "app-secret"
+
+
+# -- secrets in files ----------------------------------------------------------------------------
+
+
+def test_every_secret_can_stand_in_a_file(environ: dict[str, str]) -> None:
+    given = {
+        "SPEEDPIX_APP_KEY": "file-key",
+        "SPEEDPIX_APP_SECRET": "file-secret",
+        "REDIS_URL": "redis://:pass@elsewhere/1",
+        "CELERY_BROKER_URL": "amqp://user:pass@rabbit//",
+        "HARVESTER_WEBHOOK_SECRET": WEBHOOK_SECRET,
+        "AWS_ACCESS_KEY_ID": "file-access",
+        "AWS_SECRET_ACCESS_KEY": "file-secret-access",
+        "AWS_SESSION_TOKEN": "file-token",
+    }
+    assert set(secret_variables()) == given.keys()
+    for name, text in given.items():
+        Path(name).write_text(f"{text}\n")
+        environ.pop(name, None)
+        environ[f"{name}_FILE"] = f" {Path(name).absolute()}"
+    settings = load_settings()
+    assert settings.speedpix_app_key == "file-key"
+    assert settings.speedpix_app_secret.get_secret_value() == "file-secret"
+    assert settings.redis_url.get_secret_value() == given["REDIS_URL"]
+    assert settings.celery_broker_url.get_secret_value() == given["CELERY_BROKER_URL"]
+    assert settings.webhook_secret
+    assert settings.webhook_secret.get_secret_value() == WEBHOOK_SECRET
+    # boto3 reads its own variables, and knows no files
+    assert {name: os.environ[name] for name in given if name.startswith("AWS_")} == {
+        name: text for name, text in given.items() if name.startswith("AWS_")
+    }
+    assert not [name for name in os.environ if name.startswith("AWS_") and name.endswith("_FILE")]
+    assert load_settings() == settings
+    assert unknown_settings(environment()) == []
+
+
+def test_the_environment_wins_over_dotenv_whichever_way_it_says_it(
+    environ: dict[str, str],
+) -> None:
+    Path("secret").write_text("of the file")
+    del environ["SPEEDPIX_APP_SECRET"]
+    Path(".env").write_text("SPEEDPIX_APP_SECRET_FILE=secret\n")
+    assert load_settings().speedpix_app_secret.get_secret_value() == "of the file"
+    environ["SPEEDPIX_APP_SECRET"] = "of the environment"
+    assert load_settings().speedpix_app_secret.get_secret_value() == "of the environment"
+    del environ["SPEEDPIX_APP_SECRET"]
+    environ["SPEEDPIX_APP_SECRET_FILE"] = "secret"
+    Path(".env").write_text("SPEEDPIX_APP_SECRET=of dotenv\n")
+    assert load_settings().speedpix_app_secret.get_secret_value() == "of the file"
+
+
+def test_files_of_secrets_that_are_of_no_use_are_all_named(environ: dict[str, str]) -> None:
+    Path("empty").write_text(" \n")
+    Path("binary").write_bytes(b"\xff\xfe")
+    Path("large").write_text("x" * 70_000)
+    for name in ("SPEEDPIX_APP_SECRET", "REDIS_URL"):
+        del environ[name]
+    environ |= {
+        "SPEEDPIX_APP_SECRET_FILE": "/nowhere/secret",
+        "REDIS_URL_FILE": "empty",
+        "SPEEDPIX_APP_KEY_FILE": "empty",
+        "AWS_SECRET_ACCESS_KEY_FILE": "binary",
+        "HARVESTER_WEBHOOK_SECRET_FILE": "large",
+        "HARVESTER_LEASE": "1",
+    }
+    lines = problems().splitlines()
+    assert lines[0] == "6 settings are missing or malformed:"
+    assert set(lines[1:6]) == {
+        "- SPEEDPIX_APP_SECRET: SPEEDPIX_APP_SECRET_FILE names /nowhere/secret, which cannot be "
+        "read: No such file or directory",
+        "- REDIS_URL: REDIS_URL_FILE names empty, which is empty",
+        "- SPEEDPIX_APP_KEY: is set, and so is SPEEDPIX_APP_KEY_FILE; set one of them",
+        "- AWS_SECRET_ACCESS_KEY: AWS_SECRET_ACCESS_KEY_FILE names binary, which is not text in "
+        "UTF-8",
+        "- HARVESTER_WEBHOOK_SECRET: HARVESTER_WEBHOOK_SECRET_FILE names large, which is larger "
+        "than 65536 bytes",
+    }
+    assert "HARVESTER_LEASE" in lines[6]
+
+
+def test_what_is_wrong_in_a_file_is_not_repeated(environ: dict[str, str]) -> None:
+    del environ["REDIS_URL"]
+    Path("url").write_text("http://:hunter2@redis")
+    environ["REDIS_URL_FILE"] = "url"
+    said = problems()
+    assert "REDIS_URL: must begin with" in said
+    assert "hunter2" not in said
 
 
 def test_names_without_the_prefix_are_not_read(environ: dict[str, str]) -> None:

@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from config.celery import celery_config
+from config.redis import unfit
+from config.settings import BROKER_SCHEMES
 from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
 from worker.core.models import NotFound
 from worker.core.redact import one_line, strip_query
@@ -31,7 +33,7 @@ from worker.errors import (
 )
 from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
-from worker.wiring import make_registry
+from worker.wiring import make_registry, redis_fault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,6 +180,9 @@ async def _redis(registry: Registry, settings: Settings) -> Findings:
                 remedy="Start it, or correct REDIS_URL.",
             )
         ]
+    if info.get("cluster_enabled") == 1:
+        detail, _, remedy = unfit(info).partition(". ")
+        return [Finding(name="Redis", level=Level.WRONG, detail=detail, remedy=remedy)]
     return [
         Finding(name="Redis", detail=f"{where} answers"),
         _version(info),
@@ -261,7 +266,18 @@ async def _broker(settings: Settings) -> Findings:
     variable = "REDIS_URL" if same else "CELERY_BROKER_URL"
     problem = await _in_thread(lambda: _reach_broker(settings))
     if problem is None:
-        return [Finding(name="Broker", detail="the same Redis" if same else "answers")]
+        if same:
+            return [Finding(name="Broker", detail="the same Redis")]
+        broker = settings.celery_broker_url
+        if not broker.get_secret_value().startswith(BROKER_SCHEMES):
+            try:
+                fault = await redis_fault(settings.model_copy(update={"redis_url": broker}))
+            except RegistryUnavailable:  # its user may not ask; it has answered
+                fault = ""
+            if fault:
+                detail, _, remedy = fault.partition(". ")
+                return [Finding(name="Broker", level=Level.WRONG, detail=detail, remedy=remedy)]
+        return [Finding(name="Broker", detail="answers")]
     # of Redis and of RabbitMQ; kombu wraps them in an error of its own
     kinds = {type(problem).__name__, type(problem.__cause__).__name__}
     refused = bool(kinds & {"AuthenticationError", "AccessRefused"})

@@ -65,9 +65,11 @@ class Job:
 class Claim:
     """The answer to a claim: jobs, and when it is worth asking again.
 
-    ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand.
+    ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand. ``newer``
+    counts the tasks handed back because only a newer version can read their records.
     """
 
     jobs: tuple[Job, ...]
     wait: float
     held: int
+    newer: int = 0

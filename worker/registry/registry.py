@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
 
+from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
 from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 REFUSED_KEPT = 1000
 INTAKE_GROUP = "harvester"
 _CHUNK = 100
+_NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
 _RECONCILED = 500
 _RECONCILE_STEPS = 20
 _WAIT_MS = 1000
@@ -289,7 +291,11 @@ class Registry:
             )
             for task_id, record, work in rows
         )
-        return Claim(jobs=jobs, wait=int(wait) / 1000, held=int(held))
+        newer = [job for job in jobs if int(job.record.get("schema") or SCHEMA) > SCHEMA]
+        if newer:
+            await self.release(newer, delay=_NEWER_DELAY)
+            jobs = tuple(job for job in jobs if job not in newer)
+        return Claim(jobs=jobs, wait=int(wait) / 1000, held=int(held), newer=len(newer))
 
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
