@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+MINUTES ?= 30
 
-.PHONY: help install demo test faults lint types clean
+.PHONY: help install demo test faults soak audit lint types clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +39,13 @@ test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
 
 faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/faults.md)
 	FAULTS=full $(BIN)/pytest -q tests/faults $(PYTEST_ARGS)
+
+soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory and keys
+	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q tests/faults/test_soak.py $(PYTEST_ARGS)
+
+audit: $(STAMP) ## Look for known vulnerabilities in what is installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

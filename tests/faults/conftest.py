@@ -27,6 +27,10 @@ collect_ignore = (
     if os.environ.get("FAULTS")
     else [path.name for path in _HERE.glob("test_*.py") if path.name not in _ALWAYS]
 )
+if "SOAK_MINUTES" in os.environ:
+    collect_ignore = []
+elif "test_soak.py" not in collect_ignore:
+    collect_ignore.append("test_soak.py")
 _COLUMNS = (
     "row", "fault", "size", "lost", "doubled", "bad_bytes", "half_records", "unexplained",
     "recovery", "notes",

@@ -112,16 +112,16 @@ class Assassin:
                 self.left[step] -= 1
                 self.kills[step.name] += 1
                 process.kill()
-                watching = asyncio.create_task(self._watch(key, token))
+                watching = asyncio.create_task(self._watch(key, owner))
                 self._watching.add(watching)
                 raise Reset
 
-    async def _watch(self, key: str, token: str) -> None:
-        """Take the time until somebody else has the task."""
+    async def _watch(self, key: str, owner: str) -> None:
+        """Take the time until somebody else has the task, or had it: a claim can be short."""
         began = time.monotonic()
 
         async def taken() -> bool:
-            return await self._scene.redis.hget(key, "token") not in (token, None)
+            return await self._scene.redis.hget(key, "owner") != owner
 
         await eventually(taken, what=f"another owner of {key}", seconds=60)
         self.recoveries.append(time.monotonic() - began)
