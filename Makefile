@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 MINUTES ?= 30
+BENCH_ARGS ?=
 
-.PHONY: help install demo test faults soak audit lint types clean
+.PHONY: help install demo test faults soak audit bench-copy lint types clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(STAMP) ## Create .venv and install everything, the embedded servers included
 
@@ -46,6 +47,9 @@ soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory an
 audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
+
+bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
+	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check
