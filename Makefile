@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo test faults soak audit bench-copy lint types clean
+.PHONY: help install demo test faults bench soak audit bench-copy lint types clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 
 bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)
+
+bench: $(STAMP) ## Compare policies of asking on simulated durations
+	$(BIN)/python -m tests.bench.traces
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

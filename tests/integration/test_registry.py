@@ -287,6 +287,21 @@ async def test_a_delay_is_kept(registry: Registry) -> None:
     assert 25 < answer.wait <= 30
 
 
+async def test_durations_are_learned_once_and_fade(registry: Registry) -> None:
+    assert (await registry.durations("poster")).total.total == 0
+    job = await waiting(registry)
+    for _ in range(2):  # a client library may send it twice
+        await registry.save(job, to=Kind.COPY, learned=["total:60", "running:50"])
+    found = await registry.durations("poster")
+    assert found.total.weights == {60: 1}
+    assert found.running.weights == {50: 1}
+    await registry.redis.hset(registry.key("durations", "poster"), "count", "511")
+    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.COPY, learned=["total:61"])
+    found = await registry.durations("poster")
+    assert found.total.weights == {60: 0.5, 61: 0.5}
+    assert (await registry.durations("other")).total.total == 0
+
+
 # -- progress and endings ---------------------------------------------------------------------
 
 

@@ -144,6 +144,26 @@ async def test_public_addresses_and_options(start: Start) -> None:
     assert json.loads(record["options"])["prefix"] == "customer-1/"
 
 
+async def test_durations_are_learned_and_used(start: Start) -> None:
+    async with start() as harness:
+        script = {"images": ["png"], "waiting": 1, "duration": 3}
+
+        async def five() -> list[int]:
+            ids = [harness.simulator.submit({"simulate": script}) for _ in range(5)]
+            await harness.submit(*ids, label="slow poster")
+            return [int((await harness.final(task_id))["polls"]) for task_id in ids]
+
+        first = await five()
+        known = await harness.ask(lambda parts: parts.registry.durations("slow poster"))
+        later = await five()
+    assert (known.total.total, known.queued.total, known.running.total) == (5, 5, 5)
+    assert known.running.quantile(0.5) == pytest.approx(2, rel=0.1)
+    assert known.total.quantile(0.5) == pytest.approx(3, rel=0.2)
+    # from then on nothing is asked while the end is far, and the end is seen as soon
+    assert min(first) >= 3
+    assert all(1 <= calls <= 10 for calls in later)
+
+
 async def test_a_large_file_goes_in_parts(start: Start) -> None:
     async with start() as harness:
         record = await harness.run({"images": [{"file": "png", "size": 20_000_001}]})

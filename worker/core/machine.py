@@ -20,6 +20,7 @@ from worker.core import schedule
 from worker.core.models import Doubtful, Failed, NotFound, Pending, Reason, Succeeded
 
 if TYPE_CHECKING:
+    from worker.core.durations import Durations
     from worker.core.models import Observation
 
 DOUBTS = 8
@@ -38,7 +39,8 @@ class Waiting:
 
     ``asked_from`` is the submission (or retry), ``seen_at`` the last answer that knew the task (0:
     never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``.
-    ``expected`` is the caller's hint in seconds.
+    ``expected`` is the caller's hint in seconds, ``known`` what its label has taught, ``running``
+    for how many seconds the task has been running upstream, if it told.
     """
 
     now: int
@@ -48,6 +50,8 @@ class Waiting:
     doubts: int = 0
     doubted_at: int = 0
     expected: float | None = None
+    known: Durations | None = None
+    running: float | None = None
     grace: float
 
 
@@ -103,7 +107,12 @@ def on_answer(task: Waiting, said: Observation, *, chance: float) -> Again | Cop
                 )
             return Again(
                 delay=schedule.poll_gap(
-                    age=_age(task), expected=task.expected, left=_left(task), chance=chance
+                    age=_age(task),
+                    expected=task.expected,
+                    left=_left(task),
+                    chance=chance,
+                    known=task.known,
+                    running=task.running,
                 ),
                 seen=True,
             )

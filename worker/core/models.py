@@ -100,10 +100,16 @@ Observation = Pending | Succeeded | Failed | NotFound | Doubtful
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One conclusive answer: what it means, and the record's ``upstream`` field as JSON text."""
+    """One conclusive answer: what it means, and the record's ``upstream`` field as JSON text.
+
+    ``began_at`` and ``ended_at`` are when the task began and ended, in Unix seconds of the
+    upstream's clock, as far as it tells.
+    """
 
     observation: Observation
     upstream: str
+    began_at: float | None = None
+    ended_at: float | None = None
 
 
 # -- files ------------------------------------------------------------------------------------

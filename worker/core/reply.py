@@ -104,7 +104,14 @@ def read_reply(
     if not isinstance(reply, dict):
         raise UpstreamUnavailable("the upstream's reply is no JSON object")
     observation = _observe(reply, task_id)
-    return Answer(observation=observation, upstream=jsontext.dumps(_summary(reply)))
+    data = reply.get("data")
+    task = data if isinstance(data, dict) else {}
+    return Answer(
+        observation=observation,
+        upstream=jsontext.dumps(_summary(reply)),
+        began_at=_unix(task.get("taskBeginTime")),
+        ended_at=_unix(task.get("taskEndTime")),
+    )
 
 
 def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
@@ -217,6 +224,17 @@ def _text(value: Json) -> str:
     if value is None or jsontext.number(value) is None:
         return ""
     return str(value) if isinstance(value, int) else jsontext.dumps(value)
+
+
+def _unix(value: Json) -> float | None:
+    """A time in Unix seconds, from seconds or milliseconds; ``None`` if it is none."""
+    try:
+        number = float(_text(value)[:_NUMBER_LIMIT])
+    except ValueError:
+        return None
+    if number > 1e11:  # in seconds that would be the year 5138
+        number /= 1000
+    return number if 1e9 < number < 1e11 else None
 
 
 def _status(data: dict[str, Json]) -> str:

@@ -5,25 +5,53 @@ All times are seconds. ``chance`` is a number in [0, 1) from the caller's random
 
 from __future__ import annotations
 
-FIRST_LOOK = 1.0
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.core.durations import Durations
+
 SHORTEST = 1.0
 LONGEST = 60.0
+# Where durations are known, a call is worth it when the lag to be expected has reached this.
+PRICE = 0.031
+_SHORTEST_KNOWN = 0.5
+_ENOUGH = 5.0
 
 
-def poll_gap(*, age: float, expected: float | None, left: float, chance: float) -> float:
+def poll_gap(
+    *,
+    age: float,
+    expected: float | None,
+    left: float,
+    chance: float,
+    known: Durations | None = None,
+    running: float | None = None,
+    price: float = PRICE,
+) -> float:
     """The wait before asking the upstream again about a task that is not done.
 
-    The gap grows with the task's age (a tenth of it, from 1 s to 60 s), since a task that has run
-    for an hour is seldom done within the next second. With an ``expected`` duration ahead, the
-    next look comes when most of it has passed. No look is planned far past the deadline, which is
-    ``left`` seconds away.
+    Without a history the gap grows with the task's age (a tenth of it, from 1 s to 60 s), since a
+    task that has run for an hour is seldom done within the next second; with an ``expected``
+    duration ahead, the next look comes when most of it has passed. Once a few durations of its
+    label are ``known``, the next look comes when a completion is likely enough to be worth a call;
+    for a task that has been ``running`` for so many seconds by the running times alone. Never
+    longer than 60 s. No look is planned far past the deadline, which is ``left`` seconds away.
     """
-    gap = min(LONGEST, max(SHORTEST, age / 10))
-    if expected is not None and age < expected:
-        gap = max(gap, min((expected - age) * 0.9, LONGEST))
+    gap = max(_growing(age), 0.0 if expected is None else min((expected - age) * 0.9, LONGEST))
+    if known is not None:
+        history, since = known.total, age
+        if running is not None and known.running.total >= _ENOUGH:
+            history, since = known.running, running
+        if history.total >= _ENOUGH:
+            learned = history.gap(since, price=price, unknown=_growing, longest=LONGEST)
+            gap = max(_SHORTEST_KNOWN, learned)
     if left > 0:
         gap = min(gap, max(SHORTEST, left + 0.5))
     return jittered(gap, chance)
+
+
+def _growing(age: float) -> float:
+    return min(LONGEST, max(SHORTEST, age / 10))
 
 
 def backoff(faults: int, *, first: float = 1.0, longest: float = 60.0, chance: float) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
 
+from worker.core.durations import from_fields
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from worker.core.durations import Durations
+
 REFUSED_KEPT = 1000
 INTAKE_GROUP = "harvester"
 _CHUNK = 100
@@ -34,6 +37,7 @@ _NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
 _RECONCILED = 500
 _RECONCILE_STEPS = 20
 _WAIT_MS = 1000
+_DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be halved
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 _INTAKE_IDLE_MS = 30_000
 _INTAKE_AT_ONCE = 4  # Redis bounds the size of an entry, not the fleet
@@ -328,11 +332,13 @@ class Registry:
         calls: int = 0,
         record: Mapping[str, str] | None = None,
         work: Mapping[str, str] | None = None,
+        learned: Sequence[str] = (),
     ) -> None:
         """End a claim with a step that is not final; raises :class:`LeaseLost`.
 
         ``delay`` is in seconds and may be negative (sooner than others); a ``work`` value of ``""``
-        removes the note.
+        removes the note. ``learned`` are the fields that
+        :func:`~worker.core.durations.to_learn` names.
         """
         fields = _flat(record or {})
         with _seam():
@@ -345,12 +351,19 @@ class Registry:
                 round(delay * 1000),
                 state or "",
                 calls,
+                " ".join(learned),
                 len(fields),
                 *fields,
                 *_flat(work or {}),
             )
         if said == "lost":
             raise LeaseLost(job.task_id)
+
+    async def durations(self, label: str) -> Durations:
+        """What the fleet has learned of a label; a label not seen for a week is forgotten."""
+        with _seam():
+            fields: Any = await self.redis.hgetall(self.key("durations", label))
+        return from_fields(fields, unit=_DURATION_WEIGHT)
 
     async def progress(self, job: Job, name: str = "", value: str = "") -> tuple[str, int, bool]:
         """Note progress under a claim and renew it; raises :class:`LeaseLost`.

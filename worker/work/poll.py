@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core import jsontext, machine, outputs, schedule
+from worker.core import durations, jsontext, machine, outputs, schedule
 from worker.core.models import Pending, Reason, State
 from worker.engine import insist
-from worker.errors import UpstreamBlocked, UpstreamThrottled, UpstreamUnavailable
+from worker.errors import (
+    RegistryUnavailable,
+    UpstreamBlocked,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
 from worker.registry.records import Kind
 from worker.work.circuit import report_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from worker.core.durations import Durations
     from worker.core.models import Answer
     from worker.engine import Hand
     from worker.registry.records import Job
     from worker.registry.registry import Registry
     from worker.upstream.gateway import Gateway
+
+_KNOWN_FOR = 10.0  # seconds for which a label's durations are believed
+_LABELS_KEPT = 1000
 
 log = structlog.get_logger("harvester.poll")
 
@@ -52,6 +62,7 @@ class PollWork:
         self._bound = bound
         self.slots = slots
         self._wake = wake
+        self._known: dict[str, tuple[float, Durations | None]] = {}
 
     async def __call__(self, job: Job, hand: Hand) -> str:
         """Poll once; every way out saves and gives the claim up."""
@@ -84,6 +95,8 @@ class PollWork:
     async def _apply(self, job: Job, answer: Answer) -> str:
         said = answer.observation
         expected = json.loads(job.record["options"]).get("expected_seconds")
+        pending = isinstance(said, Pending)
+        began = answer.began_at
         waiting = machine.Waiting(
             now=job.claimed_at,
             asked_from=job.note("asked_from"),
@@ -92,6 +105,8 @@ class PollWork:
             doubts=job.note("doubts"),
             doubted_at=job.note("doubted_at"),
             expected=None if expected is None else float(expected),
+            known=await self._durations(job.record.get("label", "")) if pending else None,
+            running=None if began is None else max(0.0, job.claimed_at / 1000 - began),
             grace=self._grace,
         )
         if isinstance(said, Pending) and not said.known:
@@ -121,6 +136,7 @@ class PollWork:
                 now = job.claimed_at
                 delay = schedule.copy_delay(_soonest_expiry(copy.data), now / 1000)
                 work = {"data": copy.data, "succeeded_at": str(now), "faults": ""}
+                learned = _learn(job, answer)
                 await insist(
                     lambda: self._registry.save(
                         job,
@@ -130,6 +146,7 @@ class PollWork:
                         calls=1,
                         record=seen,
                         work=work,
+                        learned=learned,
                     )
                 )
                 log.info("task.succeeded_upstream")
@@ -138,6 +155,25 @@ class PollWork:
             case machine.End() as end:
                 await self._to_copy(job, ending_note(end.reason, end.error), record=seen, calls=1)
                 return "ended"
+
+    async def _durations(self, label: str) -> Durations | None:
+        """What is known of a label; ``None`` if Redis cannot tell: nothing waits for it."""
+        now = asyncio.get_running_loop().time()
+        kept = self._known.get(label)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        # noted first, so that the others of a batch do not ask as well
+        before = kept[1] if kept is not None else None
+        self._known.pop(label, None)
+        self._known[label] = (now + _KNOWN_FOR, before)
+        if len(self._known) > _LABELS_KEPT:
+            del self._known[next(iter(self._known))]
+        try:
+            found = await self._registry.durations(label)
+        except RegistryUnavailable:
+            return before
+        self._known[label] = (now + _KNOWN_FOR, found)
+        return found
 
     async def _later(self, job: Job) -> None:
         if job.probe:
@@ -162,6 +198,20 @@ class PollWork:
             lambda: self._registry.save(job, to=Kind.COPY, calls=calls, record=record, work=work)
         )
         self._wake(Kind.COPY)
+
+
+def _learn(job: Job, answer: Answer) -> list[str]:
+    """What a task that is done teaches; a retry teaches nothing, its task was done long before."""
+    if job.run > 1:
+        return []
+    asked_from = job.note("asked_from") / 1000
+    return durations.to_learn(
+        asked_from=asked_from,
+        seen_at=max(asked_from, job.note("seen_at") / 1000),
+        now=job.claimed_at / 1000,
+        began=answer.began_at,
+        ended=answer.ended_at,
+    )
 
 
 def _soonest_expiry(data: str) -> float | None:

@@ -1,10 +1,26 @@
 -- Ends a claim with a step that is not final: fields are written and the task stands, unclaimed,
 -- in exactly one due set. Invariant: hand-over from one set to another is one step; only the
 -- owner makes it; a task somebody wants canceled goes to 'copy', where endings are written.
+-- Durations learned from a task that is done are counted in the same step, once: by label, with
+-- all weights halved when there are many, so that old ones fade.
 -- ARGV: ns, id, token, from kind, to kind, delay (ms), state ('' = as it is),
---       upstream calls, n, n record fields and values, work fields and values...
---       (a work value '' removes the field)
+--       upstream calls, durations (names of histogram fields, by blanks), n, n record fields
+--       and values, work fields and values... (a work value '' removes the field)
 -- Returns 'ok' or 'lost'.
+local function learn(label, fields)
+  local key = ns .. ':durations:' .. label
+  for field in string.gmatch(fields, '%S+') do redis.call('HINCRBY', key, field, 8) end
+  if redis.call('HINCRBY', key, 'count', 1) >= 512 then
+    local kept = redis.call('HGETALL', key)
+    for i = 1, #kept, 2 do
+      local half = math.floor(tonumber(kept[i + 1]) / 2)
+      if half > 0 then redis.call('HSET', key, kept[i], ms(half))
+      else redis.call('HDEL', key, kept[i]) end
+    end
+  end
+  redis.call('PEXPIRE', key, 604800000)
+end
+
 local id, token = ARGV[2], ARGV[3]
 local owner = ownership(id, token)
 if owner == 'done' then return 'ok' end
@@ -14,10 +30,10 @@ if owner == 'lost' or not state then
   return 'lost'
 end
 local now, to, delay = now_ms(), ARGV[5], tonumber(ARGV[6])
-local record_end = 9 + tonumber(ARGV[9])
+local record_end = 10 + tonumber(ARGV[10])
 redis.call('HSET', task_key(id), 'updated_at', ms(now))
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[8])
-for i = 10, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
+for i = 11, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
 for i = record_end + 1, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', work_key(id), ARGV[i])
@@ -30,6 +46,7 @@ if ARGV[7] ~= '' and ARGV[7] ~= state then
 end
 if redis.call('HEXISTS', work_key(id), 'cancel') == 1 then to, delay = 'copy', 0 end
 redis.call('HDEL', work_key(id), 'cap', 'lapses')
+if ARGV[9] ~= '' then learn(redis.call('HGET', task_key(id), 'label') or '', ARGV[9]) end
 settle(id, token)
 stand_in(to, id, now + delay)
 return 'ok'
