@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support import eventually
+from worker.core.durations import Lesson
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission
 from worker.errors import LeaseLost, RegistryUnavailable
@@ -291,12 +292,16 @@ async def test_durations_are_learned_once_and_fade(registry: Registry) -> None:
     assert (await registry.durations("poster")).total.total == 0
     job = await waiting(registry)
     for _ in range(2):  # a client library may send it twice
-        await registry.save(job, to=Kind.COPY, learned=["total:60", "running:50"])
+        await registry.save(
+            job, to=Kind.COPY, learned=Lesson(fields=("total:60", "running:50"), lag=0.25)
+        )
     found = await registry.durations("poster")
     assert found.total.weights == {60: 1}
     assert found.running.weights == {50: 1}
+    assert await registry.counters() == {"found": 1, "found_calls": 0, "found_lag_ms": 250}
     await registry.redis.hset(registry.key("durations", "poster"), "count", "511")
-    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.COPY, learned=["total:61"])
+    again = Lesson(fields=("total:61",), lag=0)
+    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.COPY, learned=again)
     found = await registry.durations("poster")
     assert found.total.weights == {60: 0.5, 61: 0.5}
     assert (await registry.durations("other")).total.total == 0

@@ -129,13 +129,20 @@ def test_histograms_are_read_from_what_redis_keeps() -> None:
 
 def test_what_a_finished_task_teaches() -> None:
     known_end = to_learn(asked_from=1000, seen_at=1040, now=1050, began=1010, ended=1045)
-    assert known_end == [f"total:{bucket(45)}", f"running:{bucket(35)}", f"queued:{bucket(10)}"]
+    assert known_end.lag == 5
+    assert list(known_end.fields) == [
+        f"total:{bucket(45)}",
+        f"running:{bucket(35)}",
+        f"queued:{bucket(10)}",
+    ]
     untold = to_learn(asked_from=1000, seen_at=1040, now=1050, began=None, ended=None)
-    assert untold == [f"total:{bucket(45)}"]
+    assert untold.lag == 5
+    assert list(untold.fields) == [f"total:{bucket(45)}"]
 
 
 @pytest.mark.parametrize("skew", [-600, 600])
 def test_a_clock_that_is_off_is_bounded_by_the_looks(skew: float) -> None:
-    fields = to_learn(asked_from=1000, seen_at=1040, now=1050, began=1010 + skew, ended=1045 + skew)
-    assert fields[0] in (f"total:{bucket(40)}", f"total:{bucket(50)}")
-    assert fields[1] == f"running:{bucket(35)}"
+    began, ended = 1010 + skew, 1045 + skew
+    lesson = to_learn(asked_from=1000, seen_at=1040, now=1050, began=began, ended=ended)
+    assert lesson.fields[0] in (f"total:{bucket(40)}", f"total:{bucket(50)}")
+    assert lesson.fields[1] == f"running:{bucket(35)}"

@@ -114,10 +114,18 @@ def from_fields(fields: Mapping[str, str], *, unit: float) -> Durations:
     return Durations(**{name: Histogram(weights) for name, weights in kept.items()})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What one finished task teaches: histogram fields to count, and how late it was seen done."""
+
+    fields: tuple[str, ...]
+    lag: float
+
+
 def to_learn(
     *, asked_from: float, seen_at: float, now: float, began: float | None, ended: float | None
-) -> list[str]:
-    """The fields to count for a task found done at ``now``.
+) -> Lesson:
+    """What a task found done at ``now`` teaches.
 
     ``began`` and ``ended`` are the upstream's, on its clock, if it told; the others are ours. The
     task was not done at ``seen_at``, the look before: this bounds what a clock that is off can do.
@@ -127,4 +135,4 @@ def to_learn(
     if began is not None and ended is not None and ended >= began:
         ran = ended - began
         fields += [f"running:{bucket(ran)}", f"queued:{bucket(end - ran - asked_from)}"]
-    return fields
+    return Lesson(fields=tuple(fields), lag=now - end)

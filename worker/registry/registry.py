@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from worker.core.durations import Durations
+    from worker.core.durations import Durations, Lesson
 
 REFUSED_KEPT = 1000
 INTAKE_GROUP = "harvester"
@@ -102,7 +102,7 @@ class Registry:
         self.redis = redis
         self.namespace = namespace
         self.lease = lease
-        self._rate = poll_rate
+        self.poll_rate = poll_rate
         # a quarter of a second's calls may be made at once, not more: the limit holds each second
         self._burst = max(1.0, poll_rate / 4)
         self._deadline = deadline
@@ -279,7 +279,7 @@ class Registry:
                 self._lease_ms,
                 circuit,
                 self.owner,
-                self._rate if polling else "",
+                self.poll_rate if polling else "",
                 self._burst if polling else "",
             )
         now, wait, probe, held, *rows = answer
@@ -332,13 +332,13 @@ class Registry:
         calls: int = 0,
         record: Mapping[str, str] | None = None,
         work: Mapping[str, str] | None = None,
-        learned: Sequence[str] = (),
+        learned: Lesson | None = None,
     ) -> None:
         """End a claim with a step that is not final; raises :class:`LeaseLost`.
 
         ``delay`` is in seconds and may be negative (sooner than others); a ``work`` value of ``""``
-        removes the note. ``learned`` are the fields that
-        :func:`~worker.core.durations.to_learn` names.
+        removes the note. ``learned`` is what a task that is done upstream
+        teaches.
         """
         fields = _flat(record or {})
         with _seam():
@@ -351,7 +351,8 @@ class Registry:
                 round(delay * 1000),
                 state or "",
                 calls,
-                " ".join(learned),
+                " ".join(learned.fields) if learned else "",
+                round(learned.lag * 1000) if learned else 0,
                 len(fields),
                 *fields,
                 *_flat(work or {}),
@@ -477,13 +478,13 @@ class Registry:
     async def take_call(self) -> tuple[float, bool]:
         """Reserve one upstream call: the seconds to wait first, and whether it may be made."""
         with _seam():
-            wait, refused = await self._scripts.call("take", self._rate, self._burst)
+            wait, refused = await self._scripts.call("take", self.poll_rate, self._burst)
         return int(wait) / 1000, not refused
 
     async def throttle(self) -> None:
         """Halve the fleet's rate of upstream calls."""
         with _seam():
-            await self._scripts.call("throttle", self._rate, self._burst)
+            await self._scripts.call("throttle", self.poll_rate, self._burst)
 
     async def trip(self, circuit: str, *, kind: str, message: str, probe: bool) -> bool:
         """Open a circuit (or lengthen its gap after a failed probe); whether it was closed."""
@@ -659,6 +660,40 @@ class Registry:
         """How many tasks stand in each due set, due or not."""
         with _seam():
             return {k: int(await self.redis.zcard(self.key("due", k))) for k in Kind}
+
+    async def overdue(self, kind: Kind, now: int) -> tuple[int, float]:
+        """How many tasks of a kind are due at ``now`` (ms), and for how many seconds at most."""
+        with _seam():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.zcount(self.key("due", kind), "-inf", now)
+                pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
+                count, first = await pipe.execute()
+        late = max(0.0, (now - float(first[0][1])) / 1000) if first else 0.0
+        return int(count), late
+
+    async def labels(self, task_ids: Sequence[str]) -> list[str]:
+        """The labels of several tasks, those that are gone by now left out."""
+        with _seam():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids:
+                    pipe.hget(self.key("task", task_id), "label")
+                found = await pipe.execute()
+        return [label for label in found if label is not None]
+
+    async def counters(self) -> dict[str, int]:
+        """What the fleet has counted since Redis was empty."""
+        with _seam():
+            found: Any = await self.redis.hgetall(self.key("counters"))
+        return {name: int(count) for name, count in found.items()}
+
+    async def rate(self, now: int) -> float:
+        """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""
+        with _seam():
+            factor, at = await self.redis.hmget(self.key("rate"), "factor", "at")
+        if not factor or not at:
+            return self.poll_rate
+        # as the scripts do: it comes back by a sixtieth a second
+        return self.poll_rate * min(1.0, float(factor) + max(0, now - int(at)) / 60_000)
 
     async def workers(self) -> dict[str, int]:
         """The last tick of each worker, in Unix milliseconds."""

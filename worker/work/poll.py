@@ -200,10 +200,10 @@ class PollWork:
         self._wake(Kind.COPY)
 
 
-def _learn(job: Job, answer: Answer) -> list[str]:
+def _learn(job: Job, answer: Answer) -> durations.Lesson | None:
     """What a task that is done teaches; a retry teaches nothing, its task was done long before."""
     if job.run > 1:
-        return []
+        return None
     asked_from = job.note("asked_from") / 1000
     return durations.to_learn(
         asked_from=asked_from,

@@ -87,3 +87,7 @@ local function keep_rate(now, tokens, factor)
     'at', ms(now), 'factor', string.format('%.6f', factor))
   redis.call('PEXPIRE', ns .. ':rate', 600000)
 end
+
+local function count_calls(calls)
+  if calls ~= '0' then redis.call('HINCRBY', ns .. ':counters', 'calls', calls) end
+end

@@ -4,8 +4,9 @@
 -- Durations learned from a task that is done are counted in the same step, once: by label, with
 -- all weights halved when there are many, so that old ones fade.
 -- ARGV: ns, id, token, from kind, to kind, delay (ms), state ('' = as it is),
---       upstream calls, durations (names of histogram fields, by blanks), n, n record fields
---       and values, work fields and values... (a work value '' removes the field)
+--       upstream calls, durations (names of histogram fields, by blanks), lag (ms by which the
+--       task was seen done too late), n, n record fields and values, work fields and values...
+--       (a work value '' removes the field)
 -- Returns 'ok' or 'lost'.
 local function learn(label, fields)
   local key = ns .. ':durations:' .. label
@@ -30,10 +31,10 @@ if owner == 'lost' or not state then
   return 'lost'
 end
 local now, to, delay = now_ms(), ARGV[5], tonumber(ARGV[6])
-local record_end = 10 + tonumber(ARGV[10])
+local record_end = 11 + tonumber(ARGV[11])
 redis.call('HSET', task_key(id), 'updated_at', ms(now))
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[8])
-for i = 11, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
+for i = 12, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
 for i = record_end + 1, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', work_key(id), ARGV[i])
@@ -46,7 +47,14 @@ if ARGV[7] ~= '' and ARGV[7] ~= state then
 end
 if redis.call('HEXISTS', work_key(id), 'cancel') == 1 then to, delay = 'copy', 0 end
 redis.call('HDEL', work_key(id), 'cap', 'lapses')
-if ARGV[9] ~= '' then learn(redis.call('HGET', task_key(id), 'label') or '', ARGV[9]) end
+count_calls(ARGV[8])
+if ARGV[9] ~= '' then
+  local known = redis.call('HMGET', task_key(id), 'label', 'polls')
+  learn(known[1] or '', ARGV[9])
+  redis.call('HINCRBY', ns .. ':counters', 'found', 1)
+  redis.call('HINCRBY', ns .. ':counters', 'found_calls', known[2])
+  redis.call('HINCRBY', ns .. ':counters', 'found_lag_ms', ARGV[10])
+end
 settle(id, token)
 stand_in(to, id, now + delay)
 return 'ok'

@@ -1,0 +1,62 @@
+"""``harvester stats`` on a real Valkey."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from redis.asyncio import Redis
+from rich.console import Console
+
+from tests.integration.test_registry import claim_one, make, submission
+from worker.cli.stats import draw, sparkline
+from worker.core.durations import Histogram, Lesson, bucket
+from worker.core.models import State
+from worker.registry.records import Kind
+from worker.registry.registry import Registry
+from worker.registry.stats import read_stats
+
+
+@pytest.fixture
+def registry(redis: Redis, namespace: str) -> Registry:
+    return make(redis, namespace)
+
+
+async def test_an_idle_fleet(registry: Registry) -> None:
+    found = await read_stats(registry)
+    assert set(found.states.values()) == {0}
+    assert (found.calls_a_task, found.detection_lag) == (None, None)
+    assert found.rate == found.rate_limit == registry.poll_rate
+    json.dumps(found.document())
+
+
+async def test_what_the_fleet_did_is_shown(registry: Registry) -> None:
+    await registry.submit([submission("t1")])
+    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.POLL)
+    lesson = Lesson(fields=(f"total:{bucket(45)}",), lag=0.5)
+    await registry.save(
+        await claim_one(registry, Kind.POLL),
+        to=Kind.COPY, delay=-5, state=State.COPYING, calls=2, learned=lesson,
+    )  # fmt: skip
+    await registry.submit([submission("t2")])
+    await registry.throttle()
+    found = await read_stats(registry)
+    assert found.states["waiting"] == found.states["copying"] == 1
+    assert found.labels == {"poster": {"waiting": 1, "copying": 1}}
+    assert found.due == {"poll": 0, "copy": 2, "tell": 0}
+    assert found.late["copy"] >= 5
+    assert (found.calls, found.calls_a_task, found.detection_lag) == (2, 2, 0.5)
+    assert found.rate == pytest.approx(registry.poll_rate / 2, rel=0.2)
+    document = json.loads(json.dumps(found.document()))
+    assert document["durations"]["poster"]["total"]["p50"] == pytest.approx(45, rel=0.1)
+    shown = StringIO()
+    Console(width=100, file=shown).print(draw(found, found))
+    assert "1 waiting · 1 copying" in shown.getvalue()
+    assert "poster" in shown.getvalue()
+
+
+def test_a_histogram_fits_its_line() -> None:
+    assert sparkline(Histogram({})) == ""
+    wide = Histogram({number: 1.0 + number % 3 for number in range(190)})
+    assert len(sparkline(wide)) < 70

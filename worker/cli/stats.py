@@ -1,0 +1,113 @@
+"""``harvester stats``: the fleet at a glance."""
+
+# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.base import STATE_STYLES, console, print_json, registry, settings, span
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from config.settings import Settings
+    from worker.core.durations import Histogram
+    from worker.registry.stats import Stats
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 24
+_EVERY = 2.0
+
+
+def stats(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show them anew every 2 s, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Show counts, lateness, calls, rate and learned durations."""
+    asyncio.run(_stats(settings(), as_json=as_json, watch=watch))
+
+
+async def _stats(chosen: Settings, *, as_json: bool, watch: bool) -> None:
+    from rich.live import Live
+
+    from worker.registry.stats import read_stats
+
+    async with registry(chosen) as fleet:
+        found = await read_stats(fleet)
+        if not watch:
+            if as_json:
+                print_json(found.document())
+            else:
+                console().print(draw(found))
+            return
+        with Live(draw(found), console=console(), auto_refresh=False) as live:
+            while True:
+                if as_json:
+                    print_json(found.document())
+                await asyncio.sleep(_EVERY)
+                before, found = found, await read_stats(fleet)
+                if not as_json:
+                    live.update(draw(found, before), refresh=True)
+
+
+def draw(found: Stats, before: Stats | None = None) -> RenderableType:
+    """The report; with the one before it also the calls made a second since then."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from worker.cli.show import plain, plain_table
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("tasks", " · ".join(f"{count:,} {name}" for name, count in found.states.items()))
+    facts.add_row("workers", str(found.workers))
+    for kind, count in found.due.items():
+        late = f", late by {span(found.late[kind])}" if count else ""
+        facts.add_row(f"due to {kind}", f"{count:,}{late}")
+    used = ""
+    if before is not None and found.at > before.at:
+        used = f"{(found.calls - before.calls) * 1000 / (found.at - before.at):,.1f} used of "
+    facts.add_row("calls a second", f"{used}{found.rate:,.1f} (limit {found.rate_limit:,.1f})")
+    if found.calls_a_task is not None and found.detection_lag is not None:
+        facts.add_row("calls a task", f"{found.calls_a_task:.1f}")
+        facts.add_row("seen done after", f"{found.detection_lag:.2f} s, in the mean")
+    facts.add_row("leases", f"{found.leases_expired:,} expired · {found.stale_writes:,} refused")
+    for name, circuit in found.circuits.items():
+        facts.add_row("circuit", plain(f"{name} is open: {circuit.get('message', '')}", "red"))
+    if not found.labels:
+        return facts
+    table = plain_table()
+    table.add_column("label (newest tasks)", overflow="fold", max_width=24)
+    for state in found.states:
+        table.add_column(state, justify="right", style=STATE_STYLES[state])
+    table.add_column("durations", no_wrap=True)
+    for label, counts in found.labels.items():
+        history = found.durations[label].total
+        cells = [str(counts.get(state, "")) for state in found.states]
+        table.add_row(plain(label or "(none)"), *cells, sparkline(history))
+    return Group(facts, "", table)
+
+
+def sparkline(history: Histogram) -> str:
+    """A small histogram with its ends and its median; empty without durations."""
+    low, middle, high = (history.quantile(share) for share in (0.01, 0.5, 0.99))
+    if low is None or middle is None or high is None:
+        return ""
+    from worker.core.durations import bucket
+
+    first, last = bucket(low), bucket(high)
+    width = min(_WIDTH, last - first + 1)
+    columns = [0.0] * width
+    for number, weight in history.weights.items():
+        if first <= number <= last:
+            columns[(number - first) * width // (last - first + 1)] += weight
+    most = max(columns)
+    bars = "".join(_BARS[round(8 * column / most)] for column in columns)
+    return f"{span(low)} {bars} {span(high)}, half within {span(middle)}"

@@ -1,0 +1,99 @@
+"""The fleet at a glance: what ``harvester stats`` shows, read from Redis at a bounded cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from worker.core.models import State
+from worker.registry.records import Kind
+
+if TYPE_CHECKING:
+    from worker.core.durations import Durations, Histogram
+    from worker.registry.registry import Registry
+
+SAMPLE = 500
+"""As many tasks of each state, the newest, are looked at for their labels."""
+LABELS = 10
+"""As many labels, those with the most tasks, are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What is known at ``at`` (Unix milliseconds of Redis). Times are seconds.
+
+    ``labels`` counts the newest tasks of each state, not all. ``due`` counts what could be worked
+    on now, ``late`` says for how long the longest of it has been due. ``rate`` is what may be asked
+    a second now, ``rate_limit`` what the settings allow. ``calls`` counts all calls since the
+    counters began; ``calls_a_task`` and ``detection_lag`` are means over the tasks that succeeded,
+    ``None`` without any.
+    """
+
+    at: int
+    states: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    due: dict[str, int]
+    late: dict[str, float]
+    rate: float
+    rate_limit: float
+    calls: int
+    calls_a_task: float | None
+    detection_lag: float | None
+    leases_expired: int
+    stale_writes: int
+    circuits: dict[str, dict[str, str]]
+    workers: int
+    durations: dict[str, Durations]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; histograms by their quantiles."""
+        found = asdict(self)
+        found["durations"] = {
+            label: {
+                name: _quantiles(getattr(known, name)) for name in ("total", "queued", "running")
+            }
+            for label, known in self.durations.items()
+        }
+        return found
+
+
+def _quantiles(histogram: Histogram) -> dict[str, float | None]:
+    shares = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+    out: dict[str, float | None] = {"weight": round(histogram.total, 1)}
+    for name, share in shares.items():
+        seconds = histogram.quantile(share)
+        out[name] = None if seconds is None else round(seconds, 1)
+    return out
+
+
+async def read_stats(registry: Registry) -> Stats:
+    """Read them. Costs a fixed number of look-ups, however many tasks there are."""
+    now = await registry.now()
+    due, late = {}, {}
+    for kind in Kind:
+        due[str(kind)], late[str(kind)] = await registry.overdue(kind, now)
+    labels: dict[str, Counter[str]] = {}
+    for state in State:
+        for label in await registry.labels(await registry.ids(state, limit=SAMPLE)):
+            labels.setdefault(label, Counter())[state] += 1
+    most = sorted(labels, key=lambda label: -labels[label].total())[:LABELS]
+    counters = await registry.counters()
+    found = counters.get("found", 0)
+    return Stats(
+        at=now,
+        states={str(state): count for state, count in (await registry.counts()).items()},
+        labels={label: dict(labels[label]) for label in most},
+        due=due,
+        late=late,
+        rate=await registry.rate(now),
+        rate_limit=registry.poll_rate,
+        calls=counters.get("calls", 0),
+        calls_a_task=counters.get("found_calls", 0) / found if found else None,
+        detection_lag=counters.get("found_lag_ms", 0) / 1000 / found if found else None,
+        leases_expired=counters.get("leases_expired", 0),
+        stale_writes=counters.get("stale_writes", 0),
+        circuits=await registry.circuits(),
+        workers=sum(now - tick < 15_000 for tick in (await registry.workers()).values()),
+        durations={label: await registry.durations(label) for label in most},
+    )
