@@ -52,7 +52,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         app_secret=settings.speedpix_app_secret.get_secret_value(),
         timeout=_POLL_TIMEOUT,
     )
-    source_guard = Guard(settings.source_hosts, settings.source_allow_private)
+    source_guard = Guard(settings.source_hosts, settings.source_allow_private, ports={443})
     files = source_guard.client()
     store = ObjectStore.from_settings(settings)
     copier = Copier(

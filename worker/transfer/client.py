@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 from contextvars import ContextVar
-from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -45,6 +44,11 @@ class _Transport(AiohttpTransport):
         return response
 
 
+class _NoCookies(httpx.Cookies):
+    def extract_cookies(self, response: httpx.Response) -> None:
+        pass
+
+
 def make_client(
     connector: Callable[[ssl.SSLContext], aiohttp.BaseConnector],
     *,
@@ -76,7 +80,7 @@ def make_client(
         follow_redirects=False,
         trust_env=False,
     )
-    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    client._cookies = _NoCookies()  # httpx looks into every response for some otherwise
     return client
 
 

@@ -31,7 +31,7 @@ from worker.transfer.client import make_client
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -81,8 +81,10 @@ _NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
 _LAST_PORT = 65535
+_HTTPS_PORT = 443
 
-_plain_http: ContextVar[bool] = ContextVar("_plain_http", default=False)
+_oddity: ContextVar[str] = ContextVar("_oddity", default="")
+"""What about a request only an address of ``allow_private`` may serve, if anything."""
 
 
 def is_public(address: Address) -> bool:
@@ -111,7 +113,8 @@ class Guard:
 
     ``allow_hosts`` are globs of host names. An entry of ``allow_private`` is a host glob, whose
     hosts may be plain http and resolve to anything, or a network such as ``10.0.0.0/8``, whose
-    addresses may be connected to, by plain http too.
+    addresses may be connected to, by plain http too. ``ports`` are those that public addresses may
+    be connected to, ``None`` means any; what ``allow_private`` adds may use any port.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Guard:
         allow_hosts: Sequence[str],
         allow_private: Sequence[str] = (),
         *,
+        ports: Collection[int] | None = None,
         lookup: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
     ) -> None:
         self._hosts = tuple(glob.lower() for glob in allow_hosts)
@@ -126,6 +130,7 @@ class Guard:
         self._private_hosts = tuple(
             entry.lower() for entry in allow_private if _network(entry) is None
         )
+        self._ports = ports
         self._lookup = lookup
 
     def check_url(self, url: str) -> None:
@@ -139,7 +144,9 @@ class Guard:
             raise SourceRejected("not an address that can be fetched") from None
         if parsed.port is not None and not 0 < parsed.port <= _LAST_PORT:
             raise SourceRejected("the port is none")
-        self._check(parsed.scheme, parsed.raw_host.decode("ascii"), bool(parsed.userinfo))
+        self._check(
+            parsed.scheme, parsed.raw_host.decode("ascii"), parsed.port, bool(parsed.userinfo)
+        )
 
     def client(self, timeout: httpx.Timeout = TIMEOUT) -> httpx.AsyncClient:
         """A client whose every connection is checked.
@@ -152,7 +159,8 @@ class Guard:
     def _connector(self, context: ssl.SSLContext) -> aiohttp.BaseConnector:
         return _Connector(self, _Resolver(self, self._lookup()), context)
 
-    def _check(self, scheme: str, host: str, has_user: bool) -> None:
+    def _check(self, scheme: str, host: str, port: int | None, has_user: bool) -> str:
+        """Refuse what no address may serve; returns the oddity that only some may."""
         if scheme not in {"http", "https"}:
             raise SourceRejected("not an http(s) address")
         if has_user:
@@ -161,19 +169,28 @@ class Guard:
         literal = _literal(host)
         if not _matches(host, self._hosts):
             raise SourceRejected(f"the host {host} is not allowed")
-        plain = scheme == "http"
+        oddity = self._odd(scheme, port)
         if literal is not None:
-            if not self._permits(host, literal, plain=plain):
-                raise SourceRejected(_refusal(host, plain=plain))
-        elif plain and not self._networks and not _matches(host, self._private_hosts):
-            raise SourceRejected(_refusal(host, plain=True))
+            if not self._permits(host, literal, oddity):
+                raise SourceRejected(_refusal(host, oddity))
+        elif oddity and not self._networks and not _matches(host, self._private_hosts):
+            raise SourceRejected(_refusal(host, oddity))
+        return oddity
 
-    def _permits(self, host: str, address: Address, *, plain: bool) -> bool:
+    def _odd(self, scheme: str, port: int | None) -> str:
+        if scheme == "http":
+            return "plain http"
+        number = _HTTPS_PORT if port is None else port
+        if self._ports is not None and number not in self._ports:
+            return f"port {number}"
+        return ""
+
+    def _permits(self, host: str, address: Address, oddity: str) -> bool:
         if _matches(host, self._private_hosts):
             return True
         if _within(address, self._networks) or _within(_unwrapped(address), self._networks):
             return True
-        return not plain and is_public(address)
+        return not oddity and is_public(address)
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -188,12 +205,11 @@ class _Connector(aiohttp.TCPConnector):
     async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Any:
         url = req.url
         has_user = url.raw_user is not None or url.raw_password is not None
-        self._guard._check(url.scheme, url.raw_host or "", has_user)
-        token = _plain_http.set(url.scheme == "http")
+        token = _oddity.set(self._guard._check(url.scheme, url.raw_host or "", url.port, has_user))
         try:
             return await super().connect(req, *args, **options)
         finally:
-            _plain_http.reset(token)
+            _oddity.reset(token)
 
 
 class _Resolver(AbstractResolver):
@@ -211,14 +227,14 @@ class _Resolver(AbstractResolver):
             found = await self._lookup.resolve(host, port, family)
         except (OSError, UnicodeError) as exc:  # UnicodeError: a label of over 63 characters
             raise SourceFault(f"the host {name} cannot be found") from exc
-        plain = _plain_http.get()
+        oddity = _oddity.get()
         allowed = [
             result
             for result in found
-            if self._guard._permits(name, ip_address(result["host"]), plain=plain)
+            if self._guard._permits(name, ip_address(result["host"]), oddity)
         ]
         if not allowed:
-            raise SourceRejected(_refusal(name, plain=plain))
+            raise SourceRejected(_refusal(name, oddity))
         return allowed
 
     async def close(self) -> None:
@@ -255,7 +271,7 @@ def _matches(host: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(host, glob) for glob in globs)
 
 
-def _refusal(host: str, *, plain: bool) -> str:
-    if plain:
-        return f"plain http to {host} is not allowed"
+def _refusal(host: str, oddity: str) -> str:
+    if oddity:
+        return f"{oddity} to {host} is not allowed"
     return f"the host {host} leads to an address that is not public"

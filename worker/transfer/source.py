@@ -100,9 +100,12 @@ class Source:
                 return response
             await _close(response)
             try:
-                url = str(response.url.join(response.headers["location"]))
+                target = response.url.join(response.headers["location"])
             except (KeyError, ValueError, httpx.InvalidURL):
                 raise SourceFault("a redirection that leads nowhere") from None
+            if response.url.scheme == "https" and target.scheme == "http":
+                raise SourceRejected("a redirection from https to plain http is not allowed")
+            url = str(target)
         raise SourceFault(f"more than {MAX_REDIRECTS} redirections")
 
     def _announced(self, response: httpx.Response) -> int | None:

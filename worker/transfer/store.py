@@ -99,6 +99,7 @@ _WRITES = frozenset(
     {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"}
 )
 _ERROR_START = re.compile(rb"\s*(?:<\?xml[^>]*>)?\s*<Error[\s>]")
+_METADATA = "x-amz-meta-"
 _PARSER = create_parser("rest-xml")
 
 Given = TypeVarTuple("Given")
@@ -306,17 +307,20 @@ class ObjectStore:
         if answer.status == httpx.codes.NOT_FOUND:
             return None
         self._expect(answer, "head_object", key)
-        found = self._parse(signer, "head_object", answer)
-        try:
-            return StoredObject(
-                bytes=found["ContentLength"],
-                content_type=found.get("ContentType", ""),
-                metadata={k.lower(): v for k, v in found.get("Metadata", {}).items()},
-                etag=found.get("ETag", ""),
-                checksum=found.get("ChecksumSHA256"),
-            )
-        except KeyError:
-            raise StoreUnavailable(f"the store does not say how large {key} is") from None
+        headers = answer.headers  # read as they are: botocore's parser costs as much as the request
+        if not headers.get("content-length", "").isdecimal():
+            raise StoreUnavailable(f"the store does not say how large {key} is")
+        return StoredObject(
+            bytes=int(headers["content-length"]),
+            content_type=headers.get("content-type", ""),
+            metadata={
+                name.removeprefix(_METADATA): value
+                for name, value in headers.items()
+                if name.startswith(_METADATA)
+            },
+            etag=headers.get("etag", ""),
+            checksum=headers.get("x-amz-checksum-sha256"),
+        )
 
     async def get(self, key: str, max_bytes: int) -> bytes | None:
         """The bytes of an object; ``None`` if there is none, or none that may be read.
