@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from celery.worker.consumer.tasks import Tasks
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import Empty
@@ -66,7 +67,13 @@ class SentinelTransport(kombu_redis.SentinelTransport):
 
 
 def install() -> None:
-    """Use these transports in this process; to be called before the first connection."""
+    """Use these transports in this process; to be called before the first connection.
+
+    On RabbitMQ the prefetch count then goes for each consumer: a quorum queue refuses the
+    channel-wide one, and Celery looks for quorum queues in its own configuration only, while it is
+    the virtual host that makes ours one. Nothing here changes the count at run time.
+    """
+    Tasks.qos_global = lambda self, c: False  # type: ignore[method-assign]
     TRANSPORT_ALIASES.update(
         redis="worker.broker:Transport",
         rediss="worker.broker:Transport",

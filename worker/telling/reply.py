@@ -7,12 +7,17 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from kombu import Queue
+
 from worker.core import jsontext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from celery import Celery
+
+
+_NOT_FOUND = 404
 
 
 class CeleryReply:
@@ -23,13 +28,27 @@ class CeleryReply:
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
         """Publish the call; raises what the broker raises."""
-        await asyncio.to_thread(
-            self._app.send_task,
-            callback["task"],
-            args=[plain(record)],
-            queue=callback["queue"],
-            retry=False,
-        )
+        await asyncio.to_thread(self._send, callback["task"], callback["queue"], plain(record))
+
+    def _send(self, task: str, queue: str, record: Any) -> None:
+        # RabbitMQ refuses to have a queue declared in another way than it was made (as a quorum
+        # queue, with a length limit): one that is there is sent to as it is
+        target: Any = Queue(queue, no_declare=True) if self._is_there(queue) else queue
+        self._app.send_task(task, args=[record], queue=target, retry=False)
+
+    def _is_there(self, queue: str) -> bool:
+        """Whether RabbitMQ has the queue; false with Redis, where queues are not made."""
+        with self._app.connection_for_write() as connection:
+            if connection.transport.driver_type != "amqp":
+                return False
+            channel: Any = connection.channel()
+            try:
+                channel.queue_declare(queue, passive=True)
+            except connection.channel_errors as error:
+                if getattr(error, "code", 0) == _NOT_FOUND:
+                    return False
+                raise
+            return True
 
 
 def plain(record: Mapping[str, Any]) -> Any:
