@@ -307,6 +307,32 @@ async def test_durations_are_learned_once_and_fade(registry: Registry) -> None:
     assert (await registry.durations("other")).total.total == 0
 
 
+async def test_several_workers_together_stay_under_the_rate(
+    registry: Registry, namespace: str
+) -> None:
+    rate, seconds = 100, 3
+    await registry.submit([submission(f"t{n}") for n in range(2 * rate * seconds)])
+    for job in [job for _ in range(6) for job in await claim(registry, Kind.COPY)]:
+        await registry.save(job, to=Kind.POLL)
+    workers = [make(registry.redis, namespace, poll_rate=rate) for _ in range(4)]
+    until = await registry.now() + seconds * 1000
+    calls: list[int] = []
+
+    async def poll(worker: Registry) -> None:
+        while await worker.now() < until:
+            answer = await worker.claim(Kind.POLL, limit=100, in_hand=0, slots=100)
+            calls.extend(job.claimed_at for job in answer.jobs)
+            await asyncio.sleep(min(answer.wait, 0.05))
+
+    await asyncio.gather(*map(poll, workers))
+    burst = rate / 4
+    for start in calls:
+        for window in (250, 1000, 2500):
+            within = sum(start <= at < start + window for at in calls)
+            assert within <= rate * window / 1000 + burst + 1
+    assert len(calls) >= rate  # whatever the machine does meanwhile, it is used
+
+
 # -- progress and endings ---------------------------------------------------------------------
 
 

@@ -21,8 +21,9 @@ from config.celery import celery_config
 from config.redis import unfit
 from config.settings import BROKER_SCHEMES
 from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
-from worker.core.models import NotFound
+from worker.core.models import NotFound, State
 from worker.core.redact import one_line, strip_query
+from worker.core.schedule import LONGEST
 from worker.errors import (
     RegistryUnavailable,
     StoreError,
@@ -426,14 +427,30 @@ _CIRCUIT_REMEDIES = {
 }
 
 
+def _rate(waiting: int, rate: float) -> Finding:
+    """Whether the rate allows each waiting task its look within the longest gap."""
+    once = waiting / rate
+    detail = (
+        f"{waiting:,} tasks wait; at {rate:g} calls a second each is asked about in {once:.0f} s"
+    )
+    if once <= LONGEST:
+        return Finding(name="Rate", detail=detail)
+    remedy = (
+        "Raise HARVESTER_POLL_RATE if the upstream allows it: tasks are seen done that much later, "
+        "and addresses of their files may die meanwhile."
+    )
+    return _bad("Rate", Level.WARNING, detail, remedy)
+
+
 async def _workers(registry: Registry) -> Findings:
     try:
         now, ticks = await registry.now(), await registry.workers()
         circuits = await registry.circuits()
+        waiting, rate = (await registry.counts())[State.WAITING], await registry.rate(now)
     except RegistryUnavailable:
         detail = "not known without Redis"
         return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
-    found = [_ticking(ticks, now)]
+    found = [_ticking(ticks, now), _rate(waiting, rate)]
     for name, circuit in circuits.items():
         detail = f"waiting for the {name}: {circuit.get('message', '')}"
         remedy = _CIRCUIT_REMEDIES.get(circuit.get("kind", ""), "")

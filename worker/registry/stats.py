@@ -46,9 +46,14 @@ class Stats:
     workers: int
     durations: dict[str, Durations]
 
+    @property
+    def once_round(self) -> float:
+        """Seconds in which each waiting task can be asked about once, at the rate there is now."""
+        return self.states[State.WAITING] / self.rate
+
     def document(self) -> dict[str, Any]:
         """As JSON; histograms by their quantiles."""
-        found = asdict(self)
+        found = asdict(self) | {"once_round": round(self.once_round, 1)}
         found["durations"] = {
             label: {
                 name: _quantiles(getattr(known, name)) for name in ("total", "queued", "running")
