@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from rich.console import Console
 
 from tests.integration.test_registry import claim_one, make, submission
+from worker.cli.checks import Level, _rate
 from worker.cli.stats import draw, sparkline
 from worker.core.durations import Histogram, Lesson, bucket
 from worker.core.models import State
@@ -60,3 +61,8 @@ def test_a_histogram_fits_its_line() -> None:
     assert sparkline(Histogram({})) == ""
     wide = Histogram({number: 1.0 + number % 3 for number in range(190)})
     assert len(sparkline(wide)) < 70
+
+
+def test_doctor_warns_of_a_rate_that_is_too_low() -> None:
+    assert _rate(1200, 20).level is Level.GOOD
+    assert _rate(1300, 20).level is Level.WARNING
