@@ -1,0 +1,40 @@
+"""Two fleets on one Redis and one broker: what befalls one does not touch the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from tests.fleet import Fleet, all_final, environ, verify
+from tests.support import BucketEnv, eventually
+from worker.sandbox.simulator import Simulator
+
+
+async def test_an_outage_and_a_flood_of_one_do_not_touch_the_other(
+    simulator: Simulator,
+    redis_url: str,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    well, ill = f"{namespace}-well", f"{namespace}-ill"
+    ids = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(10)]
+    flood = [f"flood-{n}" for n in range(2000)]
+    for folder in ("well", "ill"):
+        (tmp_path / folder).mkdir()
+    refused = environ(simulator, redis_url, bucket, ill, SPEEDPIX_APP_SECRET="a-wrong-one")
+    healthy = environ(simulator, redis_url, bucket, well)
+    async with Fleet(refused, tmp_path / "ill", size=1), Fleet(healthy, tmp_path / "well", size=1):
+        for start in range(0, len(flood), 500):
+            body = str(flood[start : start + 500]).replace("'", '"')
+            await redis.xadd(f"{ill}:intake", {"body": f'{{"task_ids": {body}}}'})
+        await eventually(lambda: redis.exists(f"{ill}:circuit:upstream"), what="the circuit")
+        body = str(ids).replace("'", '"')
+        await redis.xadd(f"{well}:intake", {"body": f'{{"task_ids": {body}}}'})
+        await all_final(redis, well, ids, seconds=60)
+        assert not await redis.exists(f"{well}:circuit:upstream")
+    await verify(simulator, redis, bucket, well, ids)
+    assert await redis.zcard(f"{ill}:index:waiting") == len(flood)
+    assert not [key async for key in redis.scan_iter(f"{well}:*:flood-*")]
