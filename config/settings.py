@@ -273,6 +273,12 @@ def _reply_target(text: str) -> str:
     return text
 
 
+def _web_token(token: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{16,512}", token.get_secret_value()):
+        raise ValueError("must be 16 to 512 printable ASCII characters without spaces")
+    return token
+
+
 Seconds = Annotated[float, Field(gt=0, le=_TEN_YEARS, allow_inf_nan=False)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 BaseUrl = Annotated[HttpUrl, AfterValidator(lambda url: f"{url.rstrip('/')}/")]
@@ -452,6 +458,12 @@ class Settings(BaseSettings):
         description="As `HARVESTER_SOURCE_ALLOW_PRIVATE`, for callback URLs.",
         examples=["hooks.internal,10.0.0.0/8"],
     )
+    web_token: Annotated[SecretStr, AfterValidator(_web_token)] | None = Field(
+        None,
+        description="Bearer token of `harvester web`: 16 to 512 printable characters. Without it "
+        "the server listens on loopback only.",
+        examples=["$(openssl rand -hex 24)"],
+    )
     namespace: Annotated[str, AfterValidator(_namespace)] = Field(
         "harvester",
         description="First part of every Redis key and queue name, so that fleets can share a "
@@ -490,6 +502,8 @@ class Settings(BaseSettings):
         found = {self.speedpix_app_secret.get_secret_value()}
         if self.webhook_secret is not None:
             found.add(self.webhook_secret.get_secret_value())
+        if self.web_token is not None:
+            found.add(self.web_token.get_secret_value())
         for url in (self.redis_url.get_secret_value(), self.celery_broker_url.get_secret_value()):
             if url.partition("://")[0] in BROKER_SCHEMES:
                 passwords = [urlsplit(part).password for part in url.split(";")]

@@ -201,8 +201,14 @@ class Drain:
                 if not (self._stopping and outcome == "crashed"):
                     self._in_hand.pop(job.task_id, None)
                 self._report[outcome] += 1
+                self._count(job, outcome)
                 if self._backlog:
                     self._woken.set()
+
+    def _count(self, job: Job, outcome: str) -> None:
+        if job.kind is Kind.POLL:
+            self._registry.tally.count(f"polls:{outcome}")
+            self._registry.tally.observe("poll_lag", max(0, job.claimed_at - job.due_at) / 1000)
 
     async def _hand_back(self, job: Job) -> None:
         try:

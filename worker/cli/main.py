@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import operate, sandbox, stats, tasks, upkeep
+from worker.cli import operate, sandbox, stats, tasks, upkeep, web
 from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
 from worker.errors import (
     HarvesterError,
@@ -67,6 +67,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Operation": {
         "worker": operate.worker,
+        "web": web.web,
         "stats": stats.stats,
         "doctor": operate.doctor,
         "rebuild": operate.rebuild,

@@ -29,8 +29,8 @@ class Job:
     """One claimed task: the record as it stood, and the fleet's own notes beside it.
 
     ``record`` is what the public hash holds. ``work`` is private to the fleet. ``token`` fences
-    every later write; ``claimed_at`` is Redis time in milliseconds; ``probe`` says that this job
-    tests an open circuit.
+    every later write; ``claimed_at`` and ``due_at`` are Redis time in milliseconds; ``probe`` says
+    that this job tests an open circuit.
     """
 
     kind: Kind
@@ -40,6 +40,7 @@ class Job:
     record: Mapping[str, str] = field(repr=False)
     work: Mapping[str, str] = field(repr=False)
     probe: bool = False
+    due_at: int = 0
 
     @property
     def state(self) -> State:
@@ -73,3 +74,26 @@ class Claim:
     wait: float
     held: int
     newer: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The whole fleet at one moment.
+
+    ``now`` and the workers' last ticks are Unix milliseconds; ``due`` holds for each due set its
+    size and by how many seconds its first task is late; ``rate`` is calls a second, of which
+    throttling leaves ``rate_factor``; ``circuits`` are the open ones.
+    """
+
+    now: int
+    counts: Mapping[State, int]
+    due: Mapping[Kind, tuple[int, float]]
+    workers: Mapping[str, int]
+    counters: Mapping[str, float]
+    rate: float
+    rate_factor: float
+    circuits: Mapping[str, Mapping[str, str]]
+
+    def alive(self, within: float) -> int:
+        """How many workers have ticked within so many seconds."""
+        return sum(self.now - tick <= within * 1000 for tick in self.workers.values())

@@ -20,8 +20,9 @@ from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
 from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable
-from worker.registry.records import Claim, Job, Kind
+from worker.registry.records import Claim, Job, Kind, Overview
 from worker.registry.scripts import Scripts
+from worker.registry.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -108,6 +109,7 @@ class Registry:
         self._deadline = deadline
         self._ttl = record_ttl * 1000
         self._events_maxlen = events_maxlen
+        self.tally = Tally()
         self._scripts = Scripts(redis, namespace)
         self._replicas = 0
         self._replicas_until = 0.0
@@ -289,11 +291,12 @@ class Registry:
                 task_id=task_id,
                 token=token,
                 claimed_at=int(now),
+                due_at=int(float(due_at)),
                 record=_pairs(record),
                 work=_pairs(work),
                 probe=bool(probe),
             )
-            for task_id, record, work in rows
+            for task_id, record, work, due_at in rows
         )
         newer = [job for job in jobs if int(job.record.get("schema") or SCHEMA) > SCHEMA]
         if newer:
@@ -519,13 +522,23 @@ class Registry:
     # -- ticking ------------------------------------------------------------------------------
 
     async def tick(self, worker: str) -> None:
-        """Note that a worker lives, forget those silent for an hour, sweep what has expired."""
+        """Note that a worker lives and what it counted, forget the silent, sweep the expired."""
         now = await self.now()
+        counts, sums = self.tally.take()
+        try:
+            with _seam():
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    pipe.zadd(self.key("workers"), {worker: now})
+                    pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
+                    for name, by in counts.items():
+                        pipe.hincrby(self.key("counters"), name, by)
+                    for name, value in sums.items():
+                        pipe.hincrbyfloat(self.key("counters"), name, value)
+                    await pipe.execute()
+        except RegistryUnavailable:
+            self.tally.put_back(counts, sums)
+            raise
         with _seam():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                pipe.zadd(self.key("workers"), {worker: now})
-                pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
-                await pipe.execute()
             await self._scripts.call("sweep", 500)
 
     async def reconcile(self) -> int:
@@ -647,6 +660,83 @@ class Registry:
             skip = sum(int(score) == last for _, score in rows) + (skip if last == start else 0)
             start = last
 
+    async def page(
+        self, states: Sequence[State], *, after: tuple[int, str] | None, limit: int
+    ) -> list[tuple[int, str]]:
+        """Up to ``limit`` tasks of some states, newest first, as (time, id).
+
+        Ordered as in :meth:`ids`; ``after`` is the last one of the page before. Costs the same
+        however many tasks there are.
+        """
+        found: list[tuple[int, str]] = []
+        for state in states:
+            index, start = self.key("index", state), 0
+            if after is not None:
+                with _seam():
+                    rank: Any = await self.redis.zrevrank(index, after[1])
+                    above = await self.redis.zcount(index, f"({after[0]}", "+inf")
+                start = int(above) if rank is None else int(rank) + 1
+            mine: list[tuple[int, str]] = []
+            while len(mine) < limit:
+                with _seam():
+                    rows: Any = await self.redis.zrange(
+                        index, start, start + limit - 1, desc=True, withscores=True
+                    )
+                start += limit
+                each = [(int(score), str(task_id)) for task_id, score in rows]
+                # of those at the very time of the last one, some have been shown
+                mine += [row for row in each if after is None or row < after]
+                if len(rows) < limit:
+                    break
+            found += mine
+        return sorted(found, reverse=True)[:limit]
+
+    async def overview(self) -> Overview:
+        """What the fleet as a whole is doing, in one round trip."""
+        now = await self.now()
+        with _seam():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for state in State:
+                    pipe.zcard(self.key("index", state))
+                for kind in Kind:
+                    pipe.zcard(self.key("due", kind))
+                    pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
+                pipe.zrange(self.key("workers"), 0, -1, withscores=True)
+                pipe.hgetall(self.key("counters"))
+                for name in ("upstream", "store"):
+                    pipe.hgetall(self.key("circuit", name))
+                answers = iter(await pipe.execute())
+        counts = {state: int(next(answers)) for state in State}
+        due: dict[Kind, tuple[int, float]] = {}
+        for kind in Kind:
+            size, first = next(answers), next(answers)
+            due[kind] = int(size), max(0.0, (now - first[0][1]) / 1000) if first else 0.0
+        workers = {str(name): int(score) for name, score in next(answers)}
+        counters = {str(name): float(value) for name, value in next(answers).items()}
+        circuits = {name: next(answers) for name in ("upstream", "store")}
+        return Overview(
+            now=now,
+            counts=counts,
+            due=due,
+            workers=workers,
+            counters=counters,
+            rate=self.poll_rate,
+            rate_factor=await self.rate(now) / self.poll_rate,
+            circuits={name: fields for name, fields in circuits.items() if fields},
+        )
+
+    async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
+        """Events after an entry id of the stream, oldest first."""
+        with _seam():
+            found: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)
+        return [(str(entry), dict(fields)) for entry, fields in found]
+
+    async def newest_event(self) -> str:
+        """The entry id of the newest event."""
+        with _seam():
+            newest: Any = await self.redis.xrevrange(self.key("events"), count=1)
+        return str(newest[0][0]) if newest else "0-0"
+
     async def counts(self) -> dict[State, int]:
         """How many tasks are in each state."""
         with _seam():
@@ -680,11 +770,11 @@ class Registry:
                 found = await pipe.execute()
         return [label for label in found if label is not None]
 
-    async def counters(self) -> dict[str, int]:
-        """What the fleet has counted since Redis was empty."""
+    async def counters(self) -> dict[str, float]:
+        """What the fleet has counted and summed up since Redis was empty."""
         with _seam():
             found: Any = await self.redis.hgetall(self.key("counters"))
-        return {name: int(count) for name, count in found.items()}
+        return {str(name): float(count) for name, count in found.items()}
 
     async def rate(self, now: int) -> float:
         """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""

@@ -437,6 +437,7 @@ class CopyWork:
             format=planned.format,
         )
         async with limit:
+            began = asyncio.get_running_loop().time()
             try:
                 stored = await self._copier.copy(copying, _Hold(self._registry, task, number))
             except SourceRejected as error:
@@ -458,6 +459,12 @@ class CopyWork:
                     lambda: self._registry.progress(job, f"file:{number}", outcome.to_json())
                 )
                 task.outcomes[number] = outcome
+                tally = self._registry.tally
+                tally.count("files_stored")
+                tally.count("bytes_stored", stored.bytes)
+                tally.observe("copy", asyncio.get_running_loop().time() - began)
+                if (expiry := outputs.url_expiry(url)) is not None:
+                    tally.observe("url_life_left", expiry - task.now / 1000)
                 log.info(
                     "file.stored", key=stored.key, bytes=stored.bytes, type=stored.content_type
                 )

@@ -149,6 +149,9 @@ class PollWork:
                         learned=learned,
                     )
                 )
+                if learned is not None and answer.ended_at is not None:
+                    lag = max(0.0, now / 1000 - answer.ended_at)
+                    self._registry.tally.observe("detection_lag", lag)
                 log.info("task.succeeded_upstream")
                 self._wake(Kind.COPY)
                 return "succeeded"

@@ -7,7 +7,7 @@
 -- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, owner,
 --       rate ('' = none), burst
 -- Returns {now, wait (ms until it is worth looking again), probe, held cap,
---          {id, {record...}, {work...}}...}
+--          {id, {record...}, {work...}, due time before the claim}...}
 local kind, token = ARGV[2], ARGV[3]
 local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, circuit = tonumber(ARGV[7]), ns .. ':circuit:' .. ARGV[8]
@@ -15,11 +15,13 @@ local rate, burst = tonumber(ARGV[10]), tonumber(ARGV[11])
 local due, claim = due_key(kind), ns .. ':claim:' .. token
 local now = now_ms()
 
+local was = {}
+
 local function answer(ids, wait, probe, held)
   local out = {ms(now), ms(wait), probe, held}
   for _, id in ipairs(ids) do
     local work = redis.call('HGETALL', work_key(id))
-    out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work}
+    out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work, was[id] or ms(now)}
   end
   return out
 end
@@ -87,6 +89,7 @@ for _, id in ipairs(gone) do forget(id) end
 for _, id in ipairs(ids) do
   local cap = caps[id]
   if cap[3] then redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1) end
+  was[id] = redis.call('ZSCORE', due, id)
   redis.call('ZADD', due, ms(now + lease), id)
   redis.call('HSET', work_key(id), 'token', token, 'owner', ARGV[9],
     'lapses', ms(cap[2]), 'cap', ms(cap[1]))

@@ -1,0 +1,298 @@
+"""The HTTP API on a real Valkey and a real bucket; the figures it shows, and who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from config.settings import load_settings
+from tests.fleet import Fleet, environ
+from tests.support import BucketEnv, eventually
+from worker.cli.web import make
+from worker.errors import SettingsError
+from worker.sandbox.simulator import Simulator
+
+TOKEN = "a-token-of-the-tests"
+METRICS = {
+    "harvester_tasks", "harvester_polls", "harvester_poll_lag_seconds",
+    "harvester_detection_lag_seconds", "harvester_files_stored", "harvester_bytes_stored",
+    "harvester_copy_seconds", "harvester_url_life_left_seconds", "harvester_due",
+    "harvester_due_lag_seconds", "harvester_leases_expired", "harvester_stale_writes",
+    "harvester_circuit_open", "harvester_workers",
+}  # fmt: skip
+
+
+@pytest.fixture
+def settings(
+    simulator: Simulator,
+    redis_url: str,
+    bucket: BucketEnv,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, str]:
+    chosen = environ(simulator, redis_url, bucket, namespace, HARVESTER_UNKNOWN_TASK_GRACE="0")
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    return chosen
+
+
+@asynccontextmanager
+async def serving(
+    host: str = "127.0.0.1", *, base: str = "http://localhost:8080"
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The application and a client of it, the way ``harvester web`` makes it."""
+    app = make(load_settings(), host)
+    began, over = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, str]:
+        if not began.is_set():
+            began.set()
+            return {"type": "lifespan.startup"}
+        await over.wait()
+        return {"type": "lifespan.shutdown"}
+
+    started = asyncio.Event()
+
+    async def send(message: dict[str, str]) -> None:
+        assert "failed" not in message["type"]
+        started.set()
+
+    life = asyncio.create_task(app({"type": "lifespan", "state": {}}, receive, send))
+    await started.wait()
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=base) as client:
+            yield client
+    finally:
+        over.set()
+        await life
+
+
+@pytest.fixture
+async def web(settings: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving() as client:
+        yield client
+
+
+async def test_accepted_means_that_the_record_exists(
+    web: httpx.AsyncClient, redis: Redis, namespace: str
+) -> None:
+    body = '{"task_ids": ["w1", "no/id", "w2"], "metadata": {"n": 12345678901234567890.50}}'
+    answer = await web.post("/api/tasks", content=body)
+    assert answer.status_code == 201
+    assert answer.json()["tasks"] == [
+        {"task_id": "w1", "new": True}, {"task_id": "w2", "new": True},
+    ]  # fmt: skip
+    assert [refused["value"] for refused in answer.json()["refused"]] == ["no/id"]
+    assert await redis.hget(f"{namespace}:task:w1", "state") == "waiting"
+    again = await web.post("/api/tasks", json={"task_ids": "w1"})
+    assert (again.status_code, again.json()["tasks"]) == (200, [{"task_id": "w1", "new": False}])
+    shown = await web.get("/api/tasks/w1")
+    assert '"metadata":{"n":12345678901234567890.50}' in shown.text
+    assert shown.json()["state"] == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("", 422),
+        ("[]", 422),
+        ('{"task_ids": []}', 422),
+        ('{"task_ids": ["../x"]}', 422),
+        ('{"task_ids": ["a"], "metadata": "' + "x" * 2_200_000 + '"}', 413),
+    ],
+    ids=["empty", "list", "no ids", "bad id", "large"],
+)
+async def test_what_is_refused_is_a_problem_that_says_why(
+    web: httpx.AsyncClient, body: str, status: int
+) -> None:
+    answer = await web.post("/api/tasks", content=body)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]
+
+
+async def test_unknown_tasks_and_impossible_wishes(web: httpx.AsyncClient) -> None:
+    await web.post("/api/tasks", json={"task_ids": ["w1"]})
+    assert (await web.get("/api/tasks/nobody")).status_code == 404
+    assert (await web.post("/api/tasks/nobody/retry")).status_code == 404
+    assert (await web.post("/api/tasks/w1/retry")).status_code == 409
+    assert (await web.get("/api/tasks/w1/urls")).status_code == 409
+    assert (await web.post("/api/tasks/w1/cancel")).status_code == 202
+    assert (await web.get("/api/tasks", params={"state": "no"})).status_code == 422
+    assert (await web.get("/api/tasks", params={"cursor": "x"})).status_code == 422
+    assert (await web.get("/no/such")).headers["content-type"] == "application/problem+json"
+
+
+async def test_pages_show_every_task_once_newest_first(web: httpx.AsyncClient) -> None:
+    wanted = [f"w{n}" for n in range(25)]
+    for n, task_id in enumerate(wanted):
+        label = "even" if n % 2 == 0 else "odd"
+        await web.post("/api/tasks", json={"task_ids": [task_id], "label": label})
+    await web.post("/api/tasks", json={"task_ids": [f"z{n}" for n in range(12)], "label": "odd"})
+
+    async def pages(**params: str) -> list[str]:
+        found: list[str] = []
+        for _ in range(50):
+            page = (await web.get("/api/tasks", params={"limit": "5", **params})).json()
+            assert len(page["tasks"]) <= 5
+            found += [task["task_id"] for task in page["tasks"]]
+            if page["next"] is None:
+                return found
+            params["cursor"] = page["next"]
+        raise AssertionError("pages without end")
+
+    everything = await pages()
+    assert len(everything) == 37
+    assert everything[12:] == wanted[::-1]
+    assert await pages(label="even") == wanted[::2][::-1]
+    assert await pages(state="waiting") == everything
+    assert await pages(state="failed") == []
+    assert len(await pages(since="0")) == 37
+
+
+async def test_a_task_from_handing_in_to_its_pictures(
+    web: httpx.AsyncClient,
+    settings: dict[str, str],
+    simulator: Simulator,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    good = simulator.submit({"simulate": {"duration": 0.5, "images": ["png"]}})
+    bad = simulator.submit({"simulate": {"end": "failed"}})
+    assert (await web.get("/readyz")).status_code == 503
+    async with Fleet(settings, tmp_path_factory.mktemp("fleet"), size=1):
+        await web.post("/api/tasks", json={"task_ids": [good, bad], "label": "poster"})
+        record = await eventually(lambda: _final(web, good), seconds=60)
+        await eventually(lambda: _final(web, bad), seconds=60)
+        assert record["state"] == "stored"
+        urls = (await web.get(f"/api/tasks/{good}/urls")).json()["files"]
+        async with httpx.AsyncClient() as client:
+            picture = await client.get(urls[0]["url"])
+        assert picture.status_code == 200
+        assert len(picture.content) == record["files"][0]["bytes"]
+        assert (await web.get("/readyz")).status_code == 200
+        stats = (await web.get("/api/stats")).json()
+        assert (stats["tasks"]["stored"], stats["tasks"]["failed"]) == (1, 1)
+        assert [worker["alive"] for worker in stats["workers"]] == [True]
+        await eventually(lambda: _counted(web), seconds=30, what="counters of a tick")
+    text = (await web.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert set(families) == METRICS
+    stored = {s.labels["state"]: s.value for s in families["harvester_tasks"].samples}
+    assert stored["stored"] == 1
+    (files,) = families["harvester_files_stored"].samples
+    assert (files.name, files.value) == ("harvester_files_stored_total", 1)
+    copies = {s.name: s.value for s in families["harvester_copy_seconds"].samples
+              if s.labels.get("le", "+Inf") == "+Inf"}  # fmt: skip
+    assert copies["harvester_copy_seconds_count"] == 1
+    listed = (await web.get("/api/tasks", params={"state": "failed"})).json()["tasks"]
+    assert [task["task_id"] for task in listed] == [bad]
+    assert (await web.post(f"/api/tasks/{bad}/retry")).status_code == 202
+
+
+async def _final(web: httpx.AsyncClient, task_id: str) -> dict[str, object] | None:
+    record = (await web.get(f"/api/tasks/{task_id}", params={"wait": 1})).json()
+    return record if record["state"] in ("stored", "failed") else None
+
+
+async def _counted(web: httpx.AsyncClient) -> bool:
+    counters = (await web.get("/api/stats")).json()["counters"]
+    return bool(counters.get("files_stored")) and any(n.startswith("polls:") for n in counters)
+
+
+async def test_events_are_streamed_from_where_the_reader_left_off(
+    settings: dict[str, str], redis: Redis, namespace: str
+) -> None:
+    first = await redis.xadd(f"{namespace}:events", {"task_id": "e1", "state": "stored"})
+    second = await redis.xadd(f"{namespace}:events", {"task_id": "e2", "state": "failed"})
+    server = uvicorn.Server(
+        uvicorn.Config(make(load_settings(), "127.0.0.1"), port=0, log_config=None)
+    )
+    task = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    base = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        async with (
+            httpx.AsyncClient(base_url=base, timeout=20) as client,
+            client.stream("GET", "/api/events", headers={"Last-Event-ID": first}) as answer,
+        ):
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            seen: list[str] = []
+            async for line in answer.aiter_lines():
+                seen.append(line)
+                if line == "event: stats":
+                    break
+        assert f"id: {second}" in seen
+        assert json.loads(seen[seen.index("event: final") + 1][6:])["task_id"] == "e2"
+        assert f"id: {first}" not in seen
+    finally:
+        server.should_exit = True
+        await task
+
+
+# -- who may ask -----------------------------------------------------------------------------------
+
+
+async def test_beyond_loopback_a_token_is_needed(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match="HARVESTER_WEB_TOKEN"):
+        make(load_settings(), "0.0.0.0")
+    monkeypatch.setenv("HARVESTER_WEB_TOKEN", TOKEN)
+    async with serving("0.0.0.0", base="http://harvester.example") as web:
+        for path in ("/api/tasks", "/api/stats", "/api/events", "/metrics"):
+            answer = await web.get(path)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        wrong = await web.get("/api/stats", headers={"Authorization": f"Bearer {TOKEN}x"})
+        assert wrong.status_code == 401
+        right = await web.get("/api/stats", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert right.status_code == 200
+        assert (await web.get("/healthz")).status_code == 200
+
+
+async def test_pages_of_other_sites_are_kept_out(web: httpx.AsyncClient) -> None:
+    rebound = await web.get("/api/stats", headers={"Host": "evil.example:8080"})
+    assert rebound.status_code == 403
+    posted = await web.post(
+        "/api/tasks", json={"task_ids": ["w1"]}, headers={"Origin": "http://evil.example"}
+    )
+    assert posted.status_code == 403
+    own = await web.post(
+        "/api/tasks", json={"task_ids": ["w1"]}, headers={"Origin": "http://localhost:8080"}
+    )
+    assert own.status_code == 201
+
+
+async def test_the_page_comes_with_a_strict_policy(web: httpx.AsyncClient) -> None:
+    page = await web.get("/")
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    total = len(page.content)
+    for name in ("page.js", "page.css"):
+        part = await web.get(f"/static/{name}")
+        assert part.status_code == 200
+        total += len(part.content)
+    assert total < 100_000
+    assert (await web.get("/openapi.json")).json()["paths"].keys() >= {"/api/tasks", "/metrics"}
+
+
+async def test_redis_away_is_said(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    async with serving() as web:
+        for path in ("/api/stats", "/readyz", "/metrics"):
+            answer = await web.get(path)
+            assert answer.status_code == 503
+            assert "Redis" in answer.json()["detail"]
+        assert (await web.get("/healthz")).status_code == 200

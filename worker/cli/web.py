@@ -1,0 +1,76 @@
+"""``harvester web``: the HTTP API, the page and the metrics."""
+
+# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.base import settings
+from worker.errors import SettingsError
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+
+def web(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8080,
+) -> None:
+    """Serve the HTTP API, the page and the metrics.
+
+    Beyond this machine only with HARVESTER_WEB_TOKEN.
+    """
+    import structlog
+    import uvicorn
+
+    from config.logging import configure
+
+    chosen = settings()
+    configure(chosen, level="INFO")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make(chosen, host),
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=16_384,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    structlog.get_logger("harvester.web").info("web.started", host=host, port=port)
+    server.run()
+
+
+def make(chosen: Settings, host: str) -> Any:
+    """The application for these settings; ``SettingsError`` if it would be open to everybody."""
+    from worker.transfer.store import ObjectStore
+    from worker.web.access import is_loopback
+    from worker.web.app import Desk, make_app
+    from worker.wiring import make_policy, make_registry
+
+    token = "" if chosen.web_token is None else chosen.web_token.get_secret_value()
+    if not token and not is_loopback(host):
+        raise SettingsError(
+            f"HARVESTER_WEB_TOKEN is not set: without it only loopback may be listened on, and "
+            f"{host} is not"
+        )
+
+    def open_desk() -> Desk:
+        return Desk(
+            registry=make_registry(chosen),
+            store=ObjectStore.from_settings(chosen),
+            policy=make_policy(chosen),
+            probe_key=f"{chosen.prefix}{chosen.manifest_prefix}readiness.json",
+        )
+
+    return make_app(open_desk, token=token, version=version("comfy-harvester"))

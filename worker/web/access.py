@@ -1,0 +1,91 @@
+"""Who may ask: a bearer token (RFC 6750), or nobody but this machine.
+
+Without a token the server listens on loopback only. Pages of other sites that a browser on this
+machine has open are kept out as well: by the Host header (a name of theirs that resolves to
+loopback) and by the Origin header (a form of theirs that posts here).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from worker.web.problems import problem
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_OPEN = ("/healthz", "/readyz")
+_OPEN_WITH_TOKEN = (*_OPEN, "/", "/openapi.json")
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as given to ``--host`` or in a Host header, is this machine itself."""
+    name = host.removeprefix("[").removesuffix("]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+class Access:
+    """ASGI middleware: the checks above, and the headers that every answer carries.
+
+    ``token`` is empty on loopback.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/api/"):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refused = self._refuse(scope["path"], Headers(scope=scope))
+        if refused is None:
+            await self._app(scope, receive, dressed)
+            return
+        status, detail = refused
+        extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        await problem(status, detail, extra)(scope, receive, dressed)
+
+    def _refuse(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+        if self._token:
+            if path in _OPEN_WITH_TOKEN or path.startswith("/static/"):
+                return None
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            given_right = hmac.compare_digest(given.strip().encode(), self._token.encode())
+            if scheme.lower() != "bearer" or not given_right:
+                return 401, "a bearer token is needed: HARVESTER_WEB_TOKEN"
+            return None
+        if path in _OPEN:
+            return None
+        if not is_loopback(name):
+            return 403, "without HARVESTER_WEB_TOKEN only requests to localhost are answered"
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return 403, "requests from pages of other sites are refused"
+        return None

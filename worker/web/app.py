@@ -1,0 +1,429 @@
+"""The HTTP API, the page and the metrics, as one ASGI application.
+
+It holds no state and does no work of the fleet's: it reads Redis, and asks for changes by the same
+scripts as the command line. Any number of processes may serve it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import Path as InPath
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from worker.core import jsontext, manifest
+from worker.core.models import State
+from worker.core.submission import MAX_BODY_BYTES, MAX_IDS, read_body, read_submission
+from worker.errors import RegistryUnavailable, StoreError
+from worker.web import metrics, problems, stream
+from worker.web.access import Access
+from worker.web.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from worker.core.submission import Policy
+    from worker.registry.records import Overview
+    from worker.registry.registry import Registry
+    from worker.transfer.store import ObjectStore
+
+_STATIC = Path(__file__).parent / "static"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: {store}; media-src 'self' {store}; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+_SCANNED = 1000  # records that one listing reads at most, to find those of a label
+_LOOK = 0.25  # seconds between two looks at a task that is waited for
+_LONGEST_WAIT = 60
+_MAX_EXPIRES = 604_800  # Signature V4 allows no longer
+_READY_FOR = 10.0  # seconds for which a look at the store is believed
+
+TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """What the routes work with; made on the loop."""
+
+    registry: Registry
+    store: ObjectStore
+    policy: Policy
+    probe_key: str
+    store_seen: float = field(default=-_READY_FOR)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.store.close()
+        await self.registry.close()
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+AtDesk = Annotated[Desk, Depends(_desk)]
+
+
+def make_app(open_desk: Callable[[], Desk], *, token: str, version: str) -> Any:
+    """The application. ``open_desk`` is called on the loop; ``token`` is empty on loopback."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.desk = open_desk()
+        yield
+        await app.state.desk.close()
+
+    app = FastAPI(
+        title="comfy-harvester",
+        version=version,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        description="Hand in SpeedPix ComfyUI task ids, and follow them until their files are "
+        "stored. Errors are RFC 9457 problem details.",
+    )
+    problems.install(app)
+    app.include_router(_routes())
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    return Access(app, token=token)
+
+
+def _answer(value: Any, status: int = 200) -> Response:
+    """JSON with every digit kept."""
+    return Response(jsontext.dumps(value), status, media_type="application/json")
+
+
+def document(record: Mapping[str, str]) -> dict[str, Any]:
+    """A record as the API shows it: decoded, callback URLs without their query."""
+    shown = manifest.record_document(record)
+    if record.get("told"):
+        shown["told"] = jsontext.loads(record["told"])
+    if record.get("restored"):
+        shown["restored"] = True
+    return shown
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body; raises ``Problem`` 413 as soon as it is larger than ``most``."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise Problem(413, f"the body is larger than {most} bytes")
+    return bytes(body)
+
+
+_SUBMISSION = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["task_ids"],
+                    "properties": {
+                        "task_ids": {
+                            "oneOf": [
+                                {"type": "string"},
+                                {"type": "array", "items": {"type": "string"}, "maxItems": MAX_IDS},
+                            ]
+                        },
+                        "metadata": {"type": "object"},
+                        "prefix": {"type": "string"},
+                        "expected_seconds": {"type": "number"},
+                        "label": {"type": "string"},
+                        "deadline": {"type": "number"},
+                        "callback_url": {"type": "string", "format": "uri"},
+                        "reply_task": {"type": "string"},
+                        "reply_queue": {"type": "string"},
+                        "priority": {"enum": ["high", "normal", "low"]},
+                    },
+                }
+            }
+        },
+    }
+}
+_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    texts = {
+        401: "No token, or a wrong one",
+        403: "Not from this machine, or from another site",
+        404: "Unknown task",
+        409: "Not possible in the task's state",
+        413: "Too large",
+        422: "Something in the request is refused",
+        503: "Redis or the store is out of reach",
+    }
+    return {status: {"description": texts[status], **_PROBLEM} for status in statuses}
+
+
+def _routes() -> Any:  # noqa: PLR0915  one route after the other
+    routes = APIRouter(responses=_problems(401, 403, 503))
+
+    @routes.post(
+        "/api/tasks",
+        openapi_extra=_SUBMISSION,
+        responses={
+            200: {"description": "All were known already"},
+            201: {"description": "The records exist"},
+            **_problems(413, 422),
+        },
+    )
+    async def submit(request: Request, desk: AtDesk) -> Response:
+        """Hand in task ids. An answer of 2xx says that the records of ``tasks`` exist."""
+        task_ids, options = read_body(await _body(request, MAX_BODY_BYTES))
+        accepted, refusals = read_submission(task_ids, options, desk.policy)
+        new, too_many = await desk.registry.submit(accepted)
+        refused = [
+            {"what": r.what, "value": r.value, "reason": r.reason} for r in (*refusals, *too_many)
+        ]
+        if not new:
+            raise Problem(422, "nothing was accepted", refused=refused)
+        tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
+        return _answer({"tasks": tasks, "refused": refused}, 201 if any(new.values()) else 200)
+
+    @routes.get("/api/tasks", responses=_problems(422))
+    async def listing(
+        desk: AtDesk,
+        *,
+        state: Annotated[list[State] | None, Query(description="Only these states.")] = None,
+        label: Annotated[str | None, Query(max_length=128, description="Only this label.")] = None,
+        since: Annotated[
+            int | None,
+            Query(ge=0, le=2**53, description="Unix milliseconds; no older ones."),
+        ] = None,
+        cursor: Annotated[
+            str | None, Query(max_length=160, description="`next` of the page before.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> Response:
+        """List tasks, newest first: by their ending, or by submission while they have none.
+
+        A page may hold fewer than ``limit`` tasks while ``next`` leads on.
+        """
+        after = _cursor(cursor)
+        found: list[dict[str, Any]] = []
+        more, looked_at = True, 0
+        while more and len(found) < limit and looked_at < _SCANNED:
+            page = await desk.registry.page(state or tuple(State), after=after, limit=limit)
+            recent = [row for row in page if since is None or row[0] >= since]
+            more = len(recent) == limit
+            looked_at += len(recent)
+            records = await desk.registry.records([task_id for _, task_id in recent])
+            for row, record in zip(recent, records, strict=True):
+                if len(found) == limit:
+                    more = True
+                    break
+                after = row
+                if record is not None and label in (None, record.get("label")):
+                    found.append(_summary(record))
+        next_page = f"{after[0]}:{after[1]}" if more and after is not None else None
+        return _answer({"tasks": found, "next": next_page})
+
+    @routes.get("/api/tasks/{task_id}", responses=_problems(404, 422))
+    async def task(
+        request: Request,
+        desk: AtDesk,
+        task_id: TaskId,
+        wait: Annotated[
+            int, Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait for its end.")
+        ] = 0,
+    ) -> Response:
+        """The record of a task; with ``wait`` as soon as it is final, or as it then stands."""
+        until = time.monotonic() + wait
+        while True:
+            record = await desk.registry.record(task_id)
+            if record is None:
+                raise Problem(404, f"{task_id} is unknown here")
+            over = State(record["state"]).final or time.monotonic() >= until
+            if over or await request.is_disconnected():
+                return _answer(document(record))
+            await asyncio.sleep(_LOOK)
+
+    @routes.get("/api/tasks/{task_id}/urls", responses=_problems(404, 409, 422))
+    async def urls(
+        desk: AtDesk,
+        task_id: TaskId,
+        expires: Annotated[int, Query(ge=1, le=_MAX_EXPIRES, description="Seconds.")] = 3600,
+    ) -> Response:
+        """Addresses of the stored files, made on the spot and good for ``expires`` seconds."""
+        record = await desk.registry.record(task_id)
+        if record is None:
+            raise Problem(404, f"{task_id} is unknown here")
+        files = [f for f in document(record).get("files", []) if "key" in f]
+        if not files:
+            raise Problem(409, f"{task_id} is {record['state']} and has no stored files")
+        made = [
+            {
+                "name": file["name"],
+                "content_type": file.get("content_type", ""),
+                "url": await desk.store.presign_get(file["key"], expires=expires),
+            }
+            for file in files
+        ]
+        return _answer({"files": made, "expires": expires})
+
+    @routes.post("/api/tasks/{task_id}/retry", responses=_problems(404, 409))
+    async def retry(desk: AtDesk, task_id: TaskId) -> Response:
+        """Start a failed or partial task again, as a new run."""
+        return _done(task_id, await desk.registry.retry(task_id))
+
+    @routes.post("/api/tasks/{task_id}/cancel", responses=_problems(404, 409))
+    async def cancel(desk: AtDesk, task_id: TaskId) -> Response:
+        """Ask for a task's end; a worker writes it."""
+        return _done(task_id, await desk.registry.cancel(task_id))
+
+    @routes.post("/api/tasks/{task_id}/notify", responses=_problems(404, 409))
+    async def notify(desk: AtDesk, task_id: TaskId) -> Response:
+        """Tell a final task's callbacks again, with the same webhook-id."""
+        return _done(task_id, await desk.registry.notify(task_id))
+
+    @routes.get("/api/stats")
+    async def stats(desk: AtDesk) -> Response:
+        """The fleet at a glance."""
+        return _answer(glance(await desk.registry.overview()))
+
+    @routes.get(
+        "/api/events",
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    )
+    async def events(
+        request: Request,
+        desk: AtDesk,
+        after: Annotated[
+            str | None,
+            Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="Entry id; default: from now on."),
+        ] = None,
+    ) -> Response:
+        """Endings as server-sent events, and the stats every two seconds.
+
+        ``Last-Event-ID`` takes up where a lost connection ended.
+        """
+        last = request.headers.get("last-event-id") or after
+        return await stream.respond(desk.registry, last, glance)
+
+    @routes.get("/metrics", response_class=Response)
+    async def scrape(desk: AtDesk) -> Response:
+        """The fleet's figures, for Prometheus."""
+        text = metrics.exposition(await desk.registry.overview())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.get("/healthz")
+    async def alive() -> Response:
+        """This process answers."""
+        return _answer({"alive": True})
+
+    @routes.get("/readyz")
+    async def ready(desk: AtDesk) -> Response:
+        """Redis and the store answer, and a worker has ticked lately."""
+        wrong = [text for text in await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
+                 if text]  # fmt: skip
+        if wrong:
+            raise Problem(503, "; ".join(wrong))
+        return _answer({"ready": True})
+
+    @routes.get("/", include_in_schema=False)
+    async def page(desk: AtDesk) -> Response:
+        policy = _POLICY.format(store=await _store_origin(desk))
+        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
+        return FileResponse(_STATIC / "index.html", headers=headers)
+
+    return routes
+
+
+def _cursor(text: str | None) -> tuple[int, str] | None:
+    if text is None:
+        return None
+    at, _, task_id = text.partition(":")
+    if not (at.isascii() and at.isdecimal() and len(at) <= 16 and task_id):
+        raise Problem(422, "cursor is not the `next` of a page")
+    return int(at), task_id
+
+
+def _summary(record: Mapping[str, str]) -> dict[str, Any]:
+    files = jsontext.loads(record.get("files") or "[]", max_bytes=manifest.MAX_BYTES)
+    return {
+        "task_id": record["task_id"],
+        "state": record["state"],
+        "reason": record.get("reason", ""),
+        "error": record.get("error", ""),
+        "label": record.get("label", ""),
+        "run": int(record.get("run", 1)),
+        "submitted_at": int(record["submitted_at"]),
+        "finished_at": int(record["finished_at"]) if record.get("finished_at") else None,
+        "files": len(files),
+        "files_stored": sum("key" in file for file in files),
+    }
+
+
+def _done(task_id: str, said: str) -> Response:
+    if said == "ok":
+        return _answer({"task_id": task_id, "done": True}, 202)
+    if said == "unknown":
+        raise Problem(404, f"{task_id} is unknown here")
+    why = "nobody asked to be told" if said == "nobody" else f"the task is {said}"
+    raise Problem(409, f"{task_id}: {why}")
+
+
+def glance(fleet: Overview) -> dict[str, Any]:
+    """The fleet's state as a JSON document."""
+    return {
+        "now": fleet.now,
+        "tasks": dict(fleet.counts),
+        "due": {
+            kind: {"size": size, "late_seconds": round(late, 3)}
+            for kind, (size, late) in fleet.due.items()
+        },
+        "workers": [
+            {"name": name, "last_tick": tick, "alive": fleet.now - tick <= metrics.ALIVE * 1000}
+            for name, tick in sorted(fleet.workers.items())
+        ],
+        "rate": {"limit": fleet.rate, "factor": round(fleet.rate_factor, 3)},
+        "circuits": {
+            name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
+            for name, fields in fleet.circuits.items()
+        },
+        "counters": {name: round(value, 6) for name, value in sorted(fleet.counters.items())},
+    }
+
+
+async def _store_origin(desk: Desk) -> str:
+    """Where presigned addresses lead, as a source of a content security policy."""
+    try:
+        parts = urlsplit(await desk.store.presign_get(desk.probe_key, expires=1))
+    except StoreError:
+        return ""  # the page is there all the same, without pictures
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+async def _fleet_fault(desk: Desk) -> str:
+    try:
+        fleet = await desk.registry.overview()
+    except RegistryUnavailable as error:
+        return f"Redis: {error}"
+    return "" if fleet.alive(metrics.ALIVE) else "no worker has ticked lately"
+
+
+async def _store_fault(desk: Desk) -> str:
+    """Whether the store answers; as a manifest is looked for, which needs no further rights."""
+    if time.monotonic() - desk.store_seen < _READY_FOR:
+        return ""
+    try:
+        async with asyncio.timeout(5):
+            await desk.store.get(desk.probe_key, max_bytes=1024)
+    except (StoreError, TimeoutError) as error:
+        return f"store: {error or 'no answer within 5 s'}"
+    desk.store_seen = time.monotonic()
+    return ""

@@ -1,0 +1,60 @@
+"""Errors as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from worker.core import jsontext
+from worker.errors import InvalidSubmission, RegistryUnavailable, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI, Request
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):  # noqa: N818  named as RFC 9457 names it
+    """An answer that says what is wrong; ``more`` are members of the document beside ``detail``."""
+
+    def __init__(self, status: int, detail: str, **more: Any) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.more = more
+
+
+def problem(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
+) -> Response:
+    """The answer itself."""
+    document = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+    return Response(jsontext.dumps(document), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Have every error answered as a problem."""
+
+    @app.exception_handler(Problem)
+    async def said(_: Request, error: Problem) -> Response:
+        return problem(error.status, str(error), **error.more)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(InvalidSubmission)
+    async def invalid(_: Request, error: InvalidSubmission) -> Response:
+        return problem(422, str(error))
+
+    @app.exception_handler(RegistryUnavailable)
+    async def away(_: Request, error: RegistryUnavailable) -> Response:
+        return problem(503, f"Redis: {error}", {"Retry-After": "5"})
+
+    @app.exception_handler(StoreError)
+    async def no_store(_: Request, error: StoreError) -> Response:
+        return problem(503, f"store: {error}", {"Retry-After": "5"})

@@ -1,0 +1,66 @@
+"""Server-sent events (WHATWG HTML, section 9.2): endings as they come, and the fleet's stats."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import StreamingResponse
+
+from worker.errors import RegistryUnavailable
+from worker.web.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from worker.registry.records import Overview
+    from worker.registry.registry import Registry
+
+_MOST = 200
+"""Connections that one process keeps open."""
+
+_EVERY = 0.5  # seconds between two looks
+_STATS = 4  # looks between two stats
+_ENTRY = re.compile(r"\d{1,20}(-\d{1,20})?")
+_open = 0
+
+
+async def respond(
+    registry: Registry, last: str | None, glance: Callable[[Overview], dict[str, Any]]
+) -> StreamingResponse:
+    """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if too many."""
+    if _open >= _MOST:
+        raise Problem(503, f"{_MOST} streams are open already")
+    if last is not None and not _ENTRY.fullmatch(last):
+        raise Problem(422, "Last-Event-ID is not an entry id of the event stream")
+    start = last or await registry.newest_event()
+    return StreamingResponse(
+        _events(registry, start, glance),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _events(
+    registry: Registry, last: str, glance: Callable[[Overview], dict[str, Any]]
+) -> AsyncIterator[str]:
+    global _open  # noqa: PLW0603  a process has one loop
+    _open += 1
+    look = 0
+    try:
+        while True:
+            try:
+                for entry, fields in await registry.events(last):
+                    last = entry
+                    yield f"id: {entry}\nevent: final\ndata: {json.dumps(fields)}\n\n"
+                if look % _STATS == 0:
+                    stats = json.dumps(glance(await registry.overview()))
+                    yield f"event: stats\ndata: {stats}\n\n"
+            except RegistryUnavailable:
+                yield "event: unavailable\ndata: {}\n\n"
+            look += 1
+            await asyncio.sleep(_EVERY)
+    finally:
+        _open -= 1
