@@ -208,15 +208,18 @@ def _namespace(text: str) -> str:
     return text
 
 
-def _webhook_secret(secret: SecretStr) -> SecretStr:
-    text = secret.get_secret_value()
-    try:
-        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
-    except (binascii.Error, ValueError):
-        size = 0
-    if not text.startswith("whsec_") or not 24 <= size <= 64:
-        raise ValueError("must be whsec_ followed by 24 to 64 bytes in base64")
-    return secret
+def _webhook_secrets(secrets: SecretStr) -> SecretStr:
+    for text in secrets.get_secret_value().split() or [""]:
+        try:
+            size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+        except (binascii.Error, ValueError):
+            size = 0
+        if not text.startswith("whsec_") or not 24 <= size <= 64:
+            raise ValueError(
+                "must be whsec_ followed by 24 to 64 bytes in base64; several are separated by "
+                "spaces"
+            )
+    return secrets
 
 
 def _split(value: object) -> object:
@@ -447,10 +450,11 @@ class Settings(BaseSettings):
         "submissions with `reply_task` are refused. `harvester.*` tasks never may.",
         examples=["orders/shop.tasks.*"],
     )
-    webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secret)] | None = Field(
+    webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
         None,
         description="Key that webhooks are signed with: `whsec_` and 24 to 64 bytes in base64. "
-        "Without it tasks with a `callback_url` are refused.",
+        "Several, separated by spaces, all sign: so one can be replaced. Without it tasks with a "
+        "`callback_url` are refused.",
         examples=["whsec_$(openssl rand -base64 32)"],
     )
     webhook_allow_private: Hosts = Field(
@@ -501,7 +505,7 @@ class Settings(BaseSettings):
         """Every text in these settings that must never be printed."""
         found = {self.speedpix_app_secret.get_secret_value()}
         if self.webhook_secret is not None:
-            found.add(self.webhook_secret.get_secret_value())
+            found.update(self.webhook_secret.get_secret_value().split())
         if self.web_token is not None:
             found.add(self.web_token.get_secret_value())
         for url in (self.redis_url.get_secret_value(), self.celery_broker_url.get_secret_value()):

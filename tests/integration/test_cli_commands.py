@@ -23,9 +23,12 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from tests.fleet import Fleet, environ
+from tests.integration.test_registry import claim_one, make, submission
 from tests.support import BucketEnv
 from worker.cli import checks
 from worker.cli.main import app
+from worker.core.models import State
+from worker.registry.records import Kind
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 
@@ -170,6 +173,28 @@ async def test_unknown_ids_make_the_exit_code_1(run: Run) -> None:
         assert result.exit_code == 1, command
         assert "nobody is unknown here" in result.stderr
         assert result.stdout == ""
+
+
+async def test_what_finished_in_a_range_of_time_is_told_again(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    fleet = make(redis, namespace)
+    hook = {"channel": "webhook", "target": "https://a.example/x"}
+    first, then = await fleet.now() - 7_200_000, await fleet.now() - 3_600_000
+    tasks = [("early", first, [hook]), ("late", then, [hook]), ("alone", then, [])]
+    for task_id, at, callbacks in tasks:
+        await fleet.submit([submission(task_id, callbacks=callbacks)])
+        job = await claim_one(fleet, Kind.COPY)
+        await fleet.finish(job, state=State.STORED, reason="", finished_at=at, record={})
+        await redis.delete(fleet.key("due", "tell"))
+    result = await run("notify", "--since", "90m")
+    assert (result.exit_code, result.stdout) == (
+        0, "1 told again; 1 passed over, since nobody asked to be told\n"
+    )  # fmt: skip
+    assert await redis.zrange(fleet.key("due", "tell"), 0, -1) == ["late"]
+    result = await run("notify", "--since", "1d", "--until", "90m")
+    assert result.stdout.startswith("1 told again; 0 passed over")
+    assert set(await redis.zrange(fleet.key("due", "tell"), 0, -1)) == {"early", "late"}
 
 
 async def test_one_unknown_id_ends_waiting_at_once(run: Run) -> None:

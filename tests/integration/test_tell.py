@@ -84,6 +84,16 @@ async def test_a_webhook_passes_the_specifications_own_check(
     assert told == {"type": "task.stored", "timestamp": "2023-11-14T22:13:20+00:00", "data": RECORD}
 
 
+async def test_while_secrets_are_replaced_both_receivers_are_content(listener: Listener) -> None:
+    new = "whsec_" + base64.b64encode(b"a new secret of 24 bytes").decode()
+    guard = Guard(("*",), ("127.0.0.1/32",))
+    async with guard.client() as client:
+        await Webhook(client, guard, f"{new} {SECRET}").tell(to(listener.url), RECORD)
+    ((headers, body),) = listener.calls
+    assert Oracle(SECRET).verify(body, headers) == Oracle(new).verify(body, headers)
+    assert len(headers["webhook-signature"].split(" ")) == 2
+
+
 async def test_the_id_is_the_same_for_each_attempt_and_new_for_each_run(
     listener: Listener, webhook: Webhook
 ) -> None:

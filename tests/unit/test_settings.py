@@ -298,6 +298,7 @@ def test_all_that_is_wrong_is_listed_at_once(environ: dict[str, str]) -> None:
         ("HARVESTER_WEBHOOK_SECRET", "whsec_c2hvcnQ="),
         ("HARVESTER_WEBHOOK_SECRET", WEBHOOK_SECRET.removeprefix("whsec_")),
         ("HARVESTER_WEBHOOK_SECRET", WEBHOOK_SECRET + "!"),
+        ("HARVESTER_WEBHOOK_SECRET", f"{WEBHOOK_SECRET} whsec_c2hvcnQ="),
         ("HARVESTER_WEBHOOK_ALLOW_PRIVATE", "http://x"),
         ("HARVESTER_NAMESPACE", "a:b"),
         ("HARVESTER_NAMESPACE", "n" * 65),

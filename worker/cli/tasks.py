@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -288,7 +289,7 @@ async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]
     return found[: query.limit]
 
 
-def parse_since(text: str, *, now: int) -> int:
+def parse_since(text: str, *, now: int, option: str = "--since") -> int:
     """A duration before ``now``, or a time, in Unix milliseconds; ``BadParameter`` if neither."""
     duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
     if duration:
@@ -298,7 +299,7 @@ def parse_since(text: str, *, now: int) -> int:
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is neither a duration such as 2h nor a time such as 2025-01-31T12:00",
-            param_hint="--since",
+            param_hint=option,
         ) from None
     aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     return max(0, int(aware.timestamp() * 1000))
@@ -394,10 +395,49 @@ def cancel(task_ids: TaskIds) -> None:
     _tell(said, done="asked to end", not_done="has ended already")
 
 
-def notify(task_ids: TaskIds) -> None:
+def notify(
+    task_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")] = None,
+    *,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Instead of ids: all that finished since then, e.g. 2h, 2025-01-31.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only those that finished until then.")
+    ] = None,
+) -> None:
     """Tell the ends of tasks again, to all who asked. Exit code 1 if any cannot be told."""
-    said = asyncio.run(_each(settings(), task_ids, "notify"))
-    _tell(said, done="is told again", not_done="nothing to tell yet")
+    if bool(task_ids) == (since is not None):
+        raise typer.BadParameter("give either task ids or --since")
+    if until is not None and since is None:
+        raise typer.BadParameter("goes with --since", param_hint="--until")
+    if since is None:
+        said = asyncio.run(_each(settings(), task_ids or (), "notify"))
+        _tell(said, done="is told again", not_done="nothing to tell yet")
+        return
+    for text, option in ((since, "--since"), (until, "--until")):
+        if text is not None:
+            parse_since(text, now=0, option=option)  # before anything is connected
+    told, passed_over = asyncio.run(_notify_range(settings(), since, until))
+    print(f"{told} told again; {passed_over} passed over, since nobody asked to be told")
+
+
+async def _notify_range(chosen: Settings, since: str, until: str | None) -> tuple[int, int]:
+    """How many tasks that finished in a range of time are told again, and how many are not."""
+    said: Counter[str] = Counter()
+    async with registry(chosen) as fleet:
+        now = await fleet.now()
+        first = parse_since(since, now=now)
+        # what ends from now on is told anyway
+        last = now if until is None else parse_since(until, now=now, option="--until")
+        for state in FINAL_STATES:
+            async for page in fleet.pages(state, since=first, until=last):
+                for task_id in page:
+                    said[await fleet.notify(task_id)] += 1
+    return said["ok"], said["nobody"]
 
 
 async def _each(chosen: Settings, task_ids: Sequence[str], what: str) -> dict[str, str]:

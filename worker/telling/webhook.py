@@ -26,7 +26,7 @@ _NAMES = uuid.UUID("5b0b6c0e-7a52-5f4c-9d0a-3a1f5a3f1c55")
 
 
 def sign(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """The ``webhook-signature`` header: HMAC-SHA256 over ``id.timestamp.body``."""
+    """One signature of the ``webhook-signature`` header: HMAC-SHA256 over ``id.timestamp.body``."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
 
@@ -38,12 +38,16 @@ def message_id(callback: Mapping[str, str], record: Mapping[str, Any]) -> str:
 
 
 class Webhook:
-    """Posts the record to ``callback_url``; the address is guarded like a file's."""
+    """Posts the record to ``callback_url``; the address is guarded like a file's.
 
-    def __init__(self, client: httpx.AsyncClient, guard: Guard, secret: str) -> None:
+    ``secrets`` holds one or more, separated by whitespace. Each signs, so that receivers may change
+    from one to the next at any time while both are there.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, guard: Guard, secrets: str) -> None:
         self._client = client
         self._guard = guard
-        self._secret = base64.b64decode(secret.removeprefix("whsec_"))
+        self._keys = [base64.b64decode(one.removeprefix("whsec_")) for one in secrets.split()]
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
         """Post once; 2xx is success, 410 raises ``TellRejected``, anything else ``TellError``."""
@@ -57,7 +61,7 @@ class Webhook:
             "content-type": "application/json",
             "webhook-id": ident,
             "webhook-timestamp": str(now),
-            "webhook-signature": sign(self._secret, ident, now, body),
+            "webhook-signature": " ".join(sign(key, ident, now, body) for key in self._keys),
         }
         request = self._client.build_request("POST", url, content=body, headers=headers)
         # only the status is wanted: the body is not read
