@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from tests.fleet import Fleet, environ
 from tests.integration.test_registry import claim_one, make, submission
 from tests.support import BucketEnv
-from worker.cli import checks
+from worker.cli import checks, events
 from worker.cli.main import app
 from worker.core.models import State
 from worker.registry.records import Kind
@@ -195,6 +195,32 @@ async def test_what_finished_in_a_range_of_time_is_told_again(
     result = await run("notify", "--since", "1d", "--until", "90m")
     assert result.stdout.startswith("1 told again; 0 passed over")
     assert set(await redis.zrange(fleet.key("due", "tell"), 0, -1)) == {"early", "late"}
+
+
+async def test_events_are_printed_and_followed(run: Run, redis: Redis, namespace: str) -> None:
+    fleet = make(redis, namespace)
+
+    async def end(task_id: str, at: int) -> None:
+        await fleet.submit([submission(task_id)])
+        job = await claim_one(fleet, Kind.COPY)
+        await fleet.finish(job, state=State.STORED, reason="", finished_at=at, record={})
+
+    followed = events.read(fleet, await fleet.newest_event(), follow=True)
+    following = asyncio.ensure_future(anext(followed))
+    await end("a1", 1_700_000_000_000)
+    entry, fields = await following
+    assert (fields["task_id"], fields["state"]) == ("a1", "stored")
+    await end("a2", 1_700_000_001_000)
+    assert (await anext(followed))[1]["task_id"] == "a2"
+    await followed.aclose()
+    assert (await run("events")).stdout.splitlines() == [
+        "2023-11-14T22:13:20+00:00\ta1\tstored\t\tposter",
+        "2023-11-14T22:13:21+00:00\ta2\tstored\t\tposter",
+    ]
+    lines = (await run("events", "--json", "--since", "1h")).stdout.splitlines()
+    assert json.loads(lines[0]) == {"id": entry, **fields}
+    assert len(lines) == 2
+    assert (await run("events", "--since", "2999-01-01")).stdout == ""
 
 
 async def test_one_unknown_id_ends_waiting_at_once(run: Run) -> None:

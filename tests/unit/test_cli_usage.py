@@ -131,6 +131,7 @@ def test_help_loads_nothing_heavy() -> None:
         ["url", "a", "--expires", "0"],
         ["url", "a", "--expires", "604801"],
         ["list", "--since", "yesterday"],
+        ["events", "--since", "tomorrow"],
         ["notify"],
         ["notify", "a", "--since", "2h"],
         ["notify", "a", "--until", "2h"],

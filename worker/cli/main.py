@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import operate, sandbox, stats, tasks, upkeep, web
+from worker.cli import events, operate, sandbox, stats, tasks, upkeep, web
 from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
 from worker.errors import (
     HarvesterError,
@@ -69,6 +69,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "worker": operate.worker,
         "web": web.web,
         "stats": stats.stats,
+        "events": events.events,
         "doctor": operate.doctor,
         "rebuild": operate.rebuild,
         "verify": upkeep.verify,

@@ -1,0 +1,92 @@
+"""``harvester events``: the endings of tasks as the fleet announces them."""
+
+# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.base import registry, settings
+from worker.cli.tasks import parse_since
+from worker.errors import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from config.settings import Settings
+    from worker.registry.registry import Registry
+
+_LOOK = 0.5  # seconds between two looks for new entries
+_PATIENCE = 15.0  # seconds of an unreachable Redis that following outlasts
+_LAST = 2**64 - 1  # the highest sequence number that an entry of one millisecond can have
+
+
+def events(
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new ones, until Ctrl-C.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Begin there, e.g. 2h; with --follow the default is now."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Print the event stream: one line for each run that ended."""
+    if since is not None:
+        parse_since(since, now=0)  # before anything is connected
+    asyncio.run(_print(settings(), since=since, follow=follow, as_json=as_json))
+
+
+async def _print(chosen: Settings, *, since: str | None, follow: bool, as_json: bool) -> None:
+    async with registry(chosen) as fleet:
+        if since is not None:
+            start = max(1, parse_since(since, now=await fleet.now()))
+            after = f"{start - 1}-{_LAST}"
+        else:
+            after = await fleet.newest_event() if follow else "0-0"
+        async for entry, fields in read(fleet, after, follow=follow):
+            # at once, for whoever reads them from a pipe
+            print(_json(entry, fields) if as_json else _line(fields), flush=True)
+
+
+async def read(
+    fleet: Registry, after: str, *, follow: bool
+) -> AsyncGenerator[tuple[str, dict[str, str]]]:
+    """Entries of the stream after one of its ids, oldest first; endless if they are followed."""
+    loop = asyncio.get_running_loop()
+    answered = loop.time()
+    while True:
+        try:
+            page = await fleet.events(after)
+            answered = loop.time()
+        except RegistryUnavailable:
+            if not follow or loop.time() - answered > _PATIENCE:
+                raise
+            page = []
+        for entry, fields in page:
+            yield entry, fields
+            after = entry
+        if not page:
+            if not follow:
+                return
+            await asyncio.sleep(_LOOK)
+
+
+def _json(entry: str, fields: Mapping[str, str]) -> str:
+    import simplejson
+
+    return simplejson.dumps({"id": entry, **fields})
+
+
+def _line(fields: Mapping[str, str]) -> str:
+    from worker.core.redact import one_line
+
+    at = datetime.fromtimestamp(int(fields["at"]) / 1000, UTC).isoformat("T", "seconds")
+    names = ("task_id", "state", "reason", "label")
+    return "\t".join([at, *(one_line(fields.get(name, "")) for name in names)])
