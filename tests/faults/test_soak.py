@@ -121,19 +121,23 @@ def resident(pid: int) -> float:
     return round(pages * os.sysconf("SC_PAGESIZE") / 2**20, 1)
 
 
-async def sample(scene: Scene, pid: int, began: float) -> Sample | None:
-    """Read memory and keys; ``None`` while Redis is away."""
+async def sample(scene: Scene, spared: Fleet, began: float) -> Sample | None:
+    """Read memory and keys; ``None`` while Redis is away or the worker is being started again."""
+    if not spared.processes:
+        return None
+    pid = spared.processes[0].pid
     try:
         used = (await scene.redis.info("memory"))["used_memory"]
         keys = await scene.redis.dbsize()
         open_ = [
             await scene.redis.zcard(f"{scene.namespace}:index:{s}") for s in ("waiting", "copying")
         ]
+        memory = resident(pid)
     except (redis_errors.RedisError, OSError):
         return None
     return Sample(
         at=round(time.monotonic() - began, 1),
-        worker=resident(pid),
+        worker=memory,
         redis=round(used / 2**20, 1),
         keys=keys,
         waiting=sum(open_),
@@ -224,11 +228,10 @@ async def test_soak(scene: Scene, tmp_path: Path) -> None:
         store.rule = trouble.store
         await stack.enter_async_context(spared)
         await stack.enter_async_context(fleet)
-        (witness,) = spared.processes
         began = time.monotonic()
         next_fault = began + GAP
         while time.monotonic() < began + 60 * MINUTES:
-            seen = await sample(scene, witness.pid, began)
+            seen = await sample(scene, spared, began)
             if seen is not None:
                 samples.append(seen)
                 if seen.waiting < BACKLOG:
@@ -242,7 +245,7 @@ async def test_soak(scene: Scene, tmp_path: Path) -> None:
         async with scene.watched() as watcher:
             await watcher.look()
         # a process may end when Redis goes away, to be started again: then there is no slope
-        lived = witness.poll() is None
+        lived = spared.started == 1
         growth = slope(samples) if lived else None
         keep(
             samples,
@@ -251,6 +254,7 @@ async def test_soak(scene: Scene, tmp_path: Path) -> None:
             faults=dict(trouble.made),
             processes=fleet.started,
             spared_worker_lived=lived,
+            spared_workers=spared.started,
             growth_mib_an_hour=growth,
         )
         await scene.judge(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
+from playwright.async_api import async_playwright, expect
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
@@ -73,6 +77,21 @@ async def serving(
     finally:
         over.set()
         await life
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[str]:
+    """The application on a free port; gives its address."""
+    server = uvicorn.Server(
+        uvicorn.Config(make(load_settings(), "127.0.0.1"), port=0, log_config=None)
+    )
+    task = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    try:
+        yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
 
 
 @pytest.fixture
@@ -212,13 +231,7 @@ async def test_events_are_streamed_from_where_the_reader_left_off(
 ) -> None:
     first = await redis.xadd(f"{namespace}:events", {"task_id": "e1", "state": "stored"})
     second = await redis.xadd(f"{namespace}:events", {"task_id": "e2", "state": "failed"})
-    server = uvicorn.Server(
-        uvicorn.Config(make(load_settings(), "127.0.0.1"), port=0, log_config=None)
-    )
-    task = asyncio.create_task(server.serve())
-    await eventually(lambda: server.started)
-    base = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    try:
+    async with listening() as base:
         async with (
             httpx.AsyncClient(base_url=base, timeout=20) as client,
             client.stream("GET", "/api/events", headers={"Last-Event-ID": first}) as answer,
@@ -232,9 +245,6 @@ async def test_events_are_streamed_from_where_the_reader_left_off(
         assert f"id: {second}" in seen
         assert json.loads(seen[seen.index("event: final") + 1][6:])["task_id"] == "e2"
         assert f"id: {first}" not in seen
-    finally:
-        server.should_exit = True
-        await task
 
 
 # -- who may ask -----------------------------------------------------------------------------------
@@ -296,3 +306,51 @@ async def test_redis_away_is_said(
             assert answer.status_code == 503
             assert "Redis" in answer.json()["detail"]
         assert (await web.get("/healthz")).status_code == 200
+
+
+# -- the page in a browser -------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+
+
+@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="Chromium is not installed")
+async def test_the_page_shows_what_happens_and_starts_tasks_again(
+    settings: dict[str, str], simulator: Simulator, redis: Redis, namespace: str, tmp_path: Path
+) -> None:
+    good = simulator.submit({"simulate": {"images": ["png"]}})
+    bad = simulator.submit({"simulate": {"end": "failed"}})
+    async with listening() as base, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        page = await browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        await page.goto(base)
+        await expect(page.locator("#count-waiting strong")).to_have_text("0")
+        await expect(page.locator("#alerts")).to_contain_text("No worker is alive")
+        async with Fleet(settings, tmp_path, size=1):
+            async with httpx.AsyncClient(base_url=base) as client:
+                body = {"task_ids": [good, bad], "label": HOSTILE}
+                assert (await client.post("/api/tasks", json=body)).status_code == 201
+            await expect(page.locator("#count-stored strong")).to_have_text("1", timeout=60_000)
+            await expect(page.locator("#count-failed strong")).to_have_text("1", timeout=60_000)
+            await expect(page.locator("#list")).to_contain_text(HOSTILE)
+            await page.locator("#failed button", has_text="retry").click()
+            run = f"{namespace}:task:{bad}", "run"
+            await eventually(lambda: _equals(redis.hget(*run), "2"), what="the second run")
+        await page.locator("#find").fill(good)
+        await page.keyboard.press("Enter")
+        picture = page.locator("#gallery img")
+        await expect(picture).to_be_visible()
+        await eventually(lambda: picture.evaluate("image => image.naturalWidth"), what="a picture")
+        assert await page.title() == "comfy-harvester"
+        assert errors == []
+        await browser.close()
+
+
+async def _equals(value: Awaitable[str], wanted: str) -> bool:
+    return await value == wanted

@@ -7,6 +7,7 @@ const MINUTES = 5;
 const endings = []; // [time, state] of the last minutes
 let token = sessionStorage.getItem("token") || "";
 let next = null;
+let seeded = false; // whether endings from before the page was opened are drawn
 
 function make(tag, content, more = {}) {
   const node = document.createElement(tag);
@@ -22,7 +23,7 @@ const row = (...cells) => make("tr", cells.map((cell) => make("td", cell)));
 const fill = (id, rows, columns, empty) => $(id).tBodies[0].replaceChildren(
   ...(rows.length ? rows : [make("tr", make("td", empty, { colspan: columns, class: "empty" }))]));
 const when = (ms) => ms ? new Date(ms).toLocaleString() : "";
-const state = (name) => make("span", name, { class: `state ${STATES.includes(name) ? name : ""}` });
+const state = (name, text = name) => make("span", text, { class: `state ${STATES.includes(name) ? name : ""}` });
 const opener = (id) => make("button", id, { class: "link", onclick: () => open(id) });
 
 function span(seconds) {
@@ -93,7 +94,7 @@ function draw() {
 async function failed() {
   const page = await read("/api/tasks?state=failed&state=partial&limit=10");
   fill("failed", page.tasks.map((task) => row(opener(task.task_id),
-    [state(task.reason || task.state), make("div", task.error, { class: "dim" })],
+    [state(task.state, task.reason || task.state), make("div", task.error, { class: "dim" })],
     when(task.finished_at), action(task.task_id, "retry"))), 4, "nothing");
 }
 
@@ -117,6 +118,10 @@ async function list(more = false) {
     task.files ? `${task.files_stored} of ${task.files}` : "", when(task.finished_at || task.submitted_at)));
   if (more) $("list").tBodies[0].append(...rows);
   else fill("list", rows, 5, "no task");
+  if (!seeded) {
+    seeded = true;
+    endings.unshift(...page.tasks.filter((task) => task.finished_at).map((task) => [task.finished_at, task.state]).sort());
+  }
   next = page.next;
   $("more").hidden = !next;
 }
