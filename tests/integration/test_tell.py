@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,6 +172,54 @@ async def test_channels_are_settled_each_on_its_own(
     assert sent["metadata"] == {"order": 42, "exact": 1.1}
     assert "secret" not in json.dumps(sent)
     assert await redis.ttl(registry.key("task", "t1")) == -1
+
+
+SHOP = """
+import json, os, sys
+import redis
+from celery import Celery
+
+app = Celery("shop", broker=os.environ["BROKER"])
+
+@app.task(name="shop.pictures_ready")
+def pictures_ready(record):
+    ours = sorted({"worker", "config"} & set(sys.modules))
+    called = json.dumps({"record": record, "imported": ours})
+    redis.Redis.from_url(os.environ["BROKER"]).rpush(os.environ["CALLED"], called)
+"""
+
+
+async def test_another_application_that_knows_nothing_of_this_one_is_called(
+    registry: Registry, redis: Redis, redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    reply = {"channel": "reply", "task": "shop.pictures_ready", "queue": f"{namespace}-shop"}
+    await registry.submit([submission(callbacks=[reply])])
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    app = Celery("t", broker=redis_url)
+    work = TellWork(registry, {"reply": CeleryReply(app)}, slots=1)
+    assert await work(await claim_one(registry, Kind.TELL), Hand(60)) == "told"
+    app.close()
+
+    (tmp_path / "shop.py").write_text(SHOP)
+    called = f"{namespace}-called"
+    shop = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "solo", "-Q",
+        reply["queue"], "--without-gossip", "--without-mingle",
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "BROKER": redis_url, "CALLED": called},
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        found = await redis.blpop([called], timeout=60)
+    finally:
+        shop.kill()
+        await shop.wait()
+    assert found is not None
+    told = json.loads(found[1])
+    assert told["imported"] == []
+    assert told["record"]["task_id"] == "t1"
+    assert told["record"]["state"] == "stored"
+    assert told["record"]["metadata"] == {"order": 42, "exact": 1.1}
 
 
 async def test_a_settled_telling_starts_the_time_to_live(
