@@ -22,8 +22,9 @@ from worker.registry.records import Kind
 from worker.telling.webhook import sign
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text()
+README_ZH = (ROOT / "README.zh.md").read_text()
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -299,7 +300,9 @@ def test_the_number_of_webhook_attempts_is_true() -> None:
     assert int(said) == gaps + 1  # one attempt before the first gap
 
 
-@pytest.mark.parametrize("text", [README, CONTRACT], ids=["README.md", "contract.md"])
+@pytest.mark.parametrize(
+    "text", [README, README_ZH, CONTRACT], ids=["README.md", "README.zh.md", "contract.md"]
+)
 def test_example_bodies_for_the_intake_stream_are_accepted(text: str) -> None:
     bodies = re.findall(r"XADD harvester:intake '\*' body '(.*)'$", text, re.M)
     assert bodies
@@ -322,7 +325,7 @@ def test_examples_are_well_formed(path: Path) -> None:
 
 def test_example_submissions_over_celery_are_accepted() -> None:
     checked = 0
-    for text in (README, CONTRACT):
+    for text in (README, README_ZH, CONTRACT):
         for example in fences(text, "python"):
             for node in ast.walk(ast.parse(example)):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "app.send_task":
@@ -335,7 +338,21 @@ def test_example_submissions_over_celery_are_accepted() -> None:
                     assert accepted
                     assert refusals == []
                     checked += 1
-    assert checked >= 2
+    assert checked >= 3
+
+
+def test_the_chinese_readme_shows_what_the_english_one_does() -> None:
+    def code(text: str) -> list[str]:
+        # without comments, which are translated
+        found = [
+            body for language in ("console", "python", "sh") for body in fences(text, language)
+        ]
+        return [re.sub(r" +#.*", "", body) for body in found]
+
+    assert code(README_ZH) == code(README)
+    assert set(re.findall(r"HARVESTER_[A-Z_]+", README_ZH)) == set(
+        re.findall(r"HARVESTER_[A-Z_]+", README)
+    )
 
 
 # -- links and places ---------------------------------------------------------------------------
