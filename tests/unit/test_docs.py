@@ -355,6 +355,14 @@ def test_the_chinese_readme_shows_what_the_english_one_does() -> None:
     )
 
 
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_make_targets_that_docs_name_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    text = path.read_text() + (ROOT / ".pre-commit-config.yaml").read_text()
+    for named in re.findall(r"(?:`|\$ |entry: )make ([a-z -]+)", text):
+        assert set(named.split()) <= targets, named
+
+
 # -- links and places ---------------------------------------------------------------------------
 
 
