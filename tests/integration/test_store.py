@@ -21,6 +21,7 @@ from aiohttp import web
 from botocore.credentials import RefreshableCredentials
 
 from config.settings import PUT_OPTIONS
+from tests.strict_store import error_document
 from tests.support import BucketEnv
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.signer import PROFILES, choose_profile, make_signer
@@ -383,11 +384,6 @@ async def faked(
         await runner.cleanup()
 
 
-def error(status: int, code: str, message: str = "m") -> web.Response:
-    text = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
-    return web.Response(status=status, text=text, content_type="application/xml")
-
-
 def always(reply: Callable[[], web.Response]) -> Handler:
     async def handler(request: web.Request, body: bytes) -> web.Response:
         return reply()
@@ -428,7 +424,7 @@ def always(reply: Callable[[], web.Response]) -> Handler:
 async def test_errors_are_told_apart(
     status: int, code: str, expected: type[StoreError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = always(lambda: error(status, code, "see https://h/x?X-Amz-Signature=abc"))
+    handler = always(lambda: error_document(status, code, "see https://h/x?X-Amz-Signature=abc"))
     async with faked(handler, monkeypatch) as (store, _):
         with pytest.raises(StoreError) as caught:
             await put(store, "k", b"x", create_only=False)
@@ -456,7 +452,9 @@ async def test_denied_blames_the_object_only_while_others_are_taken(
     now = 1000.0
 
     async def handler(request: web.Request, body: bytes) -> web.Response:
-        return error(403, "AccessDenied") if request.path.endswith("/no") else web.Response()
+        return (
+            error_document(403, "AccessDenied") if request.path.endswith("/no") else web.Response()
+        )
 
     async with faked(handler, monkeypatch, clock=lambda: now) as (store, _):
         with pytest.raises(StoreBlocked):
@@ -473,7 +471,10 @@ async def test_denied_blames_the_object_only_while_others_are_taken(
 
 
 async def test_denied_reading_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with faked(always(lambda: error(403, "AccessDenied")), monkeypatch) as (store, _):
+    async with faked(always(lambda: error_document(403, "AccessDenied")), monkeypatch) as (
+        store,
+        _,
+    ):
         assert await store.get("k", max_bytes=10) is None
         assert await store.digest("k") is None
 
@@ -482,7 +483,7 @@ async def test_denied_reading_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_conflicts_mean_that_the_object_exists(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = always(lambda: error(status, "ConditionalRequestConflict"))
+    handler = always(lambda: error_document(status, "ConditionalRequestConflict"))
     async with faked(handler, monkeypatch) as (store, fake):
         assert await put(store, "k", b"x") is Outcome.EXISTS
         assert await store.complete(Upload(key="k", id="u"), []) is Outcome.EXISTS
@@ -492,7 +493,7 @@ async def test_conflicts_mean_that_the_object_exists(
 async def test_a_store_without_conditions_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     async def handler(request: web.Request, body: bytes) -> web.Response:
         if "if-none-match" in request.headers:
-            return error(501, "NotImplemented")
+            return error_document(501, "NotImplemented")
         return web.Response()
 
     async with faked(handler, monkeypatch) as (store, fake):
@@ -511,9 +512,9 @@ async def test_completion_that_fails_after_200_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replies = [
-        error(200, "InternalError"),
-        error(200, "AccessDenied"),
-        error(200, "PreconditionFailed"),
+        error_document(200, "InternalError"),
+        error_document(200, "AccessDenied"),
+        error_document(200, "PreconditionFailed"),
         web.Response(text="<CompleteMultipartUploadResult/>"),
     ]
     async with faked(always(lambda: replies.pop(0)), monkeypatch) as (store, _):

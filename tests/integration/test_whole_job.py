@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from config.celery import celery_config
 from config.settings import load_settings
 from tests.fleet import environ, verify
+from tests.strict_store import StrictStore
 from tests.support import BucketEnv, eventually
 from worker import wiring
 from worker.engine import Engine, Parts
@@ -395,3 +397,50 @@ async def test_a_message_with_good_and_bad_ids(start: Start) -> None:
         refused = await harness.redis.lrange(f"{harness.namespace}:refused", 0, -1)
     assert {json.loads(entry)["what"] for entry in refused} >= {"task_id"}
     assert any("colour" in entry for entry in refused)
+
+
+@pytest.fixture
+async def strict_store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StrictStore]:
+    store = StrictStore()
+    await store.start(monkeypatch)
+    yield store
+    await store.stop()
+
+
+async def test_a_store_as_strict_as_oss(start: Start, strict_store: StrictStore) -> None:
+    options = {"CacheControl": "max-age=60", "StorageClass": "IA", "ACL": "private"}
+    async with start(
+        **strict_store.environ,
+        HARVESTER_STORAGE="oss",
+        HARVESTER_PUT_OPTIONS=json.dumps(options),
+    ) as harness:
+        record = await harness.run({"images": ["png", {"file": "png", "size": 20_000_001}]})
+    assert record["state"] == "stored", record
+    assert not strict_store.refused
+    assert not strict_store.uploads
+    whole, parts = (strict_store.objects[file["key"]] for file in files(record))
+    for stored, file in zip((whole, parts), files(record), strict=True):
+        assert hashlib.sha256(stored.body).hexdigest() == file["sha256"]
+        assert stored.headers["x-amz-meta-task-id"] == record["task_id"]
+        assert stored.headers["content-type"] == "image/png"
+    assert whole.etag.isupper()
+    assert parts.etag.endswith('-3"')
+    for stored in strict_store.objects.values():  # the manifest too
+        assert stored.headers["cache-control"] == "max-age=60"
+        assert stored.headers["x-amz-storage-class"] == "IA"
+        assert stored.headers["x-amz-acl"] == "private"
+    manifest = strict_store.objects[record["manifest"]]
+    assert json.loads(manifest.body)["task_id"] == record["task_id"]
+
+
+async def test_conditions_are_given_up_where_the_store_knows_none(
+    start: Start, strict_store: StrictStore
+) -> None:
+    """A profile that promises more than the store keeps costs a few requests, and no file."""
+    async with start(**strict_store.environ, HARVESTER_STORAGE="aws") as harness:
+        record = await harness.run({"images": ["png", {"file": "png", "size": 20_000_001}]})
+    assert record["state"] == "stored", record
+    assert all("NotImplemented" in text for text in strict_store.refused)
+    for file in files(record):
+        body = strict_store.objects[file["key"]].body
+        assert hashlib.sha256(body).hexdigest() == file["sha256"]
