@@ -418,8 +418,9 @@ class Settings(BaseSettings):
     )
     source_allow_private: Hosts = Field(
         (),
-        description="Comma-separated host globs or networks that may be plain `http` or resolve "
-        "to loopback, private, link-local or 100.64/10 addresses. Nothing else may.",
+        description="Comma-separated host globs or networks that may be plain `http`, use a "
+        "port other than 443, or resolve to loopback, private, link-local or 100.64/10 addresses. "
+        "Nothing else may.",
         examples=["127.0.0.1,10.0.0.0/8"],
     )
     record_ttl: int = Field(
