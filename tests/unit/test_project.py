@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from honcho.environ import parse_procfile
 
-from config.settings import Settings, variable
+from config.settings import Settings, secret_variables, variable
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -154,6 +155,36 @@ def test_compose_gives_a_worker_longer_than_its_own_grace_time() -> None:
     assert grace
     assert own
     assert int(grace[1]) > int(own[1]) >= Settings.model_fields["shutdown_grace"].default
+
+
+def test_compose_checks_and_limits_what_it_runs() -> None:
+    result = compose("config", "--format", "json")
+    services = json.loads(result.stdout)["services"]
+    assert "/healthz" in services["web"]["healthcheck"]["test"][-1]
+    compile(services["web"]["healthcheck"]["test"][-1], "healthcheck", "exec")
+    for name in ("worker", "web"):
+        assert int(services[name]["deploy"]["resources"]["limits"]["memory"]) > 2**28
+    assert "simulator" in services
+
+
+def test_compose_for_production_reads_every_secret_from_a_file() -> None:
+    result = compose(
+        "-f", str(ROOT / "docker-compose.production.yml"), "config", "--format", "json",
+        SPEEDPIX_ENDPOINT="https://upstream.example",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    services = json.loads(result.stdout)["services"]
+    assert "simulator" not in services
+    for name in ("worker", "web"):
+        environment = services[name]["environment"]
+        mounted = {f"/run/secrets/{secret['source']}" for secret in services[name]["secrets"]}
+        files = {text for variable, text in environment.items() if variable.endswith("_FILE")}
+        assert files == mounted
+        for variable_ in secret_variables():
+            # a secret's own variable and its file must not both be set
+            if f"{variable_}_FILE" in environment:
+                assert environment[variable_] == ""
+        assert not [text for text in environment.values() if text.startswith(("demo-", "change-"))]
 
 
 def test_make_lists_its_targets() -> None:
