@@ -160,6 +160,8 @@ async def test_channels_are_settled_each_on_its_own(
     assert told["webhook"]["target"] == "https://a.example/x"
     assert told["webhook"]["last_error"] == "TellError: HTTP 500"
     assert told["webhook"]["done_at"] is None
+    assert [attempt["error"] for attempt in told["webhook"]["log"]] == ["TellError: HTTP 500"]
+    assert [attempt["error"] for attempt in told["reply"]["log"]] == [""]
     assert told["webhook"]["attempts"] == 1  # the second one is not due yet
     assert told["reply"]["attempts"] == 1
     assert told["reply"]["done_at"] is not None

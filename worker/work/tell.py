@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.tell")
 
 _BOUND = 60.0
+_LOGGED = 10
+"""Attempts of a callback that are kept, the newest."""
 
 
 class Channel(Protocol):
@@ -65,11 +67,15 @@ class TellWork:
                     "last_error": "",
                     "done_at": None,
                     "next_at": 0,
+                    "log": [],
                 },
             )
             if entry["done_at"] is None and entry["next_at"] <= job.claimed_at:
                 hand.alive(_BOUND)
                 await self._tell(callback, record, entry, job.claimed_at)
+                attempt = {"at": job.claimed_at, "error": entry["last_error"]}
+                # an entry written by an older version has no log
+                entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
             if entry["done_at"] is None:
                 waits.append(max(0.0, (entry["next_at"] - job.claimed_at) / 1000))
         await insist(
