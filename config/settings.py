@@ -442,6 +442,12 @@ class Settings(BaseSettings):
         30,
         description="Seconds after SIGTERM by which a worker has handed back its claims and gone.",
     )
+    heartbeat: Path | None = Field(
+        None,
+        description="File that a worker touches about once a second while its event loop runs, for "
+        "liveness probes; each worker needs one of its own.",
+        examples=["/run/harvester/heartbeat"],
+    )
     events_maxlen: int = Field(
         100_000, ge=1, description="Approximate length of the event stream, in entries."
     )

@@ -55,6 +55,7 @@ def engine() -> Engine:
         lambda wake: wiring.build(settings, app, wake),
         grace=settings.shutdown_grace,
         hint=_Hints().send,
+        heartbeat=settings.heartbeat,
     )
     started.start()
     return started

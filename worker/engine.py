@@ -24,6 +24,7 @@ from worker.registry.records import Job, Kind
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
 
     from worker.registry.registry import Registry
     from worker.work.intake import Intake
@@ -305,6 +306,7 @@ class Engine:
 
     ``build`` makes the parts on the loop and gets the engine's ``wake``. ``hint`` is called (from
     the loop; must not block) when one process cannot keep up, so that others look as well.
+    ``heartbeat`` is touched at every tick.
     """
 
     def __init__(
@@ -313,11 +315,13 @@ class Engine:
         *,
         grace: float,
         hint: Callable[[Kind], None] | None = None,
+        heartbeat: Path | None = None,
     ) -> None:
         self.name = worker_name()
         self._build = build
         self._grace = grace
         self._hint = hint
+        self._heartbeat = heartbeat
         self._thread = threading.Thread(target=self._main, name="harvester", daemon=True)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -392,6 +396,7 @@ class Engine:
     async def _tick(self, parts: Parts) -> None:
         """Sign of life, sweep, intake stream; every second, with jitter."""
         while True:
+            self._beat()
             try:
                 await parts.registry.tick(self.name)
                 if lost := await parts.registry.reconcile():
@@ -403,3 +408,12 @@ class Engine:
             except Exception:
                 log.exception("tick.crashed")
             await asyncio.sleep(TICK * (0.8 + 0.4 * random.random()))
+
+    def _beat(self) -> None:
+        """Touch the heartbeat file; whether Redis answers is no matter of being alive."""
+        if self._heartbeat is None:
+            return
+        try:
+            self._heartbeat.touch()
+        except OSError as error:
+            log.warning("heartbeat.failed", error=str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -176,8 +177,11 @@ async def test_insisting_outlasts_a_short_outage() -> None:
         await insist(call, seconds=0.05)
 
 
-async def test_the_engine_starts_ticks_and_stops(redis_url: str, namespace: str) -> None:
+async def test_the_engine_starts_ticks_and_stops(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
     closed = []
+    heartbeat = tmp_path / "heartbeat"
 
     class Nothing:
         async def drain_stream(self) -> int:
@@ -194,7 +198,7 @@ async def test_the_engine_starts_ticks_and_stops(redis_url: str, namespace: str)
         toy = Toy(lambda job, _: put_off(registry, job))
         return Parts(registry=registry, works=(toy,), intake=Nothing(), close=close)  # type: ignore[arg-type]
 
-    engine = Engine(build, grace=5)
+    engine = Engine(build, grace=5, heartbeat=heartbeat)
     engine.start()
 
     async def workers(parts: Parts) -> dict[str, int]:
@@ -202,6 +206,8 @@ async def test_the_engine_starts_ticks_and_stops(redis_url: str, namespace: str)
 
     found = await asyncio.wrap_future(engine.call(workers))
     assert list(found) == [engine.name]
+    heartbeat.unlink()
+    await eventually(heartbeat.exists)
     engine.stop()
     assert engine.join(5)
     assert closed == [True]

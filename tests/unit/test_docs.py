@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +298,24 @@ def test_the_example_signature_check_accepts_what_is_sent() -> None:
     assert names["is_genuine"](secret, headers, body)
     assert not names["is_genuine"](secret, headers, body + b" ")
     assert not names["is_genuine"](secret, headers | {"webhook-id": "msg_2"}, body)
+
+
+def test_the_liveness_probe_tells_a_fresh_heartbeat_from_an_old_one(tmp_path: Path) -> None:
+    (probe,) = re.findall(
+        r"<!-- liveness -->\n```sh\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.S
+    )
+    heartbeat = tmp_path / "heartbeat"
+
+    def alive() -> bool:
+        environ = {**os.environ, "HARVESTER_HEARTBEAT": str(heartbeat)}
+        done = subprocess.run(["sh", "-c", probe], env=environ, check=False, capture_output=True)
+        return done.returncode == 0
+
+    assert not alive()
+    heartbeat.touch()
+    assert alive()
+    os.utime(heartbeat, (time.time() - 120,) * 2)
+    assert not alive()
 
 
 def test_the_number_of_webhook_attempts_is_true() -> None:

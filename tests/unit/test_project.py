@@ -160,6 +160,7 @@ def test_compose_gives_a_worker_longer_than_its_own_grace_time() -> None:
 def test_compose_checks_and_limits_what_it_runs() -> None:
     result = compose("config", "--format", "json")
     services = json.loads(result.stdout)["services"]
+    assert "HARVESTER_HEARTBEAT" in services["worker"]["healthcheck"]["test"][-1]
     assert "/healthz" in services["web"]["healthcheck"]["test"][-1]
     compile(services["web"]["healthcheck"]["test"][-1], "healthcheck", "exec")
     for name in ("worker", "web"):
