@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from tests.fleet import Fleet, environ
 from tests.integration.test_registry import claim_one, make, submission
+from tests.strict_store import StrictStore
 from tests.support import BucketEnv
 from worker.cli import checks, events
 from worker.cli.main import app
@@ -407,7 +408,7 @@ async def test_doctor_finds_all_well_but_warns_without_workers(
     assert set(found.values()) == {"good"}
     assert found.keys() >= {
         "Redis", "Version", "Eviction", "Persistence", "Broker", "Upstream", "Upstream clock",
-        "Bucket", "Checksums", "Conditional",
+        "Bucket", "Checksums", "Conditional", "Profile",
     }  # fmt: skip
     assert bucket.keys(f"{namespace}/") == []
 
@@ -453,6 +454,39 @@ async def test_doctor_tells_a_wrong_bucket_or_key(
     assert result.exit_code == 1
     assert "✗ Bucket" in result.stdout
     assert "HARVESTER_BUCKET" in result.stdout
+
+
+def profile(result: Any) -> tuple[str, str]:
+    (found,) = (c for c in json.loads(result.stdout)["checks"] if c["name"] == "Profile")
+    return found["level"], found["remedy"]
+
+
+async def test_doctor_names_the_profile_of_a_store_that_can_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARVESTER_STORAGE", "oss")
+    level, remedy = profile(await run("doctor", "--json"))
+    assert (level, remedy) == ("warning", "Set HARVESTER_STORAGE=generic.")
+
+
+@pytest.mark.parametrize(
+    ("configured", "level"), [("oss", "good"), ("aws", "warning"), ("auto", "warning")]
+)
+async def test_doctor_names_the_profile_of_a_store_like_oss(
+    run: Run, monkeypatch: pytest.MonkeyPatch, configured: str, level: str
+) -> None:
+    store = StrictStore()
+    await store.start(monkeypatch)
+    for name, value in (store.environ | {"HARVESTER_STORAGE": configured}).items():
+        monkeypatch.setenv(name, value)
+    try:
+        result = await run("doctor", "--json")
+    finally:
+        await store.stop()
+    remedy = "" if level == "good" else "Set HARVESTER_STORAGE=oss."
+    assert profile(result) == (level, remedy)
+    assert levels(result)["Bucket"] == ("wrong" if configured == "auto" else "good")
+    assert not store.objects
 
 
 async def test_doctor_tells_a_redis_that_evicts_or_forgets(run: Run, redis: Redis) -> None:

@@ -32,7 +32,8 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from worker.transfer.store import ObjectStore
+from worker.transfer.signer import PROFILES, ProfileName, choose_profile
+from worker.transfer.store import Capabilities, ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.wiring import make_registry, redis_fault
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
     from worker.registry.registry import Registry
-    from worker.transfer.store import Capabilities
 
 DEADLINE = 10.0
 """Seconds that one check may take."""
@@ -86,6 +86,7 @@ async def examine(settings: Settings) -> list[Finding]:
             _within("Broker", _broker(settings)),
             _within("Upstream", _upstream(settings)),
             _within("Bucket", _bucket(settings)),
+            _within("Profile", _profile(settings)),
             _within("Workers", _workers(registry)),
         )
     finally:
@@ -417,6 +418,46 @@ def _describe(where: str, seen: Capabilities) -> Findings:
     if seen.clock_skew is not None:
         found.append(_clock("Bucket clock", seen.clock_skew, "the store's"))
     return found
+
+
+async def _profile(settings: Settings) -> Findings:
+    """Whether the store is used for what it can do: it is tried as each profile would."""
+    names: list[ProfileName] = ["generic", "aws", "oss"]  # of two that fit, the first
+    stores = [
+        ObjectStore(settings.bucket, profile=name, put_options=settings.put_options)
+        for name in ("auto", *names)
+    ]
+    try:
+        tries = await asyncio.gather(
+            *(store.probe(f"{settings.prefix}.doctor/") for store in stores[1:]),
+            return_exceptions=True,
+        )
+        endpoint = await stores[0].endpoint()
+    except StoreError:
+        return []  # without credentials or an endpoint; the bucket's check has said so
+    finally:
+        for store in stores:
+            await store.close()
+    seen = {n: s for n, s in zip(names, tries, strict=True) if isinstance(s, Capabilities)}
+    if not seen:
+        return []  # so has it here
+    used = choose_profile(settings.storage, endpoint)
+    checksums = any(found.checksums for found in seen.values())
+    conditional = any(found.conditional_writes for found in seen.values())
+    fitting = [
+        name
+        for name in seen
+        if (PROFILES[name].checksum == "sha256", PROFILES[name].conditional)
+        == (checksums, conditional)
+    ]
+    if used in fitting:
+        return [Finding(name="Profile", detail=f"{used} fits what the store does")]
+    if not fitting and used in seen:
+        detail = f"{used} is used; the fleet does without what this store lacks"
+        return [Finding(name="Profile", detail=detail)]
+    works = "does not work with this store" if used not in seen else "is not what this store does"
+    remedy = f"Set HARVESTER_STORAGE={(fitting or list(seen))[0]}."
+    return [_bad("Profile", Level.WARNING, f"{used} {works}", remedy)]
 
 
 # -- the fleet -----------------------------------------------------------------------------------

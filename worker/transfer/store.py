@@ -246,6 +246,10 @@ class ObjectStore:
         """Find credentials and endpoint, if that has not been done."""
         await self._ready()
 
+    async def endpoint(self) -> str:
+        """The address of the store, as boto3 finds it."""
+        return str((await self._ready()).boto.meta.endpoint_url)
+
     @property
     def gives_checksums(self) -> bool:
         """Whether objects are written with a SHA-256 that the store gives back.
@@ -489,7 +493,7 @@ class ObjectStore:
             answer = await self._ask("delete_object", self._named(key), key)
         return Capabilities(
             profile=signer.profile_name,
-            endpoint=str(signer.boto.meta.endpoint_url),
+            endpoint=await self.endpoint(),
             checksums=there.sha256 == sha256.hex(),
             conditional_writes=kept,
             clock_skew=_skew(answer),
