@@ -220,7 +220,9 @@ def test_every_field_of_upstream_files_and_told_is_described() -> None:
 
     data = {"images": [{"url": "https://host/a", "filename": "a"}, {"url": "https://host/b"}]}
     plan = outputs.plan_files(outputs.find_files(data))
-    stored = StoredFile(key="k", bytes=1, sha256="0", content_type="c", width=1, height=1)
+    stored = StoredFile(
+        key="k", bytes=1, sha256="0", content_type="c", width=1, height=1, duration=1.5
+    )
     outcomes = {
         plan[0].name: outputs.FileOutcome(stored=stored, stored_at=1),
         plan[1].name: outputs.FileOutcome(error="gone", reason=Reason.FILES_UNAVAILABLE),

@@ -577,7 +577,13 @@ def test_public_url(base: str) -> None:
     assert public_url(base, "a/b c.png") == "https://cdn.example/a/b%20c.png"
 
 
-@pytest.mark.parametrize("outcome", [STORED, LOST, lost(Reason.CANCELED)])
+CLIP = FileOutcome(
+    stored=StoredFile(key="k", bytes=1, sha256="0", content_type="video/mp4", duration=2.5),
+    stored_at=1,
+)
+
+
+@pytest.mark.parametrize("outcome", [STORED, CLIP, LOST, lost(Reason.CANCELED)])
 def test_outcomes_come_back_from_json(outcome: FileOutcome) -> None:
     assert FileOutcome.from_json(outcome.to_json()) == outcome
 

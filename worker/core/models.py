@@ -148,7 +148,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file that stands verified in the store."""
+    """A file that stands verified in the store; ``duration`` is in seconds."""
 
     key: str
     bytes: int
@@ -156,3 +156,4 @@ class StoredFile:
     content_type: str
     width: int | None = None
     height: int | None = None
+    duration: float | None = None

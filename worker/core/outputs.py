@@ -8,6 +8,7 @@ its content this module knows ``images``, ``result``, ``url``, ``filename`` and 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,14 +59,19 @@ class FileOutcome:
 
     def to_json(self) -> str:
         """This outcome as JSON text."""
-        return jsontext.dumps(asdict(self))
+        value = asdict(self)
+        if value["stored"] is not None:
+            # beside the file: workers of 0.1 ignore it here, and take no unknown field there
+            value["duration"] = value["stored"].pop("duration")
+        return jsontext.dumps(value)
 
     @classmethod
     def from_json(cls, text: str) -> FileOutcome:
         """Read what :meth:`to_json` wrote; raises ``ValueError`` if it is not JSON."""
-        value = jsontext.loads(text)
+        value = json.loads(text)  # our own, so that fractions may become numbers
+        stored = value["stored"]
         return cls(
-            stored=None if value["stored"] is None else StoredFile(**value["stored"]),
+            stored=stored and StoredFile(**stored, duration=value.get("duration")),
             stored_at=value["stored_at"],
             error=value["error"],
             reason=Reason(value["reason"]),
@@ -357,8 +363,8 @@ def files_field(
 ) -> list[dict[str, Json]]:
     """The record's ``files``: one entry for each planned file, ``outcomes`` by name.
 
-    ``url`` stands only if there is a public base, ``width`` and ``height`` only if known,
-    ``filename`` only if the upstream gave one. Raises ``KeyError`` if a file has no outcome.
+    ``url`` stands only if there is a public base, ``width``, ``height`` and ``duration`` only if
+    known, ``filename`` only if the upstream gave one. Raises ``KeyError`` if a file has no outcome.
     """
     return [_entry(file, outcomes[file.name], bucket, public_base) for file in plan]
 
@@ -381,6 +387,8 @@ def _entry(
     }
     if stored.width is not None and stored.height is not None:
         entry |= {"width": stored.width, "height": stored.height}
+    if stored.duration is not None:
+        entry["duration"] = stored.duration
     return entry | filename | {"stored_at": outcome.stored_at}
 
 

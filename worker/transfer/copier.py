@@ -19,7 +19,7 @@ import structlog
 from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceRejected, StoreError, StoreUnavailable
-from worker.transfer import sniff
+from worker.transfer import media, sniff
 from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class _File:
     kind: Kind
     width: int | None
     height: int | None
+    duration: float | None
 
     @property
     def disposition(self) -> str:
@@ -88,6 +89,7 @@ class _File:
             content_type=self.kind.content_type,
             width=self.width,
             height=self.height,
+            duration=self.duration,
         )
 
 
@@ -146,8 +148,16 @@ class Copier:
                 kind = await self._kind(job, download, part, limit, hold)
                 await self._fill(download, part, limit, hold)
                 width, height = sniff.dimensions(bytes(part.data[:_PICTURE_HEAD]), kind)
+                clip = media.facts(part.data, kind)
                 key = job.key or await hold.reserve(keys.object_key(job.base, kind.extension))
-                file = _File(job=job, key=key, kind=kind, width=width, height=height)
+                file = _File(
+                    job=job,
+                    key=key,
+                    kind=kind,
+                    width=width or clip.width,
+                    height=height or clip.height,
+                    duration=clip.duration,
+                )
                 if not await self._ended(download):
                     return await self._copy_parts(file, download, part, room, hold)
             return await self._copy_whole(file, part, hold)
