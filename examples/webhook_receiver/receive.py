@@ -48,15 +48,18 @@ class Receiver(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """One webhook."""
-        length = int(self.headers.get("content-length", 0))
-        if length > MAX_BYTES:
+        length = self.headers.get("content-length", "")
+        if not length.isdecimal():
+            self.answer(HTTPStatus.LENGTH_REQUIRED)
+            return
+        if int(length) > MAX_BYTES:
             self.answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
-        body = self.rfile.read(length)
+        body = self.rfile.read(int(length))
         try:
             # the signature is over the bytes as they came: check before anything reads them
             message = WEBHOOK.verify(body, dict(self.headers.items()))
-        except WebhookVerificationError:
+        except (WebhookVerificationError, ValueError):  # not UTF-8, or no base64
             self.answer(HTTPStatus.UNAUTHORIZED)
             return
         try:
