@@ -33,6 +33,7 @@ _QUIET = (
     "httpx",
     "s3transfer",
     "urllib3",
+    "uvicorn",
 )
 _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SHORTEST_SECRET = 4  # hiding a shorter one would garble every line

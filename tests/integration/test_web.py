@@ -145,7 +145,11 @@ async def test_unknown_tasks_and_impossible_wishes(web: httpx.AsyncClient) -> No
     assert (await web.post("/api/tasks/w1/retry")).status_code == 409
     assert (await web.get("/api/tasks/w1/urls")).status_code == 409
     assert (await web.post("/api/tasks/w1/cancel")).status_code == 202
-    assert (await web.get("/api/tasks", params={"state": "no"})).status_code == 422
+    wrong = await web.get("/api/tasks", params={"state": "no", "limit": "many"})
+    assert wrong.status_code == 422
+    assert wrong.headers["content-type"] == "application/problem+json"
+    assert "state.0: " in wrong.json()["detail"]
+    assert "limit: " in wrong.json()["detail"]
     assert (await web.get("/api/tasks", params={"cursor": "x"})).status_code == 422
     assert (await web.get("/no/such")).headers["content-type"] == "application/problem+json"
 

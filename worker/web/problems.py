@@ -5,10 +5,12 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from worker.core import jsontext
+from worker.core.redact import one_line
 from worker.errors import InvalidSubmission, RegistryUnavailable, StoreError
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return problem(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        said = (
+            f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()
+        )
+        return problem(422, one_line("; ".join(said), 500))
 
     @app.exception_handler(InvalidSubmission)
     async def invalid(_: Request, error: InvalidSubmission) -> Response:
