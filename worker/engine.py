@@ -247,6 +247,7 @@ class Drain:
                 elif answers[job.task_id] == "lost" and not entry.task.done():
                     entry.lost = True
                     entry.task.cancel()
+                    log.warning("lease.lost", kind=job.kind, task_id=job.task_id)
 
 
 class _Watchdog(threading.Thread):

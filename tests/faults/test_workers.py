@@ -89,8 +89,10 @@ async def test_frozen_longer_than_the_lease(scene: Scene) -> None:
             await asyncio.sleep(0.1)
         await scene.all_final(size(90, 300))
         assert fleet.started == 2  # none of them died of it
+        # noticed at a write, or at the renewal that came before it
+        lost = [line for line in fleet.log_lines() if line.get("event") == "lease.lost"]
     stale = await scene.counter("stale_writes")
-    assert stale > 0
+    assert stale or lost
     await scene.judge(
         "2",
         "SIGSTOP beyond the lease",

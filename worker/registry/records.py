@@ -89,7 +89,7 @@ class Overview:
     counts: Mapping[State, int]
     due: Mapping[Kind, tuple[int, float]]
     workers: Mapping[str, int]
-    counters: Mapping[str, float]
+    counters: Mapping[str, int]
     rate: float
     rate_factor: float
     circuits: Mapping[str, Mapping[str, str]]

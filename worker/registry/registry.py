@@ -524,7 +524,7 @@ class Registry:
     async def tick(self, worker: str) -> None:
         """Note that a worker lives and what it counted, forget the silent, sweep the expired."""
         now = await self.now()
-        counts, sums = self.tally.take()
+        counts = self.tally.take()
         try:
             with _seam():
                 async with self.redis.pipeline(transaction=False) as pipe:
@@ -532,11 +532,9 @@ class Registry:
                     pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
                     for name, by in counts.items():
                         pipe.hincrby(self.key("counters"), name, by)
-                    for name, value in sums.items():
-                        pipe.hincrbyfloat(self.key("counters"), name, value)
                     await pipe.execute()
         except RegistryUnavailable:
-            self.tally.put_back(counts, sums)
+            self.tally.put_back(counts)
             raise
         with _seam():
             await self._scripts.call("sweep", 500)
@@ -712,7 +710,7 @@ class Registry:
             size, first = next(answers), next(answers)
             due[kind] = int(size), max(0.0, (now - first[0][1]) / 1000) if first else 0.0
         workers = {str(name): int(score) for name, score in next(answers)}
-        counters = {str(name): float(value) for name, value in next(answers).items()}
+        counters = {str(name): int(value) for name, value in next(answers).items()}
         circuits = {name: next(answers) for name in ("upstream", "store")}
         return Overview(
             now=now,
@@ -770,11 +768,11 @@ class Registry:
                 found = await pipe.execute()
         return [label for label in found if label is not None]
 
-    async def counters(self) -> dict[str, float]:
-        """What the fleet has counted and summed up since Redis was empty."""
+    async def counters(self) -> dict[str, int]:
+        """What the fleet has counted since Redis was empty."""
         with _seam():
             found: Any = await self.redis.hgetall(self.key("counters"))
-        return {str(name): float(count) for name, count in found.items()}
+        return {str(name): int(count) for name, count in found.items()}
 
     async def rate(self, now: int) -> float:
         """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""

@@ -23,11 +23,13 @@ HISTOGRAMS = MappingProxyType(
 
 
 class Tally:
-    """Counters by name, and histograms as counters ``<name>:<upper bound>`` and ``<name>:sum``."""
+    """Counters by name, and histograms as counters ``<name>:<upper bound>`` and ``<name>:sum_ms``.
+
+    Everything is whole: the sum of a histogram is in milliseconds.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._sums: dict[str, float] = {}
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""
@@ -36,18 +38,15 @@ class Tally:
     def observe(self, name: str, value: float) -> None:
         """Add a value, in seconds, to one of :data:`HISTOGRAMS`."""
         bound = next((bound for bound in HISTOGRAMS[name] if value <= bound), None)
-        self._counts[f"{name}:{'inf' if bound is None else f'{bound:g}'}"] += 1
-        self._sums[f"{name}:sum"] = self._sums.get(f"{name}:sum", 0.0) + value
+        self.count(f"{name}:{'inf' if bound is None else f'{bound:g}'}")
+        self.count(f"{name}:sum_ms", round(value * 1000))
 
-    def take(self) -> tuple[dict[str, int], dict[str, float]]:
-        """Hand over counts and sums, and begin anew."""
-        taken = dict(self._counts), dict(self._sums)
+    def take(self) -> dict[str, int]:
+        """Hand over what was counted, and begin anew."""
+        taken = dict(self._counts)
         self._counts.clear()
-        self._sums.clear()
         return taken
 
-    def put_back(self, counts: dict[str, int], sums: dict[str, float]) -> None:
+    def put_back(self, counts: dict[str, int]) -> None:
         """Keep what could not be handed over for the next time."""
         self._counts.update(counts)
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value

@@ -395,7 +395,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
             name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
             for name, fields in fleet.circuits.items()
         },
-        "counters": {name: round(value, 6) for name, value in sorted(fleet.counters.items())},
+        "counters": dict(sorted(fleet.counters.items())),
     }
 
 

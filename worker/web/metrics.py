@@ -93,7 +93,7 @@ class _Snapshot(Collector):
 
 
 def _histogram(
-    name: str, metric: str, text: str, counters: Mapping[str, float]
+    name: str, metric: str, text: str, counters: Mapping[str, int]
 ) -> HistogramMetricFamily:
     total = 0.0
     buckets: list[tuple[str, float]] = []
@@ -101,5 +101,5 @@ def _histogram(
         total += counters.get(f"{name}:{bound}", 0)
         buckets.append(("+Inf" if bound == "inf" else str(float(bound)), total))
     family = HistogramMetricFamily(metric, text)
-    family.add_metric([], buckets=buckets, sum_value=counters.get(f"{name}:sum", 0.0))
+    family.add_metric([], buckets=buckets, sum_value=counters.get(f"{name}:sum_ms", 0) / 1000)
     return family

@@ -21,7 +21,7 @@ local function answer(ids, wait, probe, held)
   local out = {ms(now), ms(wait), probe, held}
   for _, id in ipairs(ids) do
     local work = redis.call('HGETALL', work_key(id))
-    out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work, was[id] or ms(now)}
+    out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work, was[id]}
   end
   return out
 end
@@ -36,8 +36,11 @@ end
 local before = redis.call('LRANGE', claim, 0, -1)
 if #before > 0 then
   local ids = {}
-  for i = 2, #before do
-    if redis.call('HGET', work_key(before[i]), 'token') == token then ids[#ids + 1] = before[i] end
+  for i = 2, #before, 2 do
+    if redis.call('HGET', work_key(before[i]), 'token') == token then
+      ids[#ids + 1] = before[i]
+      was[before[i]] = before[i + 1]
+    end
   end
   return answer(ids, 0, tonumber(before[1]), 0)
 end
@@ -95,7 +98,12 @@ for _, id in ipairs(ids) do
     'lapses', ms(cap[2]), 'cap', ms(cap[1]))
 end
 if #ids > 0 then
-  redis.call('RPUSH', claim, probe, unpack(ids))
+  local got = {}
+  for _, id in ipairs(ids) do
+    got[#got + 1] = id
+    got[#got + 1] = was[id]
+  end
+  redis.call('RPUSH', claim, probe, unpack(got))
   redis.call('PEXPIRE', claim, lease)
   if rate then keep_rate(now, tokens - #ids, factor) end
   -- one prober at a time; should it die, the next one may try after a while
