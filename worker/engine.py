@@ -110,6 +110,7 @@ class Drain:
         self._in_hand: dict[str, _InHand] = {}
         self._woken = asyncio.Event()
         self._stopping = False
+        self._over = False
         self._backlog = False
         self._report: Counter[str] = Counter()
         self.saturated: Callable[[Kind], None] = lambda _kind: None
@@ -132,6 +133,7 @@ class Drain:
                     except TimeoutError:
                         pass
         finally:
+            self._over = True  # redis-py swallows a cancellation now and then
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
 
@@ -222,7 +224,7 @@ class Drain:
         loop = asyncio.get_running_loop()
         every = min(self._registry.lease / 3, 5.0)
         reported = loop.time()
-        while True:
+        while not self._over:
             await asyncio.sleep(every)
             if loop.time() - reported >= _REPORT and self._report:
                 log.info(
