@@ -22,7 +22,7 @@ from click.testing import Result
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from tests.fleet import Fleet, environ
+from tests.fleet import Fleet
 from tests.integration.test_registry import claim_one, make, submission
 from tests.strict_store import StrictStore
 from tests.support import BucketEnv
@@ -48,21 +48,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     sys.excepthook = hook
     logging.captureWarnings(False)
     structlog.reset_defaults()
-
-
-@pytest.fixture
-def settings(
-    simulator: Simulator,
-    redis_url: str,
-    bucket: BucketEnv,
-    namespace: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> dict[str, str]:
-    """The environment of commands and workers, set."""
-    chosen = environ(simulator, redis_url, bucket, namespace, HARVESTER_UNKNOWN_TASK_GRACE="0")
-    for name, value in chosen.items():
-        monkeypatch.setenv(name, value)
-    return chosen
 
 
 @pytest.fixture

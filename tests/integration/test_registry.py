@@ -298,7 +298,11 @@ async def test_durations_are_learned_once_and_fade(registry: Registry) -> None:
     found = await registry.durations("poster")
     assert found.total.weights == {60: 1}
     assert found.running.weights == {50: 1}
-    assert await registry.counters() == {"found": 1, "found_calls": 0, "found_lag_ms": 250}
+    assert (await registry.overview()).counters == {
+        "found": 1,
+        "found_calls": 0,
+        "found_lag_ms": 250,
+    }
     await registry.redis.hset(registry.key("durations", "poster"), "count", "511")
     again = Lesson(fields=("total:61",), lag=0)
     await registry.save(await claim_one(registry, Kind.COPY), to=Kind.COPY, learned=again)

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from config.settings import load_settings
-from tests.fleet import Fleet, environ
-from tests.support import BucketEnv, eventually
+from tests.fleet import Fleet
+from tests.support import eventually
 from worker.cli.web import make
 from worker.errors import SettingsError
 from worker.sandbox.simulator import Simulator
@@ -32,20 +32,6 @@ METRICS = {
     "harvester_due_lag_seconds", "harvester_leases_expired", "harvester_stale_writes",
     "harvester_circuit_open", "harvester_workers",
 }  # fmt: skip
-
-
-@pytest.fixture
-def settings(
-    simulator: Simulator,
-    redis_url: str,
-    bucket: BucketEnv,
-    namespace: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> dict[str, str]:
-    chosen = environ(simulator, redis_url, bucket, namespace, HARVESTER_UNKNOWN_TASK_GRACE="0")
-    for name, value in chosen.items():
-        monkeypatch.setenv(name, value)
-    return chosen
 
 
 @asynccontextmanager

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+ALIVE = 15.0
+"""Seconds since its last tick for which a worker counts as alive."""
+
+
 class Kind(StrEnum):
     """A due set: what a task is due for.
 

@@ -749,15 +749,10 @@ class Registry:
         with _seam():
             return {k: int(await self.redis.zcard(self.key("due", k))) for k in Kind}
 
-    async def overdue(self, kind: Kind, now: int) -> tuple[int, float]:
-        """How many tasks of a kind are due at ``now`` (ms), and for how many seconds at most."""
+    async def overdue(self, kind: Kind, now: int) -> int:
+        """How many tasks of a kind are due at ``now`` (ms)."""
         with _seam():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                pipe.zcount(self.key("due", kind), "-inf", now)
-                pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
-                count, first = await pipe.execute()
-        late = max(0.0, (now - float(first[0][1])) / 1000) if first else 0.0
-        return int(count), late
+            return int(await self.redis.zcount(self.key("due", kind), "-inf", now))
 
     async def labels(self, task_ids: Sequence[str]) -> list[str]:
         """The labels of several tasks, those that are gone by now left out."""
@@ -767,12 +762,6 @@ class Registry:
                     pipe.hget(self.key("task", task_id), "label")
                 found = await pipe.execute()
         return [label for label in found if label is not None]
-
-    async def counters(self) -> dict[str, int]:
-        """What the fleet has counted since Redis was empty."""
-        with _seam():
-            found: Any = await self.redis.hgetall(self.key("counters"))
-        return {str(name): int(count) for name, count in found.items()}
 
     async def rate(self, now: int) -> float:
         """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from worker.core.models import State
-from worker.registry.records import Kind
+from worker.registry.records import ALIVE, Kind
 
 if TYPE_CHECKING:
     from worker.core.durations import Durations, Histogram
@@ -74,31 +74,28 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
 
 async def read_stats(registry: Registry) -> Stats:
     """Read them. Costs a fixed number of look-ups, however many tasks there are."""
-    now = await registry.now()
-    due, late = {}, {}
-    for kind in Kind:
-        due[str(kind)], late[str(kind)] = await registry.overdue(kind, now)
+    fleet = await registry.overview()
     labels: dict[str, Counter[str]] = {}
     for state in State:
         for label in await registry.labels(await registry.ids(state, limit=SAMPLE)):
             labels.setdefault(label, Counter())[state] += 1
     most = sorted(labels, key=lambda label: -labels[label].total())[:LABELS]
-    counters = await registry.counters()
+    counters = fleet.counters
     found = counters.get("found", 0)
     return Stats(
-        at=now,
-        states={str(state): count for state, count in (await registry.counts()).items()},
+        at=fleet.now,
+        states={str(state): count for state, count in fleet.counts.items()},
         labels={label: dict(labels[label]) for label in most},
-        due=due,
-        late=late,
-        rate=await registry.rate(now),
-        rate_limit=registry.poll_rate,
+        due={str(kind): await registry.overdue(kind, fleet.now) for kind in Kind},
+        late={str(kind): late for kind, (_, late) in fleet.due.items()},
+        rate=fleet.rate * fleet.rate_factor,
+        rate_limit=fleet.rate,
         calls=counters.get("calls", 0),
         calls_a_task=counters.get("found_calls", 0) / found if found else None,
         detection_lag=counters.get("found_lag_ms", 0) / 1000 / found if found else None,
         leases_expired=counters.get("leases_expired", 0),
         stale_writes=counters.get("stale_writes", 0),
-        circuits=await registry.circuits(),
-        workers=sum(now - tick < 15_000 for tick in (await registry.workers()).values()),
+        circuits={name: dict(fields) for name, fields in fleet.circuits.items()},
+        workers=fleet.alive(ALIVE),
         durations={label: await registry.durations(label) for label in most},
     )

@@ -23,6 +23,7 @@ from worker.core import jsontext, manifest
 from worker.core.models import State
 from worker.core.submission import MAX_BODY_BYTES, MAX_IDS, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
+from worker.registry.records import ALIVE
 from worker.web import metrics, problems, stream
 from worker.web.access import Access
 from worker.web.problems import Problem
@@ -387,7 +388,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
             for kind, (size, late) in fleet.due.items()
         },
         "workers": [
-            {"name": name, "last_tick": tick, "alive": fleet.now - tick <= metrics.ALIVE * 1000}
+            {"name": name, "last_tick": tick, "alive": fleet.now - tick <= ALIVE * 1000}
             for name, tick in sorted(fleet.workers.items())
         ],
         "rate": {"limit": fleet.rate, "factor": round(fleet.rate_factor, 3)},
@@ -413,7 +414,7 @@ async def _fleet_fault(desk: Desk) -> str:
         fleet = await desk.registry.overview()
     except RegistryUnavailable as error:
         return f"Redis: {error}"
-    return "" if fleet.alive(metrics.ALIVE) else "no worker has ticked lately"
+    return "" if fleet.alive(ALIVE) else "no worker has ticked lately"
 
 
 async def _store_fault(desk: Desk) -> str:

@@ -13,15 +13,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from worker.registry.records import ALIVE
 from worker.registry.tally import HISTOGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from worker.registry.records import Overview
-
-ALIVE = 15.0
-"""Seconds since its last tick for which a worker counts as alive."""
 
 _HISTOGRAMS = {
     "poll_lag": ("harvester_poll_lag_seconds", "How late tasks are claimed for a poll"),
@@ -97,7 +95,7 @@ def _histogram(
 ) -> HistogramMetricFamily:
     total = 0.0
     buckets: list[tuple[str, float]] = []
-    for bound in [*map(lambda b: f"{b:g}", HISTOGRAMS[name]), "inf"]:  # noqa: C417
+    for bound in [*(f"{bound:g}" for bound in HISTOGRAMS[name]), "inf"]:
         total += counters.get(f"{name}:{bound}", 0)
         buckets.append(("+Inf" if bound == "inf" else str(float(bound)), total))
     family = HistogramMetricFamily(metric, text)
