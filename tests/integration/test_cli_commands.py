@@ -538,6 +538,19 @@ async def test_doctor_does_not_hang_with_services_that_do(
     assert set(levels(result).values()) == {"unreachable"}
 
 
+async def test_a_check_that_swallows_the_end_of_its_time_is_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def check() -> checks.Findings:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return [checks.Finding(name="Redis", level=checks.Level.WARNING, detail="not known")]
+
+    monkeypatch.setattr(checks, "DEADLINE", 0.05)
+    (found,) = await checks._within("Redis", check())
+    assert found.level is checks.Level.UNREACHABLE
+
+
 async def test_doctor_survives_services_that_talk_nonsense(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

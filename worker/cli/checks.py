@@ -141,17 +141,21 @@ def _count(number: int, noun: str) -> str:
 
 
 async def _within(name: str, check: Awaitable[Findings]) -> Findings:
+    limit = asyncio.timeout(DEADLINE)
     try:
-        async with asyncio.timeout(DEADLINE):
-            return await check
+        async with limit:
+            found = await check
+        if not limit.expired():  # redis-py takes a cancellation for an error of its own at times
+            return found
     except TimeoutError:
-        detail = f"no answer within {DEADLINE:.0f} s"
-        remedy = "Is it up, and may this machine reach it (firewall, network)?"
-        return [Finding(name=name, level=Level.UNREACHABLE, detail=detail, remedy=remedy)]
+        pass
     except Exception as error:  # a check that breaks must not hide what the others found
         detail = one_line(f"{type(error).__name__}: {error}", 200)
         remedy = "Is something else answering there?"
         return [Finding(name=name, level=Level.WRONG, detail=detail, remedy=remedy)]
+    detail = f"no answer within {DEADLINE:.0f} s"
+    remedy = "Is it up, and may this machine reach it (firewall, network)?"
+    return [Finding(name=name, level=Level.UNREACHABLE, detail=detail, remedy=remedy)]
 
 
 # -- Redis ---------------------------------------------------------------------------------------
