@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 
 _LINGER_0 = struct.pack("ii", 1, 0)
@@ -25,11 +26,13 @@ class TcpProxy:
 
     ``latency`` is in seconds for each chunk. While ``blackhole`` is set nothing is passed on, in
     neither direction, and no connection is closed. ``refuse`` resets every new connection.
-    ``cut_after`` resets a connection before more bytes of answers than that pass through it.
+    ``cut_after`` resets a connection before more bytes of answers than that pass through it. With
+    ``tls`` it is spoken to over TLS, and passes plain text on.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.target = (host, port)
+        self._tls = tls
         self.port = 0
         self.latency = 0.0
         self.refuse = False
@@ -42,7 +45,9 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> TcpProxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, ssl=self._tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

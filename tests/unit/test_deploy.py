@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from typer.main import get_command
@@ -25,6 +26,22 @@ GRACE = Settings.model_fields["shutdown_grace"].default
 def documents(kind: str) -> dict[str, dict[str, Any]]:
     found = [d for path in MANIFESTS for d in yaml.safe_load_all(path.read_text())]
     return {d["metadata"]["name"]: d for d in found if d["kind"] == kind}
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("version", ["1.25", kubernetes_validate.latest_version()])
+def test_manifests_have_the_schemas_of_kubernetes(path: Path, version: str) -> None:
+    found = list(yaml.safe_load_all(path.read_text()))
+    assert found
+    for document in found:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_misspelt_field_would_be_noticed() -> None:
+    worker = documents("Deployment")["harvester-worker"]
+    worker["spec"]["template"]["spec"]["terminationGraceSeconds"] = 45
+    with pytest.raises(kubernetes_validate.ValidationError, match="terminationGraceSeconds"):
+        kubernetes_validate.validate(worker, "1.25", strict=True)
 
 
 def test_manifests_name_what_exists() -> None:
