@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -31,10 +32,30 @@ from worker.sandbox.servers import Valkey
 AGAIN = 15.0  # seconds after Redis answers within which the fleet must work again
 
 
+class RedisServer(Valkey):
+    """The ``redis-server`` that is installed on this machine."""
+
+    name = "redis-server"
+
+    def _binary(self) -> Path:
+        return Path(shutil.which(self.name) or self.name)
+
+
+on_both_servers = pytest.mark.parametrize(
+    "own_valkey",
+    [Valkey, RedisServer] if shutil.which(RedisServer.name) else [Valkey],
+    indirect=True,
+    ids=lambda kind: kind.name,
+)
+
+
 @pytest.fixture
-def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """A Valkey that the row may kill, which keeps every write."""
-    server = Valkey(tmp_path_factory.mktemp("own-valkey"), appendfsync="always")
+def own_valkey(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Valkey]:
+    """A Valkey that the row may kill, which keeps every write; or another kind of server."""
+    kind: type[Valkey] = getattr(request, "param", Valkey)
+    server = kind(tmp_path_factory.mktemp(kind.name), appendfsync="always")
     server.start()
     yield server
     server.kill()
@@ -58,6 +79,14 @@ async def send(scene: Scene, name: str, *args: object) -> None:
             app.send_task(name, args=args, queue=scene.namespace)
 
     await asyncio.to_thread(send)
+
+
+async def product(redis: Redis) -> str:
+    """What server this is, and which version."""
+    info = await redis.info("server")
+    return (
+        f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info['redis_version']}"
+    )
 
 
 async def works_again(scene: Scene) -> float:
@@ -96,6 +125,7 @@ async def test_queues_deleted(scene: Scene) -> None:
     await scene.judge("4", "Celery queues deleted", notes=f"{deleted} messages deleted")
 
 
+@on_both_servers
 async def test_killed_and_restarted(scene: Scene, own_valkey: Valkey) -> None:
     """Row 5: Redis killed under load and started again."""
     seed, recoveries = random.Random(5), []
@@ -117,7 +147,7 @@ async def test_killed_and_restarted(scene: Scene, own_valkey: Valkey) -> None:
         assert max(recoveries) <= AGAIN, recoveries
         await scene.judge(
             "5",
-            "Redis killed and restarted",
+            f"{await product(scene.redis)} killed and restarted",
             recovery=max(recoveries),
             notes=f"{len(recoveries)} kills, {fleet.started - 2} workers restarted",
         )
@@ -161,6 +191,7 @@ async def test_bad_network_to_redis(scene: Scene, own_valkey: Valkey) -> None:
             )
 
 
+@on_both_servers
 async def test_out_of_memory(scene: Scene, own_valkey: Valkey) -> None:
     """Row 10: Redis is full and takes no writes; what it acknowledged before is kept."""
     seed, refused = random.Random(10), 0
@@ -194,7 +225,7 @@ async def test_out_of_memory(scene: Scene, own_valkey: Valkey) -> None:
         assert recovery <= AGAIN
         await scene.judge(
             "10",
-            "Redis out of memory",
+            f"{await product(scene.redis)} out of memory",
             recovery=recovery,
             notes=f"{refused} hand-ins refused, {fleet.started - 2} workers restarted",
         )
