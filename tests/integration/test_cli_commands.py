@@ -26,9 +26,10 @@ from tests.fleet import Fleet
 from tests.integration.test_registry import claim_one, make, submission
 from tests.strict_store import StrictStore
 from tests.support import BucketEnv
-from worker.cli import checks, events
+from worker.cli import checks
 from worker.cli.main import app
 from worker.core.models import State
+from worker.registry import feed
 from worker.registry.records import Kind
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
@@ -191,14 +192,21 @@ async def test_events_are_printed_and_followed(run: Run, redis: Redis, namespace
         job = await claim_one(fleet, Kind.COPY)
         await fleet.finish(job, state=State.STORED, reason="", finished_at=at, record={})
 
-    followed = events.read(fleet, await fleet.newest_event(), follow=True)
-    following = asyncio.ensure_future(anext(followed))
+    pages = feed.follow(fleet, await fleet.newest_event(), patience=0)
+
+    async def coming() -> tuple[str, dict[str, str]]:
+        while not (page := await anext(pages)):
+            pass
+        (only,) = page
+        return only
+
+    assert await anext(pages) == []
     await end("a1", 1_700_000_000_000)
-    entry, fields = await following
+    entry, fields = await coming()
     assert (fields["task_id"], fields["state"]) == ("a1", "stored")
     await end("a2", 1_700_000_001_000)
-    assert (await anext(followed))[1]["task_id"] == "a2"
-    await followed.aclose()
+    assert (await coming())[1]["task_id"] == "a2"
+    await pages.aclose()
     assert (await run("events")).stdout.splitlines() == [
         "2023-11-14T22:13:20+00:00\ta1\tstored\t\tposter",
         "2023-11-14T22:13:21+00:00\ta2\tstored\t\tposter",
@@ -355,7 +363,7 @@ async def test_records_are_exported_verified_and_purged(
         assert not await redis.exists(f"{namespace}:task:{good}", f"{namespace}:work:{good}")
         # its manifest says that it is stored
         assert (await run("submit", good, "--wait")).exit_code == 0
-        assert json.loads((await run("status", good, "--json")).stdout)["restored"] == "true"
+        assert json.loads((await run("status", good, "--json")).stdout)["restored"] is True
 
 
 @pytest.mark.parametrize(

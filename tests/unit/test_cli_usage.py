@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from worker.cli import base, checks, show, tasks
 from worker.cli.checks import Finding, Level
 from worker.cli.main import app
+from worker.core import manifest
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "cli.md").read_text()
@@ -236,10 +237,10 @@ def test_since(text: str, at: int) -> None:
 
 
 def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:
-    record = show.decoded(
+    record = manifest.shown(
         {
             "task_id": "t", "state": "failed", "reason": "upstream_failed", "label": "[red]l[/]",
-            "error": "one\x1b[2Jtwo\nthree", "metadata": '{"n":1.50}', "options": "{}", "run": "2",
+            "error": "one\x1b[2Jtwo\nthree", "metadata": '{"n":1.50}', "options": '{"callbacks":[]}', "run": "2",
             "polls": "3", "submitted_at": "1000", "updated_at": "3000", "finished_at": "3000",
             "upstream": '{"status":"failed","subErrMessage":"\\u001b[31mno"}',
             "files": '[{"name":"images/0","error":"gone\\u009b2J"}]', "told": "[]",
@@ -257,8 +258,8 @@ def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:
     assert "images/0" in text
 
 
-def test_decoded_keeps_every_digit() -> None:
-    record = show.decoded({"result": '{"seed":12345678901234567890,"score":0.10}', "run": "1"})
+def test_json_keeps_every_digit() -> None:
+    record = manifest.shown({"result": '{"seed":12345678901234567890,"score":0.10}', "run": "1"})
     out = io.StringIO()
     sys_stdout, sys.stdout = sys.stdout, out
     try:

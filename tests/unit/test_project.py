@@ -166,6 +166,8 @@ def test_compose_checks_and_limits_what_it_runs() -> None:
     for name in ("worker", "web"):
         assert int(services[name]["deploy"]["resources"]["limits"]["memory"]) > 2**28
     assert "simulator" in services
+    # no token that everybody knows: without one the process ends
+    assert services["web"]["environment"]["HARVESTER_WEB_TOKEN"] == ""
 
 
 def test_compose_for_production_reads_every_secret_from_a_file() -> None:

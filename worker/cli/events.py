@@ -12,15 +12,13 @@ import typer
 
 from worker.cli.base import registry, settings
 from worker.cli.tasks import parse_since
-from worker.errors import RegistryUnavailable
+from worker.registry import feed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Mapping
 
     from config.settings import Settings
-    from worker.registry.registry import Registry
 
-_LOOK = 0.5  # seconds between two looks for new entries
 _PATIENCE = 15.0  # seconds of an unreachable Redis that following outlasts
 _LAST = 2**64 - 1  # the highest sequence number that an entry of one millisecond can have
 
@@ -50,32 +48,12 @@ async def _print(chosen: Settings, *, since: str | None, follow: bool, as_json: 
             after = f"{start - 1}-{_LAST}"
         else:
             after = await fleet.newest_event() if follow else "0-0"
-        async for entry, fields in read(fleet, after, follow=follow):
-            # at once, for whoever reads them from a pipe
-            print(_json(entry, fields) if as_json else _line(fields), flush=True)
-
-
-async def read(
-    fleet: Registry, after: str, *, follow: bool
-) -> AsyncGenerator[tuple[str, dict[str, str]]]:
-    """Entries of the stream after one of its ids, oldest first; endless if they are followed."""
-    loop = asyncio.get_running_loop()
-    answered = loop.time()
-    while True:
-        try:
-            page = await fleet.events(after)
-            answered = loop.time()
-        except RegistryUnavailable:
-            if not follow or loop.time() - answered > _PATIENCE:
-                raise
-            page = []
-        for entry, fields in page:
-            yield entry, fields
-            after = entry
-        if not page:
-            if not follow:
+        async for page in feed.follow(fleet, after, patience=_PATIENCE if follow else 0):
+            for entry, fields in page or ():
+                # at once, for whoever reads them from a pipe
+                print(_json(entry, fields) if as_json else _line(fields), flush=True)
+            if not page and not follow:
                 return
-            await asyncio.sleep(_LOOK)
 
 
 def _json(entry: str, fields: Mapping[str, str]) -> str:

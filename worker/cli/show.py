@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cli.base import STATE_STYLES, ago, console, moment, size, span
-from worker.core import jsontext, manifest
+from worker.core import jsontext
 from worker.core.models import State
 from worker.core.redact import one_line
 
@@ -26,28 +26,6 @@ FEW = 20
 """As many tasks as are shown one by one where nobody asked for a number."""
 
 _LONGEST = 4000
-_JSON_FIELDS = ("metadata", "options", "upstream", "files", "result", "told")
-_INTEGERS = ("schema", "run", "submitted_at", "updated_at", "finished_at", "polls")
-
-
-def decoded(record: Mapping[str, str]) -> dict[str, Any]:
-    """A record with its JSON fields as JSON, every digit kept, and its integers as numbers.
-
-    Callback URLs lose their query: terminals and their logs are read by many.
-    """
-
-    out: dict[str, Any] = dict(record)
-    for name in _JSON_FIELDS:
-        if record.get(name):
-            out[name] = jsontext.loads(
-                record[name], max_bytes=manifest.MAX_BYTES, max_depth=jsontext.MAX_DEPTH + 2
-            )
-    if "callbacks" in (out.get("options") or {}):
-        out["options"] = manifest.without_queries(out["options"])
-    for name in _INTEGERS:
-        if record.get(name):
-            out[name] = int(record[name])
-    return out
 
 
 def plain(value: object, style: str = "") -> Text:
@@ -57,7 +35,7 @@ def plain(value: object, style: str = "") -> Text:
 
 
 def show(out: Console, record: Mapping[str, Any], now: int) -> None:
-    """Print one record (as :func:`decoded` gives it); ``now`` in Unix milliseconds."""
+    """Print one record (as ``manifest.shown`` gives it); ``now`` in Unix milliseconds."""
 
     state = str(record["state"])
     title = Text.assemble(
@@ -80,15 +58,15 @@ def show(out: Console, record: Mapping[str, Any], now: int) -> None:
 
 def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
 
-    if record["error"]:
+    if record.get("error"):
         yield "error", str(record["error"])
-    if record["label"]:
+    if record.get("label"):
         yield "label", str(record["label"])
-    if record["metadata"]:
+    if record.get("metadata"):
         yield "metadata", jsontext.dumps(record["metadata"])
     submitted = int(record["submitted_at"])
     yield "submitted", f"{moment(submitted)}, {ago(submitted, now)}"
-    if record["finished_at"]:
+    if record.get("finished_at"):
         finished = int(record["finished_at"])
         took = span((finished - submitted) / 1000)
         yield "finished", f"{moment(finished)}, {ago(finished, now)}, after {took}"
@@ -103,7 +81,7 @@ def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
         yield "upstream", " · ".join(said)
     if record.get("manifest"):
         yield "manifest", str(record["manifest"])
-    if record.get("restored"):
+    if "restored" in record:
         yield "restored", "from its manifest; upstream was not asked"
     for entry in record.get("told") or []:
         done = "done" if entry["done_at"] else f"{entry['attempts']} attempts so far"
@@ -130,7 +108,7 @@ def _files_table(files: Sequence[Mapping[str, Any]]) -> Table:
 
 def last_time(record: Mapping[str, Any]) -> int:
     """When a task finished or, if it has not, was submitted; Unix milliseconds."""
-    return int(record["finished_at"] or record["submitted_at"])
+    return int(record.get("finished_at") or record["submitted_at"])
 
 
 def tasks_table(records: Sequence[Mapping[str, Any]], now: int) -> Table:

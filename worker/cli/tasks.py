@@ -25,8 +25,8 @@ from worker.cli.base import (
     settings,
     span,
 )
-from worker.cli.show import FEW, Report, decoded, last_time, refused_table, show, tasks_table
-from worker.core import jsontext
+from worker.cli.show import FEW, Report, last_time, refused_table, show, tasks_table
+from worker.core import jsontext, manifest
 from worker.core.models import FINAL_STATES, Priority, Reason, State
 from worker.errors import RegistryUnavailable
 
@@ -197,7 +197,7 @@ def status(
 async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, int]:
     async with registry(chosen) as fleet:
         record = await fleet.record(task_id)
-        return (decoded(record) if record is not None else None), await fleet.now()
+        return (manifest.shown(record) if record is not None else None), await fleet.now()
 
 
 def list_tasks(
@@ -284,7 +284,7 @@ async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]
             for record in await fleet.records(ids[start : start + _PAGE]):
                 # an index may name a record that has just expired
                 if record and (not query.dead or record["reason"] == Reason.POISONED):
-                    found.append(decoded(record))
+                    found.append(manifest.shown(record))
     found.sort(key=last_time, reverse=query.since is None)
     return found[: query.limit]
 

@@ -12,8 +12,9 @@ import simplejson
 import typer
 
 from worker.cli.base import FAILED, complain, console, moment, print_json, registry, settings, size
-from worker.cli.show import FEW, decoded
+from worker.cli.show import FEW
 from worker.cli.tasks import parse_since
+from worker.core import manifest
 from worker.core.models import FINAL_STATES, State
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ async def _export(chosen: Settings, states: Sequence[State], since: str | None) 
             async for page in fleet.pages(state, since=start):
                 for record in await fleet.records(page):
                     if record is not None:
-                        print(_line(decoded(record)))
+                        print(_line(manifest.shown(record)))
 
 
 def _line(record: dict[str, Any]) -> str:

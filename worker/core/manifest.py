@@ -49,6 +49,15 @@ def record_document(record: Mapping[str, str]) -> dict[str, Json]:
     return document
 
 
+def shown(record: Mapping[str, str]) -> dict[str, Json]:
+    """A record as callers see it, whichever way: its document, with ``told`` and ``restored``."""
+    document = record_document(record)
+    document["told"] = jsontext.loads(record.get("told") or "[]", max_bytes=MAX_BYTES)
+    if record.get("restored"):
+        document["restored"] = True
+    return document
+
+
 def manifest_from_record(record: Mapping[str, str]) -> bytes:
     """The manifest of a final record; raises ``ValueError`` if a field is malformed."""
     return jsontext.dumps(record_document(record)).encode("ascii")

@@ -104,16 +104,6 @@ def _answer(value: Any, status: int = 200) -> Response:
     return Response(jsontext.dumps(value), status, media_type="application/json")
 
 
-def document(record: Mapping[str, str]) -> dict[str, Any]:
-    """A record as the API shows it: decoded, callback URLs without their query."""
-    shown = manifest.record_document(record)
-    if record.get("told"):
-        shown["told"] = jsontext.loads(record["told"])
-    if record.get("restored"):
-        shown["restored"] = True
-    return shown
-
-
 async def _body(request: Request, most: int) -> bytes:
     """The request's body; raises ``Problem`` 413 as soon as it is larger than ``most``."""
     body = bytearray()
@@ -250,7 +240,7 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
                 raise Problem(404, f"{task_id} is unknown here")
             over = State(record["state"]).final or time.monotonic() >= until
             if over or await request.is_disconnected():
-                return _answer(document(record))
+                return _answer(manifest.shown(record))
             await asyncio.sleep(_LOOK)
 
     @routes.get("/api/tasks/{task_id}/urls", responses=_problems(404, 409, 422))
@@ -263,7 +253,7 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         record = await desk.registry.record(task_id)
         if record is None:
             raise Problem(404, f"{task_id} is unknown here")
-        files = [f for f in document(record).get("files", []) if "key" in f]
+        files = [f for f in manifest.shown(record).get("files", []) if "key" in f]
         if not files:
             raise Problem(409, f"{task_id} is {record['state']} and has no stored files")
         made = [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import StreamingResponse
 
 from worker.errors import RegistryUnavailable
+from worker.registry import feed
 from worker.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 _MOST = 200
 """Connections that one process keeps open."""
 
-_EVERY = 0.5  # seconds between two looks
-_STATS = 4  # looks between two stats
+_STATS = 2.0  # seconds between two stats
 _ENTRY = re.compile(r"\d{1,20}(-\d{1,20})?")
+_UNAVAILABLE = "event: unavailable\ndata: {}\n\n"
 _open = 0
 
 
@@ -48,19 +50,21 @@ async def _events(
 ) -> AsyncIterator[str]:
     global _open  # noqa: PLW0603  a process has one loop
     _open += 1
-    look = 0
+    loop = asyncio.get_running_loop()
+    due = loop.time()
     try:
-        while True:
-            try:
-                for entry, fields in await registry.events(last):
-                    last = entry
-                    yield f"id: {entry}\nevent: final\ndata: {json.dumps(fields)}\n\n"
-                if look % _STATS == 0:
+        async for page in feed.follow(registry, last, patience=math.inf):
+            if page is None:
+                yield _UNAVAILABLE
+            for entry, fields in page or ():
+                yield f"id: {entry}\nevent: final\ndata: {json.dumps(fields)}\n\n"
+            if loop.time() >= due:
+                due = loop.time() + _STATS
+                try:
                     stats = json.dumps(glance(await registry.overview()))
+                except RegistryUnavailable:
+                    yield _UNAVAILABLE
+                else:
                     yield f"event: stats\ndata: {stats}\n\n"
-            except RegistryUnavailable:
-                yield "event: unavailable\ndata: {}\n\n"
-            look += 1
-            await asyncio.sleep(_EVERY)
     finally:
         _open -= 1

@@ -51,10 +51,7 @@ class TellWork:
         callbacks = json.loads(job.record["options"])["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
         # as the manifest holds it: no target learns the secrets in another one's address
-        record = manifest.record_document(job.record)
-        record["told"] = list(told.values())
-        if job.record.get("restored"):
-            record["restored"] = True
+        record = manifest.shown(job.record)
         waits = []
         for callback in callbacks:
             entry = told.setdefault(
