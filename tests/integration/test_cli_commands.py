@@ -112,6 +112,28 @@ async def test_what_submit_refuses_is_said_and_the_rest_goes_through(
     assert await redis.llen(f"{namespace}:refused") == 0
 
 
+async def test_what_came_of_handing_in_as_json(run: Run, tmp_path: Path) -> None:
+    result = await run("submit", "good", "bad/id", "--json")
+    assert result.exit_code == 1
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert document["tasks"] == [{"task_id": "good", "new": True}]
+    assert [(r["what"], r["value"]) for r in document["refused"]] == [("task_id", "bad/id")]
+    waited = await run("wait", "good", "--timeout", "0.01", "--json")
+    assert waited.exit_code == 1
+    waiting = {"task_id": "good", "state": "waiting", "reason": ""}
+    assert json.loads(waited.stdout) == {"tasks": [waiting]}
+    lost = await run("wait", "good", "nobody", "--json")
+    assert [task["state"] for task in json.loads(lost.stdout)["tasks"]] == ["waiting", None]
+    told = await run("notify", "good", "nobody", "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout) == {
+        "done": [], "not_done": {"good": "waiting", "nobody": "unknown"}
+    }  # fmt: skip
+    ended = await run("cancel", "good", "--json")
+    assert (ended.exit_code, json.loads(ended.stdout)) == (0, {"done": ["good"], "not_done": {}})
+
+
 async def test_ids_from_a_file_and_from_standard_input(run: Run, tmp_path: Path) -> None:
     many = tmp_path / "ids"
     many.write_text("# ours\n\n" + "".join(f"  id{n} \n" for n in range(2345)) + "bad id\n")
@@ -179,8 +201,8 @@ async def test_what_finished_in_a_range_of_time_is_told_again(
         0, "1 told again; 1 passed over, since nobody asked to be told\n"
     )  # fmt: skip
     assert await redis.zrange(fleet.key("due", "tell"), 0, -1) == ["late"]
-    result = await run("notify", "--since", "1d", "--until", "90m")
-    assert result.stdout.startswith("1 told again; 0 passed over")
+    result = await run("notify", "--since", "1d", "--until", "90m", "--json")
+    assert json.loads(result.stdout) == {"told": 1, "passed_over": 0}
     assert set(await redis.zrange(fleet.key("due", "tell"), 0, -1)) == {"early", "late"}
 
 
@@ -268,6 +290,13 @@ async def test_a_task_from_submission_to_its_files(
         async with httpx.AsyncClient(trust_env=False) as client:
             body = (await client.get(address)).content
         assert hashlib.sha256(body).hexdigest() == file["sha256"]
+
+        as_json = json.loads((await run("url", good, "--json")).stdout)
+        assert [f["name"] for f in as_json["files"]] == [file["name"]]
+        again = json.loads((await run("submit", good, "--wait", "--json")).stdout)
+        assert again["tasks"] == [{"task_id": good, "new": False, "state": "stored", "reason": ""}]
+        rebuilt = json.loads((await run("rebuild", "--json")).stdout)
+        assert rebuilt == {"restored": 0, "known": 1, "unreadable": []}
 
         await run("submit", bad, never)
         waited = await run("wait", good, bad)

@@ -98,6 +98,14 @@ def test_defaults_in_the_docs_are_those_of(name: str) -> None:
             assert re.search(rf"default {default:g}\b", row), row
 
 
+def test_every_command_that_ends_by_itself_can_print_json() -> None:
+    people_only = {"up", "demo", "simulate", "worker", "web"}
+    json_only = {"export"}
+    takes = {name for name, command in COMMANDS.items()
+             if any("--json" in param.opts for param in command.params)}  # fmt: skip
+    assert takes == COMMANDS.keys() - people_only - json_only
+
+
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
@@ -240,8 +248,9 @@ def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:
     record = manifest.shown(
         {
             "task_id": "t", "state": "failed", "reason": "upstream_failed", "label": "[red]l[/]",
-            "error": "one\x1b[2Jtwo\nthree", "metadata": '{"n":1.50}', "options": '{"callbacks":[]}', "run": "2",
-            "polls": "3", "submitted_at": "1000", "updated_at": "3000", "finished_at": "3000",
+            "error": "one\x1b[2Jtwo\nthree", "metadata": '{"n":1.50}', "run": "2",
+            "options": '{"callbacks":[]}', "polls": "3",
+            "submitted_at": "1000", "updated_at": "3000", "finished_at": "3000",
             "upstream": '{"status":"failed","subErrMessage":"\\u001b[31mno"}',
             "files": '[{"name":"images/0","error":"gone\\u009b2J"}]', "told": "[]",
         }

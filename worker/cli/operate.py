@@ -49,16 +49,22 @@ def worker(
     os.execv(command[0], command)  # noqa: S606  our own interpreter
 
 
-def rebuild() -> None:
+def rebuild(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Restore records from the manifests in the bucket, after Redis has been lost.
 
     Records that exist are left as they are. Exit code 1 if a manifest cannot be read.
     """
     chosen = settings()
     found = asyncio.run(_rebuild(chosen))
-    print(f"{found.restored} restored, {found.known} known already")
-    for key, reason in found.unreadable:
-        complain(f"{key}: {reason}")
+    if as_json:
+        unreadable = [{"key": key, "reason": reason} for key, reason in found.unreadable]
+        print_json({"restored": found.restored, "known": found.known, "unreadable": unreadable})
+    else:
+        print(f"{found.restored} restored, {found.known} known already")
+        for key, reason in found.unreadable:
+            complain(f"{key}: {reason}")
     if found.unreadable:
         raise typer.Exit(FAILED)
 

@@ -165,18 +165,26 @@ def bar(out: Console) -> Progress:
 
 
 class Report:
-    """Says what became of each task: a bar on a terminal, a line each otherwise."""
+    """What became of each task that is waited for.
 
-    def __init__(self, total: int) -> None:
-        self.counts: Counter[State] = Counter()
-        self.ended: set[str] = set()
-        self._total = total
+    Says so as it comes, with a bar on a terminal and a line each otherwise; nothing if ``quiet``.
+    ``states`` are those seen last, ``None`` for an unknown task; ``ended`` holds the reason of each
+    that is final.
+    """
+
+    def __init__(self, task_ids: Sequence[str], *, quiet: bool) -> None:
+        self.task_ids = task_ids
+        self.states: dict[str, State | None] = {}
+        self.ended: dict[str, str] = {}
+        self._counts: Counter[State] = Counter()
+        self._quiet = quiet
+        self._total = len(task_ids)
         self._out = console()
         self._bar: Progress | None = None
         self._row: TaskID | None = None
 
     def __enter__(self) -> None:
-        if self._out.is_terminal:
+        if self._out.is_terminal and not self._quiet:
             self._bar = bar(self._out)
             self._bar.start()
             self._row = self._bar.add_task("", total=self._total)
@@ -187,13 +195,31 @@ class Report:
 
     def final(self, task_id: str, state: State, reason: str) -> None:
         """One more task has ended."""
-        self.ended.add(task_id)
-        self.counts[state] += 1
+        self.ended[task_id] = reason
+        self._counts[state] += 1
+        if self._quiet:
+            return
         if self._bar is None or self._row is None:
             print(f"{task_id}\t{state}\t{reason}".rstrip(), flush=True)
             return
         if state is not State.STORED or self._total <= FEW:
             style = STATE_STYLES[state]
             self._bar.console.print(f"{task_id}  [{style}]{state}[/] {reason}", highlight=False)
-        said = " · ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
+        said = " · ".join(f"{count} {name}" for name, count in sorted(self._counts.items()))
         self._bar.update(self._row, advance=1, description=said)
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether every task has been seen to be stored."""
+        return self._counts[State.STORED] == self._total
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The same for programs, in the order that the tasks were given in."""
+        return [
+            {
+                "task_id": task_id,
+                "state": self.states.get(task_id),
+                "reason": self.ended.get(task_id, ""),
+            }
+            for task_id in self.task_ids
+        ]

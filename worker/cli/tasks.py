@@ -8,7 +8,7 @@ import asyncio
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from config.settings import Settings
+    from worker.core.submission import Refusal
     from worker.registry.registry import Registry
 
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
@@ -87,6 +88,7 @@ def submit(
         Priority | None, typer.Option(help="How soon it is looked at when capacity is short.")
     ] = None,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until all are final.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Hand in task ids. Exit code 0 says that their records exist."""
     if not task_ids and from_file is None:
@@ -105,17 +107,33 @@ def submit(
     chosen = settings()
     ids = _chain(task_ids or [], _read_ids(from_file))
     new, refused = asyncio.run(_submit(chosen, ids, options))
-    for line in refused:
-        complain(line)
+    if not as_json:
+        _tell_submitted(new, refused)
+    report = _wait_for(chosen, list(new), None, quiet=as_json) if wait_for_it and new else None
+    if as_json:
+        tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
+        ended: list[dict[str, Any]] = [{}] * len(tasks)
+        if report is not None:
+            ended = report.documents()
+        print_json(
+            {
+                "tasks": [task | end for task, end in zip(tasks, ended, strict=True)],
+                "refused": [asdict(refusal) for refusal in refused],
+            }
+        )
+    if refused or (report is not None and not report.all_stored):
+        raise typer.Exit(FAILED)
+
+
+def _tell_submitted(new: Mapping[str, bool], refused: Sequence[Refusal]) -> None:
+    for refusal in refused:
+        complain(f"{refusal.what} {refusal.value!r}: {refusal.reason}")
     if len(new) <= FEW:
         for task_id, is_new in new.items():
             print(f"{task_id}\t{'new' if is_new else 'known'}")
     else:
         fresh = sum(new.values())
         print(f"{len(new)} accepted: {fresh} new, {len(new) - fresh} known")
-    ended_well = _wait_for(chosen, list(new), None) if wait_for_it and new else True
-    if refused or not ended_well:
-        raise typer.Exit(FAILED)
 
 
 def _read_metadata(text: str | None) -> Any:
@@ -153,21 +171,19 @@ def _chain(*parts: Iterable[str]) -> Iterator[str]:
 
 async def _submit(
     chosen: Settings, ids: Iterator[str], options: Mapping[str, Any]
-) -> tuple[dict[str, bool], list[str]]:
-    """Accept ids a message at a time; which are new, and a line for each thing refused."""
+) -> tuple[dict[str, bool], list[Refusal]]:
+    """Accept ids a message at a time; which are new, and what was refused, each thing once."""
     from worker.core.submission import MAX_IDS, read_submission
     from worker.wiring import make_policy
 
     policy = make_policy(chosen)
     new: dict[str, bool] = {}
-    refused: dict[str, None] = {}  # a refused option comes with every message, and is said once
+    refused: dict[Refusal, None] = {}  # a refused option comes with every message
     async with registry(chosen) as fleet:
         while batch := list(islice(ids, MAX_IDS)):
             accepted, refusals = read_submission(batch, options, policy)
             flags, too_many = await fleet.submit(accepted)
-            refused |= dict.fromkeys(
-                f"{r.what} {r.value!r}: {r.reason}" for r in (*refusals, *too_many)
-            )
+            refused |= dict.fromkeys((*refusals, *too_many))
             for task_id, is_new in flags.items():
                 new.setdefault(task_id, is_new)
     return new, list(refused)
@@ -326,45 +342,53 @@ def wait(
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after so long.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Wait until tasks are final. Exit code 0 if all are stored, else 1."""
-    if not _wait_for(settings(), task_ids, timeout):
+    report = _wait_for(settings(), task_ids, timeout, quiet=as_json)
+    if as_json:
+        print_json({"tasks": report.documents()})
+    if not report.all_stored:
         raise typer.Exit(FAILED)
 
 
-def _wait_for(chosen: Settings, task_ids: Sequence[str], timeout: float | None) -> bool:
-    """Wait and report; whether all are stored."""
-    return asyncio.run(_wait(chosen, list(dict.fromkeys(task_ids)), timeout))
+def _wait_for(
+    chosen: Settings, task_ids: Sequence[str], timeout: float | None, *, quiet: bool
+) -> Report:
+    """Wait and report as it comes, unless it shall be ``quiet``."""
+    report = Report(list(dict.fromkeys(task_ids)), quiet=quiet)
+    asyncio.run(_wait(chosen, report, timeout))
+    return report
 
 
-async def _wait(chosen: Settings, task_ids: list[str], seconds: float | None) -> bool:
+async def _wait(chosen: Settings, report: Report, seconds: float | None) -> None:
     async with registry(chosen) as fleet:
-        known = await fleet.states(task_ids)
-        unknown = [task_id for task_id, state in known.items() if state is None]
+        report.states = await fleet.states(report.task_ids)
+        unknown = [task_id for task_id, state in report.states.items() if state is None]
         for task_id in unknown:
             complain(f"{task_id} is unknown here")
         if unknown:
-            return False
-        report = Report(len(task_ids))
+            return
         with report:
             try:
                 async with asyncio.timeout(seconds):
-                    await _follow(fleet, task_ids, report)
+                    await _follow(fleet, report)
             except TimeoutError:
-                left = len(task_ids) - len(report.ended)
-                complain(f"{left} of {len(task_ids)} not final after {span(seconds or 0)}")
-                return False
-        return report.counts.keys() <= {State.STORED}
+                total = len(report.task_ids)
+                left = total - len(report.ended)
+                complain(f"{left} of {total} not final after {span(seconds or 0)}")
 
 
-async def _follow(fleet: Registry, task_ids: Sequence[str], report: Report) -> None:
+async def _follow(fleet: Registry, report: Report) -> None:
     """Report each task once it is final, until all are."""
     loop = asyncio.get_running_loop()
     answered = loop.time()
-    open_ids = list(task_ids)
+    open_ids = report.task_ids
     while True:
         try:
-            for task_id, state in (await fleet.states(open_ids)).items():
+            states = await fleet.states(open_ids)
+            report.states |= states
+            for task_id, state in states.items():
                 if state is None:
                     report.final(task_id, State.FAILED, "its record is gone")
                 elif state.final:
@@ -383,16 +407,16 @@ async def _follow(fleet: Registry, task_ids: Sequence[str], report: Report) -> N
 # -- retry, cancel, url --------------------------------------------------------------------------
 
 
-def retry(task_ids: TaskIds) -> None:
+def retry(task_ids: TaskIds, as_json: Json = False) -> None:
     """Start failed or partial tasks again, keeping what is stored. Exit code 1 if any cannot be."""
     said = asyncio.run(_each(settings(), task_ids, "retry"))
-    _tell(said, done="waits again", not_done="nothing to retry")
+    _tell(said, done="waits again", not_done="nothing to retry", as_json=as_json)
 
 
-def cancel(task_ids: TaskIds) -> None:
+def cancel(task_ids: TaskIds, as_json: Json = False) -> None:
     """End waiting or copying tasks. Exit code 1 if any cannot be."""
     said = asyncio.run(_each(settings(), task_ids, "cancel"))
-    _tell(said, done="asked to end", not_done="has ended already")
+    _tell(said, done="asked to end", not_done="has ended already", as_json=as_json)
 
 
 def notify(
@@ -408,6 +432,7 @@ def notify(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only those that finished until then.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Tell the ends of tasks again, to all who asked. Exit code 1 if any cannot be told."""
     if bool(task_ids) == (since is not None):
@@ -416,13 +441,16 @@ def notify(
         raise typer.BadParameter("goes with --since", param_hint="--until")
     if since is None:
         said = asyncio.run(_each(settings(), task_ids or (), "notify"))
-        _tell(said, done="is told again", not_done="nothing to tell yet")
+        _tell(said, done="is told again", not_done="nothing to tell yet", as_json=as_json)
         return
     for text, option in ((since, "--since"), (until, "--until")):
         if text is not None:
             parse_since(text, now=0, option=option)  # before anything is connected
     told, passed_over = asyncio.run(_notify_range(settings(), since, until))
-    print(f"{told} told again; {passed_over} passed over, since nobody asked to be told")
+    if as_json:
+        print_json({"told": told, "passed_over": passed_over})
+    else:
+        print(f"{told} told again; {passed_over} passed over, since nobody asked to be told")
 
 
 async def _notify_range(chosen: Settings, since: str, until: str | None) -> tuple[int, int]:
@@ -446,7 +474,17 @@ async def _each(chosen: Settings, task_ids: Sequence[str], what: str) -> dict[st
         return {task_id: await ask(task_id) for task_id in dict.fromkeys(task_ids)}
 
 
-def _tell(said: Mapping[str, str], *, done: str, not_done: str) -> None:
+def _tell(said: Mapping[str, str], *, done: str, not_done: str, as_json: bool) -> None:
+    failed = {task_id: answer for task_id, answer in said.items() if answer != "ok"}
+    if as_json:
+        print_json({"done": [i for i in said if i not in failed], "not_done": failed})
+    else:
+        _tell_each(said, done=done, not_done=not_done)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _tell_each(said: Mapping[str, str], *, done: str, not_done: str) -> None:
     for task_id, answer in said.items():
         if answer == "ok":
             print(f"{task_id}\t{done}")
@@ -456,8 +494,6 @@ def _tell(said: Mapping[str, str], *, done: str, not_done: str) -> None:
             complain(f"{task_id}: nobody asked to be told")
         else:
             complain(f"{task_id} is {answer}: {not_done}")
-    if any(answer != "ok" for answer in said.values()):
-        raise typer.Exit(FAILED)
 
 
 def url(
@@ -466,6 +502,7 @@ def url(
         int,
         typer.Option(metavar="SECONDS", min=1, max=_MAX_EXPIRES, help="How long they work."),
     ] = 3600,
+    as_json: Json = False,
 ) -> None:
     """Print an address for each stored file, made on the spot and good for a while."""
     chosen = settings()
@@ -477,17 +514,21 @@ def url(
     if not files:
         complain(f"{task_id} is {record['state']} and has no stored files")
         raise typer.Exit(FAILED)
-    for name, address in asyncio.run(_presign(chosen, files, expires)):
-        print(f"{name}\t{address}")
+    addresses = asyncio.run(_presign(chosen, files, expires))
+    if as_json:
+        print_json({"files": addresses, "expires": expires})
+        return
+    for address in addresses:
+        print(f"{address['name']}\t{address['url']}")
 
 
 async def _presign(
     chosen: Settings, files: Sequence[Mapping[str, Any]], expires: int
-) -> list[tuple[str, str]]:
+) -> list[dict[str, str]]:
     from worker.transfer.store import ObjectStore
 
     store = ObjectStore.from_settings(chosen)
     try:
-        return [(f["name"], await store.presign_get(f["key"], expires=expires)) for f in files]
+        return await store.presign_files(files, expires=expires)
     finally:
         await store.close()

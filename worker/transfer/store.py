@@ -377,6 +377,20 @@ class ObjectStore:
         signed = await self._sign(await self._ready(), "get_object", params, expires)
         return signed.url
 
+    async def presign_files(
+        self, files: Sequence[Mapping[str, Any]], *, expires: int
+    ) -> list[dict[str, str]]:
+        """Such a URL for each stored file of a record: ``name``, ``content_type`` and ``url``."""
+        return [
+            {
+                "name": file["name"],
+                "content_type": file.get("content_type", ""),
+                "url": await self.presign_get(file["key"], expires=expires),
+            }
+            for file in files
+            if "key" in file
+        ]
+
     # -- multipart uploads --------------------------------------------------------------------
 
     async def create_upload(

@@ -256,14 +256,7 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         files = [f for f in manifest.shown(record).get("files", []) if "key" in f]
         if not files:
             raise Problem(409, f"{task_id} is {record['state']} and has no stored files")
-        made = [
-            {
-                "name": file["name"],
-                "content_type": file.get("content_type", ""),
-                "url": await desk.store.presign_get(file["key"], expires=expires),
-            }
-            for file in files
-        ]
+        made = await desk.store.presign_files(files, expires=expires)
         return _answer({"files": made, "expires": expires})
 
     @routes.post("/api/tasks/{task_id}/retry", responses=_problems(404, 409))
