@@ -1,8 +1,13 @@
-"""Kombu's Redis transport, made to survive garbage.
+"""Kombu's Redis transport, made to survive garbage and lost connections.
 
 A list item that is no message at all (not JSON, no envelope, a body of another shape) makes
 kombu's consumer raise, and the worker exit, after the item is already popped. Here it is logged
 and dropped: it carried nothing that could be accepted.
+
+A channel whose connection is closed has forgotten the server's address. Used once more, for what
+was not acknowledged, it raises ``'NoneType' object has no attribute 'hostname'`` (as in kombu#582),
+and the worker exits. With Celery 5.7, which closes a lost connection twice, a restart of Redis does
+that. Here it is an error of the connection, which Celery goes on from.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from celery.worker.consumer.tasks import Tasks
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import Empty
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from worker.core.redact import one_line
 
@@ -44,6 +50,11 @@ class _Tolerant(_Base):
                 value=one_line(str(text), _SHOWN),
             )
             raise Empty from None
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        if self.connection is None or self.connection.client is None:
+            raise RedisConnectionError("the connection of this channel is closed")
+        return super()._connparams(asynchronous)  # type: ignore[misc]  # kombu is untyped
 
 
 class Channel(_Tolerant, kombu_redis.Channel):

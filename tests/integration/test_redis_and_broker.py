@@ -10,11 +10,13 @@ from urllib.parse import quote
 
 import pytest
 from celery import Celery
+from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.celery import celery_config
 from config.redis import make_redis
 from config.settings import Settings, load_settings
+from worker.broker import SentinelTransport, Transport
 from worker.sandbox.servers import Valkey
 
 PASSWORD = "p@ss/word:1"
@@ -121,3 +123,18 @@ async def test_an_unacknowledged_message_waits_under_the_namespace(
             queue.close()
         assert await client.exists(f"{namespace}:unacked") == 0
     app.close()
+
+
+def test_the_channel_of_a_closed_connection_raises_what_celery_goes_on_from(url: str) -> None:
+    config = celery_config(settings(url))
+    scheme = config["broker_url"].partition(":")[0]
+    connection = Connection(
+        config["broker_url"],
+        transport=SentinelTransport if scheme == "sentinel" else Transport,
+        transport_options=config["broker_transport_options"],
+    )
+    channel = connection.default_channel
+    channel.queue_purge("hints")
+    connection.close()
+    with pytest.raises(connection.connection_errors, match="is closed"):
+        channel.queue_purge("hints")

@@ -1,0 +1,163 @@
+"""How workers stand restarts of Redis: exits, and seconds until they consume messages again.
+
+``python -m tests.bench.restarts``, in an environment with the versions of Celery, kombu and
+redis-py to be judged. Redis is killed again and again while messages are sent. Each worker has a
+queue of its own, so that none is covered up by another, and is started again when it exits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from celery import Celery
+from redis.asyncio import Redis
+
+from tests.faults.kit import repeating
+from tests.fleet import Fleet
+from tests.support import eventually
+from worker.sandbox.servers import Valkey
+
+AGAIN = 15.0  # seconds after Redis answers within which a message must be consumed
+PATIENCE = 90.0
+
+
+class Bench:
+    """One Redis, ``workers`` supervised workers, and what was sent to them."""
+
+    def __init__(self, server: Valkey, directory: Path, workers: int) -> None:
+        self._server = server
+        self._redis = Redis.from_url(server.url, decode_responses=True, protocol=2)
+        self.fleets = {f"b{n}": self._fleet(f"b{n}", directory / f"b{n}") for n in range(workers)}
+        self.sent: dict[str, str] = {}
+
+    def _fleet(self, namespace: str, logs: Path) -> Fleet:
+        logs.mkdir()
+        environ = {
+            "REDIS_URL": self._server.url,
+            "SPEEDPIX_ENDPOINT": "http://127.0.0.1:9",
+            "SPEEDPIX_APP_KEY": "key",
+            "SPEEDPIX_APP_SECRET": "secret",
+            "HARVESTER_BUCKET": "media",
+            "HARVESTER_NAMESPACE": namespace,
+            "HARVESTER_POLL_RATE": "1",
+        }
+        return Fleet(environ, logs, size=1)
+
+    async def send(self, namespace: str) -> str:
+        """Hand in a new task over Celery; its id."""
+        task_id = f"t{time.monotonic_ns()}"
+
+        def send() -> None:
+            with Celery("sender", broker=self._server.url, set_as_current=False) as app:
+                app.send_task("harvester.submit", args=[task_id], queue=namespace, retry=False)
+
+        await asyncio.to_thread(send)
+        self.sent[task_id] = namespace
+        return task_id
+
+    async def send_some(self) -> None:
+        """One message to each worker; a Redis that is away costs nothing."""
+        for namespace in self.fleets:
+            with contextlib.suppress(Exception):
+                await self.send(namespace)
+
+    async def consumed(self, namespace: str) -> float:
+        """Seconds until a message that is sent now has been worked on; ``inf`` if it never is."""
+        began = time.monotonic()
+        task_id = await self.send(namespace)
+        while time.monotonic() - began < PATIENCE:
+            with contextlib.suppress(Exception):
+                if await self._redis.exists(f"{namespace}:task:{task_id}"):
+                    return time.monotonic() - began
+            await asyncio.sleep(0.05)
+        return float("inf")
+
+    async def all_consumed(self) -> list[float]:
+        """:meth:`consumed` of all workers at once."""
+        return await asyncio.gather(*(self.consumed(name) for name in self.fleets))
+
+    async def _empty(self, namespace: str) -> bool:
+        return not await self._redis.llen(namespace)
+
+    async def missing(self) -> int:
+        """How many messages have never been worked on, once the queues are empty."""
+        for namespace in self.fleets:
+            await eventually(partial(self._empty, namespace), seconds=PATIENCE)
+        await asyncio.sleep(5)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task_id, namespace in self.sent.items():
+                pipe.exists(f"{namespace}:task:{task_id}")
+            return (await pipe.execute()).count(0)
+
+
+async def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
+    """Kill, start, and measure, ``args.rounds`` times."""
+    seed = random.Random(args.seed)
+    took: list[float] = []
+    with Valkey(directory / "redis", appendfsync="always") as server:
+        bench = Bench(server, directory, args.workers)
+        async with AsyncExitStack() as stack:
+            for fleet in bench.fleets.values():
+                await stack.enter_async_context(fleet)
+            assert max(await bench.all_consumed()) < PATIENCE, "the workers do not start"
+            for _ in range(args.rounds):
+                async with repeating(bench.send_some, 0.05):
+                    await asyncio.sleep(seed.uniform(0.5, 5))
+                    server.kill()
+                    await asyncio.sleep(seed.uniform(0.2, 8))
+                    await asyncio.to_thread(server.start)
+                    took += await bench.all_consumed()
+            exits = sum(fleet.started - 1 for fleet in bench.fleets.values())
+            causes = Counter(
+                cause
+                for fleet in bench.fleets.values()
+                for cause in re.findall(r"Unrecoverable error: (\w+\(.*?\))", fleet.log_text())
+            )
+            missing = await bench.missing()
+    return {
+        "celery": version("celery"),
+        "kombu": version("kombu"),
+        "redis-py": version("redis"),
+        "restarts x workers": args.rounds * args.workers,
+        "exits": exits,
+        f"later than {AGAIN:g} s": sum(AGAIN < seconds < PATIENCE for seconds in took),
+        "never": took.count(float("inf")),
+        "median s": round(sorted(took)[len(took) // 2], 1),
+        "slowest s": round(max(took), 1),
+        "sent": len(bench.sent),
+        "never ran": missing,
+        "causes": dict(causes),
+    }
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="keep the logs")
+    args = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="restarts-"))
+    print(json.dumps(asyncio.run(run(args, directory))), flush=True)
+    if args.keep:
+        print(directory)
+    else:
+        shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    main()
