@@ -7,6 +7,10 @@ import base64
 import contextlib
 import json
 import os
+import re
+import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import playwright
 import pytest
 from redis.asyncio import Redis
 from standardwebhooks import Webhook
@@ -27,21 +32,40 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SECRET = "whsec_" + base64.b64encode(b"an example's 24 bytes ok").decode()
 
 
-@contextlib.contextmanager
-def example(path: str, out: Path, environ: dict[str, str], *arguments: str) -> Iterator[Path]:
+def example(
+    path: str, out: Path, environ: dict[str, str], *arguments: str
+) -> contextlib.AbstractContextManager[Path]:
     """An example that runs until the end of the block; yields the file of its output."""
+    return running([sys.executable, str(EXAMPLES / path), *arguments], out, environ)
+
+
+@contextlib.contextmanager
+def running(command: list[str], out: Path, environ: dict[str, str]) -> Iterator[Path]:
+    """A program that runs until the end of the block; yields the file of its output."""
     with out.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, EXAMPLES / path, *arguments],
-            env={"PATH": os.environ["PATH"], **environ},
+            command,
+            env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **environ},
             stdin=subprocess.DEVNULL,
             stdout=file,
+            stderr=subprocess.STDOUT,
         )
         try:
             yield out
         finally:
             process.terminate()
             process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -55,12 +79,24 @@ def receiver(tmp_path: Path) -> Iterator[Path]:
         yield out
 
 
-async def address(receiver: Path) -> str:
-    def announced() -> str:
-        text = receiver.read_text()
-        return text.split()[-1] if text.endswith("/\n") else ""
+async def address(out: Path) -> str:
+    """Where a program says that it listens."""
 
-    return await eventually(announced, what="the receiver")
+    def announced() -> str:
+        found = re.search(r"http://127\.0\.0\.1:\d+\b(?=.*\n)", out.read_text())
+        return found[0] if found else ""
+
+    return await eventually(announced, what="a listening server")
+
+
+async def run(command: list[str], environ: dict[str, str]) -> str:
+    """A program that ends well; its output."""
+    done = await asyncio.to_thread(
+        subprocess.run, command,
+        env={"PATH": os.environ["PATH"], **environ}, capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_producer_consumers_and_receiver(
@@ -85,31 +121,28 @@ async def test_producer_consumers_and_receiver(
         example(consume, tmp_path / "two", {**names, "CONSUMER": "two"}) as two,
     ):
         async with Fleet(settings, tmp_path, size=1):
-            produced = await asyncio.to_thread(
-                subprocess.run,
-                [sys.executable, EXAMPLES / "celery_producer/produce.py", *ids,
+            produced = await run(
+                [sys.executable, str(EXAMPLES / "celery_producer/produce.py"), *ids,
                  "--callback-url", url],
-                env={"PATH": os.environ["PATH"], **names},
-                capture_output=True, text=True, timeout=90,
+                names,
             )  # fmt: skip
-            assert produced.returncode == 0, produced.stderr
-            assert produced.stdout == "6 handed in\n"
+            assert produced == "6 handed in\n"
             await all_final(redis, namespace, ids, seconds=60)
             await eventually(lambda: len(lines(receiver)) >= 6, what="webhooks")
             await eventually(lambda: len(lines(one) + lines(two)) >= 6, what="events")
     records = await verify(simulator, redis, bucket, namespace, ids)
-    uris = {i: [f["uri"] for f in json.loads(record["files"])] for i, record in records.items()}
+    stored = {task_id: uris(record) for task_id, record in records.items()}
 
     # each ending went to one of the two, and is acknowledged
     consumed = lines(one) + lines(two)
     assert sorted(line["task_id"] for line in consumed) == sorted(ids)
-    assert {line["task_id"]: line["files"] for line in consumed} == uris
+    assert {line["task_id"]: line["files"] for line in consumed} == stored
     assert (await redis.xpending(f"{namespace}:events", "shop"))["pending"] == 0
 
     received = lines(receiver)
     assert {line["type"] for line in received} == {"task.stored"}
     assert sorted(line["task_id"] for line in received) == sorted(ids)
-    assert {line["task_id"]: line["files"] for line in received} == uris
+    assert {line["task_id"]: line["files"] for line in received} == stored
 
 
 async def test_the_receiver_drops_repetitions_and_refuses_what_is_not_genuine(
@@ -137,3 +170,129 @@ async def test_the_receiver_drops_repetitions_and_refuses_what_is_not_genuine(
         204, 204, 401, 401, 401, 401, 401,
     ]  # fmt: skip
     assert [line["task_id"] for line in lines(receiver)] == ["t1"]
+
+
+def pictures(simulator: Simulator, count: int) -> list[str]:
+    return [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(count)]
+
+
+def uris(record: dict[str, str]) -> list[str]:
+    return [file["uri"] for file in json.loads(record["files"])]
+
+
+async def shown(client: httpx.AsyncClient, task_id: str) -> dict[str, Any]:
+    """What an application shows of a task, once that is stored."""
+
+    async def stored() -> dict[str, Any]:
+        answer = await client.get(f"/pictures/{task_id}")
+        document: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
+        return document if document.get("state") == "stored" else {}
+
+    return await eventually(stored, seconds=60, what="the application's picture")
+
+
+async def test_django(
+    simulator: Simulator,
+    redis_url: str,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    ids = pictures(simulator, 3)
+    settings = environ(
+        simulator, redis_url, bucket, namespace, HARVESTER_REPLY_ALLOW="shop/shop.picture_ready"
+    )
+    database = tmp_path / "shop.sqlite"
+    names = {
+        "REDIS_URL": redis_url, "HARVESTER_NAMESPACE": namespace, "DATABASE": str(database)
+    }  # fmt: skip
+    manage = [sys.executable, str(EXAMPLES / "django_producer/manage.py")]
+    worker = [
+        sys.executable, "-m", "celery", "--workdir", str(EXAMPLES / "django_producer"),
+        "-A", "shop", "worker", "--queues", "shop", "--concurrency", "1",
+    ]  # fmt: skip
+    serve = [*manage, "runserver", "--noreload", f"127.0.0.1:{free_port()}"]
+    await run([*manage, "migrate", "--run-syncdb"], names)
+    with (
+        running(serve, tmp_path / "served", names) as served,
+        running(worker, tmp_path / "worked", names),
+    ):
+        async with (
+            Fleet(settings, tmp_path, size=1),
+            httpx.AsyncClient(base_url=await address(served), trust_env=False) as client,
+        ):
+            for task_id in ids[:2]:
+                answer = await client.post("/pictures", json={"task_id": task_id})
+                assert (answer.status_code, answer.json()) == (202, {"task_id": task_id})
+            found = [await shown(client, task_id) for task_id in ids[:2]]
+
+            # a row whose message was lost
+            with contextlib.closing(sqlite3.connect(database)) as rows, rows:
+                rows.execute(
+                    "INSERT INTO shop_picture (task_id, state, run, files, created_at)"
+                    " VALUES (?, 'waiting', 0, '[]', '2026-01-01 00:00:00')",
+                    ids[2:],
+                )
+            assert await run([*manage, "hand_in_again"], names) == "1 handed in again\n"
+            found.append(await shown(client, ids[2]))
+            assert (await client.get("/pictures/another")).status_code == 404
+    records = await verify(simulator, redis, bucket, namespace, ids)
+    assert [(p["task_id"], p["files"]) for p in found] == [(i, uris(records[i])) for i in ids]
+
+
+async def test_fastapi(
+    simulator: Simulator,
+    redis_url: str,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    (task_id,) = pictures(simulator, 1)
+    serve = [
+        sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES / "fastapi_producer"),
+        "produce:app", "--port", "0",
+    ]  # fmt: skip
+    names = {"REDIS_URL": redis_url, "HARVESTER_NAMESPACE": namespace}
+    settings = environ(simulator, redis_url, bucket, namespace)
+    with running(serve, tmp_path / "served", names) as served:
+        async with (
+            Fleet(settings, tmp_path, size=1),
+            httpx.AsyncClient(base_url=await address(served), trust_env=False) as client,
+        ):
+            assert (await client.get(f"/pictures/{task_id}")).status_code == 404
+            wrong = await client.post("/pictures", json={"task_id": "../x", "order": 1})
+            assert wrong.status_code == 422
+            answer = await client.post("/pictures", json={"task_id": task_id, "order": 42})
+            assert (answer.status_code, answer.json()) == (202, {"task_id": task_id})
+            found = await shown(client, task_id)
+    records = await verify(simulator, redis, bucket, namespace, [task_id])
+    assert (found["order"], found["files"]) == (42, uris(records[task_id]))
+
+
+async def test_node(
+    simulator: Simulator,
+    redis_url: str,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    # Playwright brings a Node of its own
+    node = shutil.which("node") or str(Path(playwright.__file__).parent / "driver" / "node")
+    ids = pictures(simulator, 3)
+    token = "a token of sixteen characters or more".replace(" ", "-")
+    settings = environ(simulator, redis_url, bucket, namespace, HARVESTER_WEB_TOKEN=token)
+    serve = [sys.executable, "-m", "worker.cli.main", "web", "--port", str(free_port())]
+    with running(serve, tmp_path / "served", settings):
+        port = serve[-1]
+        await eventually(lambda: listens(int(port)), what="the API")
+        names = {"API_URL": f"http://127.0.0.1:{port}", "HARVESTER_WEB_TOKEN": token}
+        async with Fleet(settings, tmp_path, size=1):
+            out = await run([node, str(EXAMPLES / "node_producer/produce.mjs"), *ids], names)
+    records = await verify(simulator, redis, bucket, namespace, ids)
+    found = {line["task_id"]: line for line in map(json.loads, out.splitlines())}
+    assert {i: line["files"] for i, line in found.items()} == {i: uris(records[i]) for i in ids}
+    assert {line["state"] for line in found.values()} == {"stored"}
+    assert {record["metadata"] for record in records.values()} == {'{"from":"node_producer"}'}

@@ -1,0 +1,79 @@
+"""Redis is lost, and ``harvester rebuild`` brings back every record from the manifests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tests.fleet import FINAL, Fleet, all_final, environ
+from tests.support import BucketEnv
+from worker.sandbox.simulator import Simulator
+
+COUNT = int(os.environ.get("REBUILD_TASKS", "200"))
+SCRIPTS: tuple[dict[str, Any], ...] = (
+    {"images": ["png"]},
+    {"images": ["png", "gif"], "result": {"seed": 12345678901234567890}},
+    {"images": [], "result": {"scale": 1.10}},
+    {"end": "failed"},
+    {"images": ["png", {"file": "png", "origin": "http://10.0.0.1"}]},
+)
+_IDS_A_MESSAGE = 1000
+
+
+async def everything(
+    redis: Redis, namespace: str, ids: list[str]
+) -> tuple[list[dict[str, str]], list[list[tuple[str, float]]]]:
+    """All records, and what the indexes list."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for task_id in ids:
+            pipe.hgetall(f"{namespace}:task:{task_id}")
+        records = await pipe.execute()
+    indexes = [
+        await redis.zrange(f"{namespace}:index:{state}", 0, -1, withscores=True) for state in FINAL
+    ]
+    return records, indexes
+
+
+async def rebuild(given: dict[str, str], directory: Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "worker.cli.main", "rebuild",
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], **given},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def test_records_are_equal_after_redis_was_wiped(
+    simulator: Simulator,
+    redis_url: str,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    given = environ(simulator, redis_url, bucket, namespace, HARVESTER_POLL_RATE="5000")
+    ids = [simulator.submit({"simulate": SCRIPTS[n % len(SCRIPTS)]}) for n in range(COUNT)]
+    async with Fleet(given, tmp_path):
+        for start in range(0, COUNT, _IDS_A_MESSAGE):
+            body = {"task_ids": ids[start : start + _IDS_A_MESSAGE], "metadata": {"exact": 1.5}}
+            await redis.xadd(f"{namespace}:intake", {"body": json.dumps(body)})
+        await all_final(redis, namespace, ids, seconds=60 + COUNT / 10)
+    records, indexes = await everything(redis, namespace, ids)
+    assert {record["state"] for record in records} == set(FINAL)
+
+    await redis.flushall()
+    assert await rebuild(given, tmp_path) == f"{COUNT} restored, 0 known already\n"
+    assert await everything(redis, namespace, ids) == (records, indexes)
+    assert await redis.ttl(f"{namespace}:task:{ids[0]}") > 0
+    assert await redis.xlen(f"{namespace}:events") == 0  # nothing is told a second time
+    assert await rebuild(given, tmp_path) == f"0 restored, {COUNT} known already\n"
