@@ -1,26 +1,36 @@
-"""Signing requests to a store: boto3 owns credentials, endpoints and signatures.
+"""Signing requests to a store: boto3 owns credentials and endpoints and knows the calls.
 
 Requests are presigned URLs (AWS Signature Version 4); one that is signed with headers must be sent
-with exactly these.
+with exactly these. They are signed here, since boto3 takes longer for that than hashing a megabyte
+does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ProfileName = Literal["auto", "aws", "oss", "generic"]
 
 EXPIRES = 3600
 """Seconds a request stays valid: long, so that a clock ten minutes off does no harm."""
+
+
+_ALGORITHM = "AWS4-HMAC-SHA256"
+_PORTS = {"http": 80, "https": 443}
+_PROBE = "k"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +76,29 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where requests go: what comes before a key, the ``Host`` header, and the signature's scope.
+
+    ``bucket`` is the path of the bucket's own address, ``scope`` region and service.
+    """
+
+    origin: str
+    bucket: str
+    host: str
+    scope: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """A boto3 client that only signs, and the credentials it uses."""
+    """Credentials and the place of one bucket, and a boto3 client that knows the calls."""
 
     boto: Any
     credentials: Any
+    place: Place
     profile_name: str
     profile: Profile
     ca_bundle: str | None
+    _shapes: dict[str, _Shape] = field(default_factory=dict, repr=False)
 
     @property
     def waits(self) -> bool:
@@ -82,24 +107,130 @@ class Signer:
         return needed is not None and bool(needed())
 
     def sign(self, call: str, params: Mapping[str, Any], expires: int = EXPIRES) -> Request:
-        """Sign a request."""
-        url = self.boto.generate_presigned_url(call, Params=dict(params), ExpiresIn=expires)
-        model = self.model(call)
-        headers = {}
+        """Sign a request of the bucket; ``params`` are boto3's, whose bucket is taken as given.
+
+        Raises ``ValueError`` for a parameter that the call does not have.
+        """
+        shape = self._shape(call)
+        headers: dict[str, str] = {}
+        query = dict(shape.query)
+        path = self.place.bucket
         for name, value in params.items():
-            place = model.input_shape.members[name].serialization
-            if place.get("location") == "header":
-                headers[place["name"]] = str(value)
-            elif place.get("location") == "headers":
-                headers |= {place["name"] + key: str(text) for key, text in value.items()}
+            if name not in shape.places:
+                raise ValueError(f"{call} has no parameter {name}")
+            place, label = shape.places[name]
+            if place == "header":
+                headers[label] = str(value)
+            elif place == "headers":
+                headers |= {label + key: str(text) for key, text in value.items()}
+            elif place == "querystring":
+                query[label] = str(value)
+            elif name == "Key":
+                path = f"{path.rstrip('/')}/{quote(value, safe='/~')}"
+        signed = self._signed(shape.method, path, query, headers, expires)
         return Request(
-            method=model.http["method"], url=url, headers=headers, ca_bundle=self.ca_bundle
+            method=shape.method,
+            url=f"{self.place.origin}{path}?{signed}",
+            headers=headers,
+            ca_bundle=self.ca_bundle,
         )
+
+    def _signed(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        headers: Mapping[str, str],
+        expires: int,
+    ) -> str:
+        """The query with its signature (AWS, "Create a signed request", query parameters)."""
+        keys = self.credentials.get_frozen_credentials()
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        scope = "/".join((now[:8], *self.place.scope, "aws4_request"))
+        lines = {name.lower(): " ".join(text.split()) for name, text in headers.items()}
+        lines["host"] = self.place.host
+        names = sorted(lines)
+        query |= {
+            "X-Amz-Algorithm": _ALGORITHM,
+            "X-Amz-Credential": f"{keys.access_key}/{scope}",
+            "X-Amz-Date": now,
+            "X-Amz-Expires": str(expires),
+            "X-Amz-SignedHeaders": ";".join(names),
+        }
+        if keys.token:
+            query["X-Amz-Security-Token"] = keys.token
+        text = "&".join(
+            f"{quote(name, safe='')}={quote(query[name], safe='')}" for name in sorted(query)
+        )
+        canonical = "\n".join(
+            (
+                method,
+                path,
+                text,
+                *(f"{name}:{lines[name]}" for name in names),
+                "",
+                query["X-Amz-SignedHeaders"],
+                "UNSIGNED-PAYLOAD",
+            )
+        )
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        key = _signing_key(keys.secret_key, now[:8], *self.place.scope)
+        what = "\n".join((_ALGORITHM, now, scope, digest))
+        return f"{text}&X-Amz-Signature={hmac.digest(key, what.encode(), 'sha256').hex()}"
+
+    def _shape(self, call: str) -> _Shape:
+        if call not in self._shapes:
+            self._shapes[call] = _Shape.of(self.model(call))
+        return self._shapes[call]
 
     def model(self, call: str) -> Any:
         """What boto3 knows about a call."""
         meta = self.boto.meta
         return meta.service_model.operation_model(meta.method_to_api_mapping[call])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """How a call is written: its method, its fixed query, and where each parameter goes."""
+
+    method: str
+    query: Mapping[str, str]
+    places: Mapping[str, tuple[str, str]]
+
+    @classmethod
+    def of(cls, model: Any) -> _Shape:
+        members = model.input_shape.members
+        return cls(
+            method=model.http["method"],
+            query=dict(parse_qsl(urlsplit(model.http["requestUri"]).query, keep_blank_values=True)),
+            places={
+                name: (shape.serialization.get("location", ""), shape.serialization.get("name", ""))
+                for name, shape in members.items()
+            },
+        )
+
+
+@lru_cache(maxsize=4)
+def _signing_key(secret: str, day: str, region: str, service: str) -> bytes:
+    key = b"AWS4" + secret.encode()
+    for part in (day, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+def _place(boto: Any, bucket: str) -> Place:
+    """Where boto3 would send requests, and what it would sign them for: it is asked once."""
+    address = urlsplit(boto.generate_presigned_url("get_object", {"Bucket": bucket, "Key": _PROBE}))
+    query = parse_qs(address.query)
+    if query.get("X-Amz-Algorithm") != [_ALGORITHM] or "X-Amz-S3session-Token" in query:
+        raise ValueError(f"{bucket}: buckets of this kind are not supported")
+    netloc = address.netloc.lower()
+    return Place(
+        origin=f"{address.scheme}://{netloc}",
+        bucket=address.path.removesuffix(f"/{_PROBE}") or "/",
+        host=netloc.removesuffix(f":{_PORTS[address.scheme]}"),
+        scope=tuple(query["X-Amz-Credential"][0].split("/")[-3:-1]),
+    )
 
 
 def make_signer(bucket: str, profile: ProfileName) -> Signer:
@@ -118,9 +249,11 @@ def make_signer(bucket: str, profile: ProfileName) -> Signer:
     style: Literal["path", "virtual"] = (
         "path" if "." in bucket and name == "aws" else PROFILES[name].addressing
     )
+    boto = session.client("s3", config=_config(style))
     return Signer(
-        boto=session.client("s3", config=_config(style)),
+        boto=boto,
         credentials=credentials,
+        place=_place(boto, bucket),
         profile_name=name,
         profile=PROFILES[name],
         ca_bundle=session._session.get_config_variable("ca_bundle"),  # boto3 offers no other way

@@ -1,4 +1,4 @@
-"""The bucket: boto3 signs every request, httpx moves the bytes."""
+"""The bucket: requests are signed with what boto3 found, httpx moves the bytes."""
 
 from __future__ import annotations
 
