@@ -140,6 +140,15 @@ async def test_unknown_tasks_and_impossible_wishes(web: httpx.AsyncClient) -> No
     assert (await web.get("/no/such")).headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("entry", ["now", "1-", "9" * 20, "1-٣"])
+async def test_the_event_stream_begins_after_an_entry_id(
+    web: httpx.AsyncClient, entry: str
+) -> None:
+    assert (await web.get("/api/events", params={"after": entry})).status_code == 422
+    answer = await web.get("/api/events", headers={"Last-Event-ID": entry.encode()})
+    assert answer.status_code == 422
+
+
 async def test_pages_show_every_task_once_newest_first(web: httpx.AsyncClient) -> None:
     wanted = [f"w{n}" for n in range(25)]
     for n, task_id in enumerate(wanted):

@@ -25,9 +25,10 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_LABEL = 128
 MAX_URL = 2048
 
+TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
 _DAY = 86_400
 _MAX_SHOWN = 200
-_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _CELERY_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 # Printable ASCII without what readers of addresses disagree about.
 _URL_TEXT = re.compile(r"[!#-;=?-\[\]_a-z~]+")
@@ -170,7 +171,7 @@ def _refuse_id(value: object, task_prefix: str, policy: Policy) -> str:
     """Why an id is refused, or empty."""
     if not isinstance(value, str):
         return "must be a string"
-    if not _TASK_ID.fullmatch(value):
+    if not TASK_ID.fullmatch(value):
         return "must be 1-128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
     folder, manifests = f"{policy.prefix}{task_prefix}{value}/", policy.manifests
     if folder.startswith(manifests) or manifests.startswith(folder):

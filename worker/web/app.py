@@ -16,20 +16,23 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi import Path as InPath
-from starlette.responses import FileResponse, Response
+from fastapi.security import HTTPBearer
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from worker.core import jsontext, manifest
 from worker.core.models import State
-from worker.core.submission import MAX_BODY_BYTES, MAX_IDS, read_body, read_submission
+from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
 from worker.registry.records import ALIVE
-from worker.web import metrics, problems, stream
+from worker.web import documents, metrics, problems, stream
 from worker.web.access import Access
 from worker.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+
+    from pydantic import BaseModel
 
     from worker.core.submission import Policy
     from worker.registry.records import Overview
@@ -94,7 +97,8 @@ def make_app(open_desk: Callable[[], Desk], *, token: str, version: str) -> Any:
         "stored. Errors are RFC 9457 problem details.",
     )
     problems.install(app)
-    app.include_router(_routes())
+    for routes in _routes(with_token=bool(token)):
+        app.include_router(routes)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     return Access(app, token=token)
 
@@ -114,37 +118,7 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-_SUBMISSION = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["task_ids"],
-                    "properties": {
-                        "task_ids": {
-                            "oneOf": [
-                                {"type": "string"},
-                                {"type": "array", "items": {"type": "string"}, "maxItems": MAX_IDS},
-                            ]
-                        },
-                        "metadata": {"type": "object"},
-                        "prefix": {"type": "string"},
-                        "expected_seconds": {"type": "number"},
-                        "label": {"type": "string"},
-                        "deadline": {"type": "number"},
-                        "callback_url": {"type": "string", "format": "uri"},
-                        "reply_task": {"type": "string"},
-                        "reply_queue": {"type": "string"},
-                        "priority": {"enum": ["high", "normal", "low"]},
-                    },
-                }
-            }
-        },
-    }
-}
-_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}}}
+_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.PROBLEM}}}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -160,15 +134,25 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": texts[status], **_PROBLEM} for status in statuses}
 
 
-def _routes() -> Any:  # noqa: PLR0915  one route after the other
-    routes = APIRouter(responses=_problems(401, 403, 503))
+def _answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model}, **_problems(*statuses)}
+
+
+def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route after the other
+    # the token is checked before any route is reached; this is for the OpenAPI document
+    bearer = [Depends(HTTPBearer(auto_error=False, description="HARVESTER_WEB_TOKEN"))]
+    routes = APIRouter(
+        responses=_problems(401, 403, 503), dependencies=bearer if with_token else None
+    )
+    probes = APIRouter()
 
     @routes.post(
         "/api/tasks",
-        openapi_extra=_SUBMISSION,
+        status_code=201,
+        openapi_extra=documents.SUBMISSION,
         responses={
-            200: {"description": "All were known already"},
-            201: {"description": "The records exist"},
+            200: {"description": "All were known already", "model": documents.Accepted},
+            201: {"description": "The records exist", "model": documents.Accepted},
             **_problems(413, 422),
         },
     )
@@ -185,7 +169,7 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
         return _answer({"tasks": tasks, "refused": refused}, 201 if any(new.values()) else 200)
 
-    @routes.get("/api/tasks", responses=_problems(422))
+    @routes.get("/api/tasks", responses=_answers(documents.Page, 422))
     async def listing(
         desk: AtDesk,
         *,
@@ -196,7 +180,8 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
             Query(ge=0, le=2**53, description="Unix milliseconds; no older ones."),
         ] = None,
         cursor: Annotated[
-            str | None, Query(max_length=160, description="`next` of the page before.")
+            str | None,
+            Query(pattern="^[0-9]{1,16}:.{1,128}$", description="`next` of the page before."),
         ] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> Response:
@@ -223,7 +208,7 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         next_page = f"{after[0]}:{after[1]}" if more and after is not None else None
         return _answer({"tasks": found, "next": next_page})
 
-    @routes.get("/api/tasks/{task_id}", responses=_problems(404, 422))
+    @routes.get("/api/tasks/{task_id}", responses=_answers(documents.Record, 404, 422))
     async def task(
         request: Request,
         desk: AtDesk,
@@ -243,7 +228,7 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
                 return _answer(manifest.shown(record))
             await asyncio.sleep(_LOOK)
 
-    @routes.get("/api/tasks/{task_id}/urls", responses=_problems(404, 409, 422))
+    @routes.get("/api/tasks/{task_id}/urls", responses=_answers(documents.Links, 404, 409, 422))
     async def urls(
         desk: AtDesk,
         task_id: TaskId,
@@ -259,36 +244,42 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         made = await desk.store.presign_files(files, expires=expires)
         return _answer({"files": made, "expires": expires})
 
-    @routes.post("/api/tasks/{task_id}/retry", responses=_problems(404, 409))
+    asked = {202: {"model": documents.Done}, **_problems(404, 409, 422)}
+
+    @routes.post("/api/tasks/{task_id}/retry", status_code=202, responses=asked)
     async def retry(desk: AtDesk, task_id: TaskId) -> Response:
         """Start a failed or partial task again, as a new run."""
         return _done(task_id, await desk.registry.retry(task_id))
 
-    @routes.post("/api/tasks/{task_id}/cancel", responses=_problems(404, 409))
+    @routes.post("/api/tasks/{task_id}/cancel", status_code=202, responses=asked)
     async def cancel(desk: AtDesk, task_id: TaskId) -> Response:
         """Ask for a task's end; a worker writes it."""
         return _done(task_id, await desk.registry.cancel(task_id))
 
-    @routes.post("/api/tasks/{task_id}/notify", responses=_problems(404, 409))
+    @routes.post("/api/tasks/{task_id}/notify", status_code=202, responses=asked)
     async def notify(desk: AtDesk, task_id: TaskId) -> Response:
         """Tell a final task's callbacks again, with the same webhook-id."""
         return _done(task_id, await desk.registry.notify(task_id))
 
-    @routes.get("/api/stats")
+    @routes.get("/api/stats", responses=_answers(documents.Fleet))
     async def stats(desk: AtDesk) -> Response:
         """The fleet at a glance."""
         return _answer(glance(await desk.registry.overview()))
 
     @routes.get(
         "/api/events",
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        response_class=StreamingResponse,
+        responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            **_problems(422),
+        },
     )
     async def events(
         request: Request,
         desk: AtDesk,
         after: Annotated[
             str | None,
-            Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="Entry id; default: from now on."),
+            Query(pattern=stream.ENTRY, description="Entry id; default: from now on."),
         ] = None,
     ) -> Response:
         """Endings as server-sent events, and the stats every two seconds.
@@ -298,18 +289,22 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         last = request.headers.get("last-event-id") or after
         return await stream.respond(desk.registry, last, glance)
 
-    @routes.get("/metrics", response_class=Response)
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def scrape(desk: AtDesk) -> Response:
         """The fleet's figures, for Prometheus."""
         text = metrics.exposition(await desk.registry.overview())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @routes.get("/healthz")
+    @probes.get("/healthz", responses=_answers(documents.Alive))
     async def alive() -> Response:
         """This process answers."""
         return _answer({"alive": True})
 
-    @routes.get("/readyz")
+    @probes.get("/readyz", responses=_answers(documents.Ready, 503))
     async def ready(desk: AtDesk) -> Response:
         """Redis and the store answer, and a worker has ticked lately."""
         wrong = [text for text in await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
@@ -324,15 +319,13 @@ def _routes() -> Any:  # noqa: PLR0915  one route after the other
         headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
         return FileResponse(_STATIC / "index.html", headers=headers)
 
-    return routes
+    return routes, probes
 
 
 def _cursor(text: str | None) -> tuple[int, str] | None:
     if text is None:
         return None
     at, _, task_id = text.partition(":")
-    if not (at.isascii() and at.isdecimal() and len(at) <= 16 and task_id):
-        raise Problem(422, "cursor is not the `next` of a page")
     return int(at), task_id
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from worker.core import jsontext
 from worker.core.redact import one_line
@@ -38,6 +39,15 @@ def problem(
     return Response(jsontext.dumps(document), status, dict(headers or {}), MEDIA_TYPE)
 
 
+def _allowed(request: Request) -> str:
+    """The methods of every route of this path; the router itself names those of the first one."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", set())
+    return ", ".join(sorted(methods))
+
+
 def install(app: FastAPI) -> None:
     """Have every error answered as a problem."""
 
@@ -46,7 +56,9 @@ def install(app: FastAPI) -> None:
         return problem(error.status, str(error), **error.more)
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
+    async def refused(request: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            return problem(405, f"not by {request.method}", {"Allow": _allowed(request)})
         return problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)

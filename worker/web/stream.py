@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 _MOST = 200
 """Connections that one process keeps open."""
 
+ENTRY = "^[0-9]{1,19}(-[0-9]{1,19})?$"
+"""Entry ids of the event stream, in which Redis has numbers of 64 bits."""
+
 _STATS = 2.0  # seconds between two stats
-_ENTRY = re.compile(r"\d{1,20}(-\d{1,20})?")
 _UNAVAILABLE = "event: unavailable\ndata: {}\n\n"
 _open = 0
 
@@ -35,7 +37,7 @@ async def respond(
     """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if too many."""
     if _open >= _MOST:
         raise Problem(503, f"{_MOST} streams are open already")
-    if last is not None and not _ENTRY.fullmatch(last):
+    if last is not None and not re.fullmatch(ENTRY, last):
         raise Problem(422, "Last-Event-ID is not an entry id of the event stream")
     start = last or await registry.newest_event()
     return StreamingResponse(
