@@ -51,7 +51,7 @@ audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)
 
-bench: $(STAMP) ## Compare policies of asking on simulated durations
+bench: $(STAMP) ## Compare policies of asking on simulated durations and short rates
 	$(BIN)/python -m tests.bench.traces
 
 lint: $(STAMP) ## Check style and format

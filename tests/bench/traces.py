@@ -1,11 +1,13 @@
 """What a policy of asking costs: calls a task against mean detection lag, on simulated durations.
 
-Run with ``make bench``. Every policy sees the same durations.
+Run with ``make bench``. Every policy sees the same durations. The second table is of a fleet whose
+rate allows only a part of the calls that it wants.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import math
 import random
@@ -109,8 +111,82 @@ def table(tasks: int = 2000, seed: int = 1) -> list[dict[str, object]]:
     return found
 
 
+Mix = list[tuple[int, float, float]]  # how many tasks, median in seconds, sigma
+
+
+def run_short(
+    mix: Mix, rate: float, price: Callable[[float], float], seconds: float = 900, seed: int = 1
+) -> tuple[float, float]:
+    """Calls a second and mean lag of a fleet that calls at ``rate`` at most, first due first.
+
+    A task that is found done is followed by another of its kind; what happens in the first third of
+    the time does not count.
+    """
+    chance = random.Random(seed)
+    kinds = [kind for kind in mix for _ in range(kind[0])]
+    known = {kind: Learner() for kind in mix}
+    for kind, learner in known.items():
+        for _ in range(500):
+            learner.add(kind[1] * math.exp(chance.gauss(0, kind[2])))
+    histories = {kind: learner.known() for kind, learner in known.items()}
+    ends: list[float] = []
+    began: list[float] = []
+    for _, median, sigma in kinds:
+        lasts = median * math.exp(chance.gauss(0, sigma))
+        began.append(-lasts * chance.random())
+        ends.append(began[-1] + lasts)
+    due = [(0.0, number) for number in range(len(kinds))]
+    now, calls, behind, lags = 0.0, 0, 0.0, []
+    while now < seconds:
+        now = max(now + 1 / rate, due[0][0])
+        _, number = heapq.heappop(due)
+        calls += 1
+        if calls % 10 == 0:
+            behind = sum(at <= now for at, _ in due) / rate
+        _, median, sigma = kind = kinds[number]
+        if now >= ends[number]:
+            if now > seconds / 3:
+                lags.append(now - ends[number])
+            began[number] = now
+            ends[number] = now + median * math.exp(chance.gauss(0, sigma))
+        gap = schedule.poll_gap(
+            age=now - began[number],
+            expected=None,
+            left=math.inf,
+            chance=chance.random(),
+            known=histories[kind],
+            price=price(behind),
+        )
+        heapq.heappush(due, (now + gap, number))
+    return calls / now, sum(lags) / len(lags)
+
+
+def shortage() -> list[dict[str, object]]:
+    """One row for each mix of labels and share of the calls that it wants."""
+    mixes: dict[str, Mix] = {
+        "50 s, sigma 0.2": [(300, 50, 0.2)],
+        "50 s, sigma 0.1 and 0.6": [(150, 50, 0.1), (150, 50, 0.6)],
+        "10 s and 300 s": [(60, 10, 0.2), (240, 300, 0.3)],
+    }
+    found = []
+    for name, mix in mixes.items():
+        wanted, _ = run_short(mix, 1e6, schedule.price)
+        for share in (1, 2, 5, 10):
+            _, fixed = run_short(mix, wanted / share, lambda _: schedule.PRICE)
+            _, rising = run_short(mix, wanted / share, schedule.price)
+            found.append(
+                {
+                    "mix": name,
+                    "demand": share,
+                    "fixed": round(fixed, 2),
+                    "rising": round(rising, 2),
+                }
+            )
+    return found
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--json", action="store_true", help="print JSON lines")
     as_json = options.parse_args().json
@@ -121,6 +197,14 @@ def main() -> None:
             print(
                 f"{row['trace']:<26}{row['policy']:<16}{row['calls']:>7} calls a task"
                 f"{row['lag']:>8} s mean lag"
+            )
+    for row in shortage():
+        if as_json:
+            print(json.dumps(row))
+        else:
+            print(
+                f"{row['mix']:<26}demand {row['demand']:>2} x the rate"
+                f"{row['fixed']:>8} s mean lag at a fixed price, {row['rising']:>6} at a rising one"
             )
 
 

@@ -38,7 +38,7 @@ class Fleet(Server):
         token = f"token {next(self._tokens)}"
         rate = (self.rate, self.rate) if kind == "poll" else ("", "")
         answer = self.call("claim", kind, token, limit, 0, 1000, LEASE, "upstream", "me", *rate)
-        return [(row[0], token) for row in answer[4:]]
+        return [(row[0], token) for row in answer[5:]]
 
     def put_back(self, task_id: str, token: str, *, was: str = "poll", seconds: float) -> None:
         delay = round(seconds * 1000)

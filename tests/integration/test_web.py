@@ -30,7 +30,7 @@ METRICS = {
     "harvester_detection_lag_seconds", "harvester_files_stored", "harvester_bytes_stored",
     "harvester_copy_seconds", "harvester_url_life_left_seconds", "harvester_due",
     "harvester_due_lag_seconds", "harvester_leases_expired", "harvester_stale_writes",
-    "harvester_circuit_open", "harvester_workers",
+    "harvester_circuit_open", "harvester_workers", "harvester_poll_price_seconds",
 }  # fmt: skip
 
 

@@ -204,17 +204,17 @@ class Protocol:
         rate = (RATE, BURST) if kind == "poll" else ("", "")
         args = (kind, token, limit, in_hand, slots, LEASE, circuit, "worker", *rate)
         answer = self.call("claim", *args)
-        if again and len(answer) > 4:
+        if again and len(answer) > 5:
             before = self.server.look()
             repeated = self.server.call("claim", *args)
-            assert (repeated[2], repeated[4:]) == (answer[2], answer[4:])
+            assert (repeated[2], repeated[5:]) == (answer[2], answer[5:])
             assert self.server.look() == before
         self.check_claim(self.server.look(), kind, limit, in_hand, slots, answer)
-        ids = [task_id for task_id, *_ in answer[4:]]
+        ids = [task_id for task_id, *_ in answer[5:]]
         if ids:
             company = in_hand + len(ids)
             self.claims.append(ClaimCall(args=args, token=token, company=company))
-        for task_id, record, notes, _ in answer[4:]:
+        for task_id, record, notes, _ in answer[5:]:
             life = self.expected.lives[task_id]
             self.take(life, kind, token, slots)
             assert dict(zip(record[::2], record[1::2], strict=True))["state"] == life.state
@@ -235,7 +235,7 @@ class Protocol:
     ) -> None:
         """What may be claimed, and what may be left."""
         now, wait, probe, held = map(int, answer[:4])
-        ids = [task_id for task_id, *_ in answer[4:]]
+        ids = [task_id for task_id, *_ in answer[5:]]
         left = after.sets.get(f"due:{kind}", {})
         due = {i for i, at in self.sight.sets.get(f"due:{kind}", {}).items() if at <= now}
         gone = {task_id for task_id in due if self.expected.recorded(task_id) is None}
@@ -295,7 +295,7 @@ class Protocol:
             return
         answer = self.call("claim", *call.args)
         ours = [i for i in remembered[1:] if self.expected.owned(i, call.token)]
-        assert [task_id for task_id, *_ in answer[4:]] == ours
+        assert [task_id for task_id, *_ in answer[5:]] == ours
         assert self.server.look() == self.sight
 
     def renew(self, pick: int, again: bool = False) -> None:

@@ -31,6 +31,7 @@ def labels() -> dict[str, set[str]]:
         now=1,
         counts=dict.fromkeys(State, 1),
         due=dict.fromkeys(Kind, (1, 1.0)),
+        overdue=dict.fromkeys(Kind, 1),
         workers={"a": 1},
         counters={"polls:running": 1},
         rate=20,

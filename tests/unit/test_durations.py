@@ -25,6 +25,7 @@ weights = st.dictionaries(st.integers(0, BUCKETS - 1), st.floats(0, 1e4), max_si
 histograms = st.builds(Histogram, weights)
 knowledge = st.builds(Durations, total=histograms, queued=histograms, running=histograms)
 chances = st.floats(0, 1, exclude_max=True)
+prices = st.floats(0, 1e6).map(schedule.price)
 
 
 def known(*seconds: float) -> Durations:
@@ -57,12 +58,23 @@ def test_every_duration_has_a_bucket(seconds: float) -> None:
         assert seconds <= floor(number + 1) * 1.000001
 
 
-@given(knowledge, ages, st.none() | st.floats(0, 1e7), st.none() | ages, chances)
+@given(knowledge, ages, st.none() | st.floats(0, 1e7), st.none() | ages, chances, prices)
 def test_no_gap_is_too_short_or_too_long(
-    history: Durations, age: float, expected: float | None, running: float | None, chance: float
+    history: Durations,
+    age: float,
+    expected: float | None,
+    running: float | None,
+    chance: float,
+    price: float,
 ) -> None:
     found = schedule.poll_gap(
-        age=age, expected=expected, left=1e9, chance=chance, known=history, running=running
+        age=age,
+        expected=expected,
+        left=1e9,
+        chance=chance,
+        known=history,
+        running=running,
+        price=price,
     )
     assert 0.45 <= found <= schedule.LONGEST * 1.1
 

@@ -29,6 +29,12 @@ def test_the_last_look_comes_just_after_the_deadline() -> None:
     assert 10 < gap <= 10.5
 
 
+@given(st.floats(-10, 1e9), st.floats(0, 1e9))
+def test_the_price_rises_with_what_is_behind_up_to_a_bound(behind: float, more: float) -> None:
+    price = schedule.price(behind)
+    assert schedule.PRICE <= price <= schedule.price(behind + more) <= schedule.PRICE * 36
+
+
 @given(st.integers(0, 10_000), chances)
 def test_backoff_is_bounded(faults: int, chance: float) -> None:
     assert 0.9 <= schedule.backoff(faults, chance=chance) <= 66

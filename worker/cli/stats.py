@@ -76,6 +76,7 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     if before is not None and found.at > before.at:
         used = f"{(found.calls - before.calls) * 1000 / (found.at - before.at):,.1f} used of "
     facts.add_row("calls a second", f"{used}{found.rate:,.1f} (limit {found.rate_limit:,.1f})")
+    facts.add_row("price of a call", f"{found.price:.3f} s of lag")
     slow = "red" if found.once_round > LONGEST else ""
     facts.add_row("all asked once in", plain(span(found.once_round), slow))
     if found.calls_a_task is not None and found.detection_lag is not None:

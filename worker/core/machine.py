@@ -40,7 +40,8 @@ class Waiting:
     ``asked_from`` is the submission (or retry), ``seen_at`` the last answer that knew the task (0:
     never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``.
     ``expected`` is the caller's hint in seconds, ``known`` what its label has taught, ``running``
-    for how many seconds the task has been running upstream, if it told.
+    for how many seconds the task has been running upstream, if it told, ``price`` what a call may
+    cost (see :func:`worker.core.schedule.price`).
     """
 
     now: int
@@ -52,6 +53,7 @@ class Waiting:
     expected: float | None = None
     known: Durations | None = None
     running: float | None = None
+    price: float = schedule.PRICE
     grace: float
 
 
@@ -113,6 +115,7 @@ def on_answer(task: Waiting, said: Observation, *, chance: float) -> Again | Cop
                     chance=chance,
                     known=task.known,
                     running=task.running,
+                    price=task.price,
                 ),
                 seen=True,
             )

@@ -14,6 +14,8 @@ SHORTEST = 1.0
 LONGEST = 60.0
 # Where durations are known, a call is worth it when the lag to be expected has reached this.
 PRICE = 0.031
+_DOUBLING = 2.0  # seconds behind at which gaps are twice as long
+_FAR_BEHIND = 10.0
 _SHORTEST_KNOWN = 0.5
 _ENOUGH = 5.0
 
@@ -48,6 +50,16 @@ def poll_gap(
     if left > 0:
         gap = min(gap, max(SHORTEST, left + 0.5))
     return jittered(gap, chance)
+
+
+def price(behind: float) -> float:
+    """What a call may cost in seconds of lag, in a fleet that is so many seconds ``behind``.
+
+    Gaps grow with the root of it: by half for every second behind, and are six times as long at
+    ten; then it rises no further, so that labels without a history are not left all the calls.
+    """
+    late = min(max(0.0, behind), _FAR_BEHIND)
+    return PRICE * (1 + late / _DOUBLING) ** 2
 
 
 def _growing(age: float) -> float:

@@ -34,7 +34,8 @@ class Job:
 
     ``record`` is what the public hash holds. ``work`` is private to the fleet. ``token`` fences
     every later write; ``claimed_at`` and ``due_at`` are Redis time in milliseconds; ``probe`` says
-    that this job tests an open circuit.
+    that this job tests an open circuit; ``behind`` is the seconds that what is overdue takes at the
+    fleet's rate.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Job:
     work: Mapping[str, str] = field(repr=False)
     probe: bool = False
     due_at: int = 0
+    behind: float = 0.0
 
     @property
     def state(self) -> State:
@@ -85,18 +87,24 @@ class Overview:
     """The whole fleet at one moment.
 
     ``now`` and the workers' last ticks are Unix milliseconds; ``due`` holds for each due set its
-    size and by how many seconds its first task is late; ``rate`` is calls a second, of which
-    throttling leaves ``rate_factor``; ``circuits`` are the open ones.
+    size and by how many seconds its first task is late, ``overdue`` how many are; ``rate`` is calls
+    a second, of which throttling leaves ``rate_factor``; ``circuits`` are the open ones.
     """
 
     now: int
     counts: Mapping[State, int]
     due: Mapping[Kind, tuple[int, float]]
+    overdue: Mapping[Kind, int]
     workers: Mapping[str, int]
     counters: Mapping[str, int]
     rate: float
     rate_factor: float
     circuits: Mapping[str, Mapping[str, str]]
+
+    @property
+    def behind(self) -> float:
+        """Seconds that the overdue polls take at the rate there is."""
+        return self.overdue[Kind.POLL] / (self.rate * self.rate_factor)
 
     def alive(self, within: float) -> int:
         """How many workers have ticked within so many seconds."""

@@ -284,7 +284,7 @@ class Registry:
                 self.poll_rate if polling else "",
                 self._burst if polling else "",
             )
-        now, wait, probe, held, *rows = answer
+        now, wait, probe, held, behind, *rows = answer
         jobs = tuple(
             Job(
                 kind=kind,
@@ -295,6 +295,7 @@ class Registry:
                 record=_pairs(record),
                 work=_pairs(work),
                 probe=bool(probe),
+                behind=int(behind) / 1000,
             )
             for task_id, record, work, due_at in rows
         )
@@ -699,6 +700,7 @@ class Registry:
                 for kind in Kind:
                     pipe.zcard(self.key("due", kind))
                     pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
+                    pipe.zcount(self.key("due", kind), "-inf", now)
                 pipe.zrange(self.key("workers"), 0, -1, withscores=True)
                 pipe.hgetall(self.key("counters"))
                 for name in ("upstream", "store"):
@@ -706,8 +708,10 @@ class Registry:
                 answers = iter(await pipe.execute())
         counts = {state: int(next(answers)) for state in State}
         due: dict[Kind, tuple[int, float]] = {}
+        overdue: dict[Kind, int] = {}
         for kind in Kind:
             size, first = next(answers), next(answers)
+            overdue[kind] = int(next(answers))
             due[kind] = int(size), max(0.0, (now - first[0][1]) / 1000) if first else 0.0
         workers = {str(name): int(score) for name, score in next(answers)}
         counters = {str(name): int(value) for name, value in next(answers).items()}
@@ -716,6 +720,7 @@ class Registry:
             now=now,
             counts=counts,
             due=due,
+            overdue=overdue,
             workers=workers,
             counters=counters,
             rate=self.poll_rate,
@@ -748,11 +753,6 @@ class Registry:
         """How many tasks stand in each due set, due or not."""
         with _seam():
             return {k: int(await self.redis.zcard(self.key("due", k))) for k in Kind}
-
-    async def overdue(self, kind: Kind, now: int) -> int:
-        """How many tasks of a kind are due at ``now`` (ms)."""
-        with _seam():
-            return int(await self.redis.zcount(self.key("due", kind), "-inf", now))
 
     async def labels(self, task_ids: Sequence[str]) -> list[str]:
         """The labels of several tasks, those that are gone by now left out."""

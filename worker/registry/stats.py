@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from worker.core import schedule
 from worker.core.models import State
-from worker.registry.records import ALIVE, Kind
+from worker.registry.records import ALIVE
 
 if TYPE_CHECKING:
     from worker.core.durations import Durations, Histogram
@@ -25,9 +26,9 @@ class Stats:
 
     ``labels`` counts the newest tasks of each state, not all. ``due`` counts what could be worked
     on now, ``late`` says for how long the longest of it has been due. ``rate`` is what may be asked
-    a second now, ``rate_limit`` what the settings allow. ``calls`` counts all calls since the
-    counters began; ``calls_a_task`` and ``detection_lag`` are means over the tasks that succeeded,
-    ``None`` without any.
+    a second now, ``rate_limit`` what the settings allow, ``price`` what a call may cost in seconds
+    of lag. ``calls`` counts all calls since the counters began; ``calls_a_task`` and
+    ``detection_lag`` are means over the tasks that succeeded, ``None`` without any.
     """
 
     at: int
@@ -37,6 +38,7 @@ class Stats:
     late: dict[str, float]
     rate: float
     rate_limit: float
+    price: float
     calls: int
     calls_a_task: float | None
     detection_lag: float | None
@@ -86,10 +88,11 @@ async def read_stats(registry: Registry) -> Stats:
         at=fleet.now,
         states={str(state): count for state, count in fleet.counts.items()},
         labels={label: dict(labels[label]) for label in most},
-        due={str(kind): await registry.overdue(kind, fleet.now) for kind in Kind},
+        due={str(kind): count for kind, count in fleet.overdue.items()},
         late={str(kind): late for kind, (_, late) in fleet.due.items()},
         rate=fleet.rate * fleet.rate_factor,
         rate_limit=fleet.rate,
+        price=schedule.price(fleet.behind),
         calls=counters.get("calls", 0),
         calls_a_task=counters.get("found_calls", 0) / found if found else None,
         detection_lag=counters.get("found_lag_ms", 0) / 1000 / found if found else None,

@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from worker.core import jsontext, manifest
 from worker.core.models import State
+from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
 from worker.registry.records import ALIVE
@@ -367,7 +368,11 @@ def glance(fleet: Overview) -> dict[str, Any]:
             {"name": name, "last_tick": tick, "alive": fleet.now - tick <= ALIVE * 1000}
             for name, tick in sorted(fleet.workers.items())
         ],
-        "rate": {"limit": fleet.rate, "factor": round(fleet.rate_factor, 3)},
+        "rate": {
+            "limit": fleet.rate,
+            "factor": round(fleet.rate_factor, 3),
+            "price": round(price(fleet.behind), 3),
+        },
         "circuits": {
             name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
             for name, fields in fleet.circuits.items()

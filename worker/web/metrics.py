@@ -13,6 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from worker.core.schedule import price
 from worker.registry.records import ALIVE
 from worker.registry.tally import HISTOGRAMS
 
@@ -85,6 +86,11 @@ class _Snapshot(Collector):
         for circuit in ("upstream", "store"):
             circuits.add_metric([circuit], int(circuit in fleet.circuits))
         yield circuits
+        yield GaugeMetricFamily(
+            "harvester_poll_price_seconds",
+            "The lag at which a call to the upstream is worth it",
+            value=price(fleet.behind),
+        )
         yield GaugeMetricFamily(
             "harvester_workers", "Workers that ticked lately", value=fleet.alive(ALIVE)
         )

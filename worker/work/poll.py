@@ -107,6 +107,7 @@ class PollWork:
             expected=None if expected is None else float(expected),
             known=await self._durations(job.record.get("label", "")) if pending else None,
             running=None if began is None else max(0.0, job.claimed_at / 1000 - began),
+            price=schedule.price(job.behind),
             grace=self._grace,
         )
         if isinstance(said, Pending) and not said.known:

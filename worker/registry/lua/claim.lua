@@ -7,6 +7,7 @@
 -- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, owner,
 --       rate ('' = none), burst
 -- Returns {now, wait (ms until it is worth looking again), probe, held cap,
+--          behind (ms that what is overdue takes at the rate there is; 0 without a rate),
 --          {id, {record...}, {work...}, due time before the claim}...}
 local kind, token = ARGV[2], ARGV[3]
 local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -16,9 +17,12 @@ local due, claim = due_key(kind), ns .. ':claim:' .. token
 local now = now_ms()
 
 local was = {}
+local tokens, factor
+if rate then tokens, factor = rate_tokens(now, rate, burst) end
 
 local function answer(ids, wait, probe, held)
-  local out = {ms(now), ms(wait), probe, held}
+  local behind = rate and redis.call('ZCOUNT', due, '-inf', ms(now)) * 1000 / (rate * factor) or 0
+  local out = {ms(now), ms(wait), probe, held, ms(behind)}
   for _, id in ipairs(ids) do
     local work = redis.call('HGETALL', work_key(id))
     out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work, was[id]}
@@ -52,9 +56,7 @@ if probe_at then
   probe, limit = 1, math.min(limit, 1)
 end
 
-local tokens, factor
 if rate then
-  tokens, factor = rate_tokens(now, rate, burst)
   if tokens < 1 then
     local refill = math.ceil((1 - tokens) * 1000 / (rate * factor))
     return answer({}, math.max(refill, next_wait()), 0, 0)
