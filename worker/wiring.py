@@ -53,7 +53,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         timeout=_POLL_TIMEOUT,
     )
     source_guard = Guard(settings.source_hosts, settings.source_allow_private, ports={443})
-    files = source_guard.client()
+    files = source_guard.session()
     store = ObjectStore.from_settings(settings)
     copier = Copier(
         Source(files, source_guard, max_file_bytes=settings.max_file_bytes),
@@ -63,7 +63,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         put_options=settings.put_options,
     )
     channels: dict[str, Channel] = {"reply": CeleryReply(app)}
-    clients = [upstream, files]
+    clients = [upstream]
     if settings.webhook_secret is not None:
         guard = Guard(("*",), settings.webhook_allow_private)
         hooks = guard.client()
@@ -71,6 +71,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         channels["webhook"] = Webhook(hooks, guard, settings.webhook_secret.get_secret_value())
 
     async def close() -> None:
+        await files.close()
         for client in clients:
             await client.aclose()
         await store.close()

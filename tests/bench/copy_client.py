@@ -81,8 +81,8 @@ class _Hashing:
 
 async def harvester(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int) -> None:
     store, guard = ObjectStore(BUCKET), Guard(["*"], ["127.0.0.0/8"])
-    async with guard.client() as client:
-        source = Source(client, guard, max_file_bytes=8 * 1024**3)
+    async with guard.session() as session:
+        source = Source(session, guard, max_file_bytes=8 * 1024**3)
         copier = Copier(source, store, Budget(BUDGET))
 
         async def copy(url: str, key: str) -> str:

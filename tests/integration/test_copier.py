@@ -103,8 +103,8 @@ async def bench(
     store = ObjectStore(bucket)
     guard = Guard(["*"], ["127.0.0.0/8"])
     memory = Budget(budget)
-    async with hosted(script) as host, guard.client() as client:
-        source = Source(client, guard, max_file_bytes=max_file_bytes, stall_timeout=0.5)
+    async with hosted(script) as host, guard.session() as session:
+        source = Source(session, guard, max_file_bytes=max_file_bytes, stall_timeout=0.5)
         copier = Copier(source, store, memory, **({"part_size": PART} | options))
         yield Bench(copier, store, memory, f"c/{uuid.uuid4().hex}/", host)
         assert memory.used == 0, "memory was not given back"

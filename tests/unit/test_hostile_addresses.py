@@ -12,11 +12,13 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from tests.filehost import Caller, hosted
 from worker.errors import SourceFault, SourceRejected
@@ -136,6 +138,10 @@ async def test_hostile_address_is_refused(url: str) -> None:
     async with guard.client() as client:
         with pytest.raises((SourceRejected, httpx.InvalidURL, httpx.UnsupportedProtocol)):
             await client.get(url)
+    async with guard.session() as session:
+        with pytest.raises(SourceRejected):
+            async with reaching(session, guard).open(url):
+                pass
 
 
 class Nowhere(AbstractResolver):
@@ -252,21 +258,23 @@ async def test_an_odd_port_needs_an_address_that_is_allowed() -> None:
 # -- what a host sends ------------------------------------------------------------------------
 
 
-def reaching(client: httpx.AsyncClient, guard: Guard) -> Source:
-    return Source(client, guard, max_file_bytes=1000, stall_timeout=5)
+def reaching(session: Any, guard: Guard) -> Source:
+    return Source(session, guard, max_file_bytes=1000, stall_timeout=5)
 
 
 async def test_no_redirection_leads_from_https_to_plain_http() -> None:
     """Even to a host that may be plain http: whoever listens on the way could swap the file."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(302, headers={"Location": "http://127.0.0.1/a"})
+    class Session:
+        async def get(self, url: URL, **_: Any) -> SimpleNamespace:
+            assert url.scheme == "https"
+            headers = {"location": "http://127.0.0.1/a"}
+            return SimpleNamespace(status=302, headers=headers, close=lambda: None)
 
     guard = Guard(["*"], ["127.0.0.0/8"])
-    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        with pytest.raises(SourceRejected, match="from https to plain http"):
-            async with reaching(client, guard).open("https://127.0.0.1/a"):
-                pass
+    with pytest.raises(SourceRejected, match="from https to plain http"):
+        async with reaching(Session(), guard).open("https://127.0.0.1/a"):
+            pass
 
 
 async def test_credentials_are_not_sent_to_file_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +289,8 @@ async def test_credentials_are_not_sent_to_file_hosts(monkeypatch: pytest.Monkey
     guard = Guard(["*"], ["127.0.0.0/8"])
     async with (
         hosted(script) as host,
-        guard.client() as client,
-        reaching(client, guard).open(host.url()) as download,
+        guard.session() as session,
+        reaching(session, guard).open(host.url()) as download,
     ):
         assert bytes(await download.read(10)) == b"x"
     assert len(host.calls) == 2
@@ -304,8 +312,8 @@ async def test_headers_without_end_are_not_read_to_the_end(line: bytes) -> None:
             await call.writer.drain()
 
     guard = Guard(["*"], ["127.0.0.0/8"])
-    async with hosted(script) as host, guard.client() as client:
+    async with hosted(script) as host, guard.session() as session:
         with pytest.raises(SourceFault):
-            async with reaching(client, guard).open(host.url()):
+            async with reaching(session, guard).open(host.url()):
                 pass
     assert sent < 16_000_000

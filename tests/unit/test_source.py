@@ -20,9 +20,9 @@ async def reaching(
     allow_hosts: tuple[str, ...] = ("*",), max_resumes: int = 3
 ) -> AsyncIterator[Source]:
     guard = Guard(allow_hosts, ["127.0.0.0/8"])
-    async with guard.client() as client:
+    async with guard.session() as session:
         yield Source(
-            client,
+            session,
             guard,
             max_file_bytes=LIMIT,
             connect_timeout=5,
@@ -513,8 +513,8 @@ async def test_leaving_early_closes_the_connection() -> None:
         left.set()
 
     guard = Guard(["*"], ["127.0.0.0/8"])
-    async with hosted(script) as host, guard.client() as client:
-        source = Source(client, guard, max_file_bytes=10**9)
+    async with hosted(script) as host, guard.session() as session:
+        source = Source(session, guard, max_file_bytes=10**9)
         async with source.open(host.url()) as download:
             await download.read(10)
         await asyncio.wait_for(left.wait(), 10)

@@ -26,7 +26,7 @@ import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from worker.errors import SourceFault, SourceRejected
-from worker.transfer.client import make_client
+from worker.transfer.client import make_client, make_session
 
 if TYPE_CHECKING:
     import socket
@@ -133,10 +133,11 @@ class Guard:
         self._ports = ports
         self._lookup = lookup
 
-    def check_url(self, url: str) -> None:
+    def check_url(self, url: str) -> str:
         """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
 
-        The addresses that a name resolves to are checked by the connections of :meth:`client`.
+        Returns it as it goes over the wire. The addresses that a name resolves to are checked by
+        the connections of :meth:`client` and :meth:`session`.
         """
         try:
             parsed = httpx.URL(url)
@@ -147,6 +148,7 @@ class Guard:
         self._check(
             parsed.scheme, parsed.raw_host.decode("ascii"), parsed.port, bool(parsed.userinfo)
         )
+        return str(parsed)
 
     def client(self, timeout: httpx.Timeout = TIMEOUT) -> httpx.AsyncClient:
         """A client whose every connection is checked.
@@ -155,6 +157,10 @@ class Guard:
         allowed and :class:`SourceFault` for a name that cannot be resolved.
         """
         return make_client(self._connector, timeout=timeout)
+
+    def session(self) -> aiohttp.ClientSession:
+        """The same for files; must be called on the loop. It knows no timeouts of its own."""
+        return make_session(self._connector)
 
     def _connector(self, context: ssl.SSLContext) -> aiohttp.BaseConnector:
         return _Connector(self, _Resolver(self, self._lookup()), context)

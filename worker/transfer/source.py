@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
+import aiohttp
 import httpx
+from yarl import URL
 
 from worker.errors import SourceFault, SourceGone, SourceRejected
 from worker.transfer.client import BROKEN, describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from worker.transfer.guard import Guard
 
@@ -35,7 +38,7 @@ class _Address:
 
 
 class Source:
-    """Opens files. ``client`` must be one of the guard's own.
+    """Opens files. ``session`` must be one of the guard's own.
 
     ``connect_timeout`` and ``stall_timeout`` are in seconds: for a connection, and between two
     signs of life on it. A transfer that breaks off is resumed ``max_resumes`` times as long as
@@ -44,7 +47,7 @@ class Source:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        session: aiohttp.ClientSession,
         guard: Guard,
         *,
         max_file_bytes: int,
@@ -53,11 +56,14 @@ class Source:
         max_resumes: int = 10,
     ) -> None:
         self.max_file_bytes = max_file_bytes
-        self._client = client
+        self._session = session
         self._guard = guard
         self._max_resumes = max_resumes
-        self._timeout = httpx.Timeout(
-            stall_timeout, connect=connect_timeout, pool=2 * connect_timeout
+        self._timeout = aiohttp.ClientTimeout(
+            total=None,
+            connect=2 * connect_timeout,  # name lookup included
+            sock_connect=connect_timeout,
+            sock_read=stall_timeout,
         )
 
     @contextlib.asynccontextmanager
@@ -78,39 +84,43 @@ class Source:
             length = self._announced(response)
             download = Download(self, address, response, length)
         except BaseException:
-            await _close(response)
+            response.close()
             raise
         try:
             yield download
         finally:
-            await download._close()
+            download._response.close()
 
-    async def _get(self, address: _Address, headers: Mapping[str, str]) -> httpx.Response:
+    async def _get(self, address: _Address, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """The response to a GET that is no redirection, its body unread."""
         url = address.url
         for _ in range(MAX_REDIRECTS + 1):
             address.progress()
-            self._guard.check_url(url)
-            request = self._client.build_request("GET", url, headers=headers, timeout=self._timeout)
+            url = self._guard.check_url(url)
             try:
-                response = await self._client.send(request, stream=True, follow_redirects=False)
+                response = await self._session.get(
+                    URL(url, encoded=True),
+                    headers=headers,
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                )
             except BROKEN as exc:
                 raise SourceFault(f"the file's host does not answer: {describe(exc)}") from exc
-            if response.status_code not in _REDIRECTS:
+            if response.status not in _REDIRECTS:
                 return response
-            await _close(response)
+            response.close()
             try:
-                target = response.url.join(response.headers["location"])
+                target = httpx.URL(url).join(response.headers["location"])
             except (KeyError, ValueError, httpx.InvalidURL):
                 raise SourceFault("a redirection that leads nowhere") from None
-            if response.url.scheme == "https" and target.scheme == "http":
+            if url.startswith("https:") and target.scheme == "http":
                 raise SourceRejected("a redirection from https to plain http is not allowed")
             url = str(target)
         raise SourceFault(f"more than {MAX_REDIRECTS} redirections")
 
-    def _announced(self, response: httpx.Response) -> int | None:
+    def _announced(self, response: aiohttp.ClientResponse) -> int | None:
         """The length that a whole answer (200) announces; ``None`` if it comes in chunks."""
-        if response.status_code != httpx.codes.OK:
+        if response.status != HTTPStatus.OK:
             raise _status_error(response)
         _check_coding(response)
         if "content-length" not in response.headers:
@@ -132,7 +142,11 @@ class Download:
     """The body of one file, whatever connections it takes. ``length`` is ``None`` until known."""
 
     def __init__(
-        self, source: Source, address: _Address, response: httpx.Response, length: int | None
+        self,
+        source: Source,
+        address: _Address,
+        response: aiohttp.ClientResponse,
+        length: int | None,
     ) -> None:
         self.length = length
         self.received = 0
@@ -142,7 +156,7 @@ class Download:
         self._left = memoryview(b"")
         self._resumes = 0
         self._resumed_at = 0
-        self._attach(response)
+        self._response = response
 
     async def read(self, limit: int) -> memoryview:
         """The next bytes, at most ``limit``; empty once the file has ended as it should."""
@@ -161,7 +175,7 @@ class Download:
         while True:
             cause: Exception | None = None
             try:
-                piece = await anext(self._pieces, b"")
+                piece = await self._response.content.readany()
             except BROKEN as exc:
                 piece, cause = b"", exc
             if piece:
@@ -182,7 +196,7 @@ class Download:
 
     async def _resume(self, cause: Exception | None) -> None:
         """Go on where the last connection ended, if the file is provably the same."""
-        await self._close()
+        self._response.close()
         reason = describe(cause) if cause else "the connection was closed"
         total = "?" if self.length is None else self.length
         broken = f"broken off after {self.received} of {total} bytes: {reason}"
@@ -199,14 +213,14 @@ class Download:
         try:
             self._check_rest(response, broken)
         except BaseException:
-            await _close(response)
+            response.close()
             raise
-        self._attach(response)
+        self._response = response
 
-    def _check_rest(self, response: httpx.Response, broken: str) -> None:
-        if response.status_code == httpx.codes.OK:
+    def _check_rest(self, response: aiohttp.ClientResponse, broken: str) -> None:
+        if response.status == HTTPStatus.OK:
             raise SourceFault(f"{broken}; it cannot be resumed")
-        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
             raise _status_error(response)
         _check_coding(response)
         given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
@@ -221,33 +235,18 @@ class Download:
             raise self._source._too_large()
         self.length = total
 
-    def _attach(self, response: httpx.Response) -> None:
-        self._response = response
-        # a generator, which httpx declares as the iterator that it is too
-        self._pieces = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
 
-    async def _close(self) -> None:
-        with contextlib.suppress(*BROKEN):
-            await self._pieces.aclose()
-        await _close(self._response)
-
-
-def _validator(response: httpx.Response) -> str:
+def _validator(response: aiohttp.ClientResponse) -> str:
     """What proves that a file is the same (RFC 9110, section 13.1.5), or nothing."""
     etag = str(response.headers.get("etag", ""))
     return etag if etag.startswith('"') else str(response.headers.get("last-modified", ""))
 
 
-def _check_coding(response: httpx.Response) -> None:
+def _check_coding(response: aiohttp.ClientResponse) -> None:
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise SourceFault("the file's host compresses what it was asked not to")
 
 
-def _status_error(response: httpx.Response) -> Exception:
-    kind = SourceGone if response.status_code in _GONE else SourceFault
-    return kind(f"the file's host answers {response.status_code}")
-
-
-async def _close(response: httpx.Response) -> None:
-    with contextlib.suppress(*BROKEN):
-        await response.aclose()
+def _status_error(response: aiohttp.ClientResponse) -> Exception:
+    kind = SourceGone if response.status in _GONE else SourceFault
+    return kind(f"the file's host answers {response.status}")

@@ -1,4 +1,4 @@
-"""The bucket: requests are signed with what boto3 found, httpx moves the bytes."""
+"""The bucket: requests are signed with what boto3 found, aiohttp moves the bytes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from html import unescape
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, cast
 from xml.sax.saxutils import escape
 
 import aiohttp
-import httpx
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError, create_parser
+from yarl import URL
 
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
-from worker.transfer.client import BROKEN, CHUNK_BYTES, describe, hung_up, make_client
+from worker.transfer.client import BROKEN, CHUNK_BYTES, describe, hung_up, make_session
 from worker.transfer.signer import EXPIRES, ProfileName, Request, Signer, make_signer
 from worker.transfer.sniff import disposition
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+
+    from aiohttp.abc import AbstractStreamWriter
 
 log = structlog.get_logger("harvester.store")
 
@@ -94,7 +97,6 @@ _PASSING = frozenset(
 _PASSING_STATUS = frozenset({307, 408, 409, 429})
 _CONFLICT = frozenset({409, 412})
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "PreconditionFailed"})
-_NOT_IMPLEMENTED = 501
 _WRITES = frozenset(
     {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"}
 )
@@ -191,7 +193,7 @@ class StoreSettings(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]  # whatever their case
     body: bytes
 
 
@@ -221,7 +223,7 @@ class ObjectStore:
         self._deadline = deadline
         self._clock = clock
         self._signer: Signer | None = None
-        self._client: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
         self._starting = asyncio.Lock()
         self._conditional = True
         self._checksums = True
@@ -239,8 +241,8 @@ class ObjectStore:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._client is not None:
-            await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def ready(self) -> None:
         """Find credentials and endpoint, if that has not been done."""
@@ -308,7 +310,7 @@ class ObjectStore:
         if self.gives_checksums:
             params["ChecksumMode"] = "ENABLED"
         answer = await self._send(signer, "head_object", params)
-        if answer.status == httpx.codes.NOT_FOUND:
+        if answer.status == HTTPStatus.NOT_FOUND:
             return None
         self._expect(answer, "head_object", key)
         headers = answer.headers  # read as they are: botocore's parser costs as much as the request
@@ -318,9 +320,9 @@ class ObjectStore:
             bytes=int(headers["content-length"]),
             content_type=headers.get("content-type", ""),
             metadata={
-                name.removeprefix(_METADATA): value
+                name[len(_METADATA) :].lower(): value
                 for name, value in headers.items()
-                if name.startswith(_METADATA)
+                if name.lower().startswith(_METADATA)
             },
             etag=headers.get("etag", ""),
             checksum=headers.get("x-amz-checksum-sha256"),
@@ -350,12 +352,12 @@ class ObjectStore:
         digest = hashlib.sha256()
         try:
             async with self._opened(request) as response:
-                if response.status_code != httpx.codes.OK:
+                if response.status != HTTPStatus.OK:
                     answer = await _read(response, _ANSWER_BYTES)
                     if _is_missing(answer):
                         return None
                     raise self._error(answer, "get_object", key)
-                async for piece in response.aiter_raw():
+                while piece := await response.content.readany():
                     digest.update(piece)
                     progress()
         except BROKEN as exc:
@@ -447,7 +449,7 @@ class ObjectStore:
         """Throw an upload's parts away; one that is not open any more is left as it is."""
         signer = await self._ready()
         answer = await self._send(signer, "abort_multipart_upload", self._of(upload))
-        if answer.status != httpx.codes.NOT_FOUND:
+        if answer.status != HTTPStatus.NOT_FOUND:
             self._expect(answer, "abort_multipart_upload", upload.key)
 
     async def list_uploads(self, prefix: str) -> list[Upload]:
@@ -549,7 +551,9 @@ class ObjectStore:
         code, _ = _complaint(answer)
         if conditional and (answer.status in _CONFLICT or code in _CONFLICT_CODES):
             return Outcome.EXISTS
-        if conditional and (answer.status == _NOT_IMPLEMENTED or code == "NotImplemented"):
+        if conditional and (
+            answer.status == HTTPStatus.NOT_IMPLEMENTED or code == "NotImplemented"
+        ):
             log.warning("store.no_conditional_writes", bucket=self.bucket)
             self._conditional = False
             return await self._create(call, params, body, create_only, progress)
@@ -601,28 +605,31 @@ class ObjectStore:
     @contextlib.asynccontextmanager
     async def _opened(
         self, request: Request, body: Buffer = b"", progress: Callable[[], None] = _nothing
-    ) -> AsyncIterator[httpx.Response]:
-        if self._client is None:
-            self._client = make_client(
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            self._session = make_session(
                 _connector,
-                timeout=httpx.Timeout(self._deadline, connect=_CONNECT),
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    connect=self._deadline,
+                    sock_connect=_CONNECT,
+                    sock_read=self._deadline,
+                ),
                 ca_bundle=request.ca_bundle,
             )
-        headers, content = dict(request.headers), _Body(body, progress)
-        if body:
-            headers["Content-Length"] = str(len(body))
-        built = self._client.build_request(
-            request.method, request.url, headers=headers, content=content if body else None
-        )
+        content = _Body(body, progress) if body else None
         try:
-            response = await self._client.send(built, stream=True)
-            try:
+            async with self._session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                headers=request.headers,
+                data=content,
+                allow_redirects=False,
+            ) as response:
                 yield response
-            finally:
-                with contextlib.suppress(*BROKEN):
-                    await response.aclose()
         finally:
-            content.let_go()
+            if content is not None:
+                content.let_go()
 
     async def _ready(self) -> Signer:
         """The signer; made in a thread, since finding credentials may ask other machines."""
@@ -687,28 +694,38 @@ class ObjectStore:
     def _is_blocking(self, status: int, code: str, call: str) -> bool:
         if code in _BLOCKED or code.startswith("KMS.") or status in (301, 401):
             return True
-        if status != httpx.codes.FORBIDDEN or code in _PASSING:
+        if status != HTTPStatus.FORBIDDEN or code in _PASSING:
             return False
         recently = self._wrote_at is not None and self._clock() - self._wrote_at < _TRUST_SECONDS
         return not (recently and call in _WRITES)
 
 
-class _Body:
-    """A buffer as a stream of slices; it can be sent again from its start."""
+class _Body(aiohttp.payload.Payload):
+    """A buffer that is sent in slices, without a copy of it; it can be sent again."""
+
+    _autoclose = True
 
     def __init__(self, body: Buffer, progress: Callable[[], None]) -> None:
-        self._body = memoryview(body)
+        super().__init__(memoryview(body))
+        self._size = len(body)
         self._progress = progress
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._body), CHUNK_BYTES):
-            # aiohttp takes any buffer; a copy would cost as much as sending
-            yield cast("bytes", self._body[start : start + CHUNK_BYTES])
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, self._size)
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        for start in range(0, len(self._value), CHUNK_BYTES):
+            await writer.write(self._value[start : start + CHUNK_BYTES])
             self._progress()
 
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return str(self._value, encoding, errors)
+
     def let_go(self) -> None:
-        """Free the buffer: httpx's request and response refer to each other, and linger."""
-        self._body = memoryview(b"")
+        """Free the buffer: aiohttp's request and response refer to each other, and linger."""
+        self._value = memoryview(b"")
 
 
 def composite_checksum(parts: Sequence[Part]) -> str:
@@ -739,17 +756,13 @@ def _part_xml(part: Part, *, checksum: bool) -> str:
     return f"<Part>{fields}</Part>"
 
 
-async def _read(response: httpx.Response, most: int) -> _Answer:
-    if not response.is_success:
+async def _read(response: aiohttp.ClientResponse, most: int) -> _Answer:
+    if not response.ok:
         most = _ERROR_BYTES
     body = bytearray()
-    async for piece in response.aiter_raw():
+    while len(body) <= most and (piece := await response.content.readany()):
         body += piece
-        if len(body) > most:
-            break
-    return _Answer(
-        status=response.status_code, headers=response.headers, body=bytes(body[: most + 1])
-    )
+    return _Answer(status=response.status, headers=response.headers, body=bytes(body[: most + 1]))
 
 
 def _complaint(answer: _Answer) -> tuple[str, str]:
@@ -764,9 +777,9 @@ def _complaint(answer: _Answer) -> tuple[str, str]:
 
 def _is_missing(answer: _Answer) -> bool:
     code, _ = _complaint(answer)
-    if answer.status == httpx.codes.NOT_FOUND:
+    if answer.status == HTTPStatus.NOT_FOUND:
         return code != "NoSuchBucket"
-    return answer.status == httpx.codes.FORBIDDEN and code == "AccessDenied"
+    return answer.status == HTTPStatus.FORBIDDEN and code == "AccessDenied"
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:
