@@ -11,13 +11,14 @@ from typing import Any
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from config.redis import CONNECT_TIMEOUT, HEALTH_CHECK_INTERVAL, SENTINEL_TIMEOUT, RedisAddress
+from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT, RedisAddress
 from config.settings import BROKER_SCHEMES, Settings
 
 VISIBILITY_TIMEOUT = 3600
 """Seconds until Redis hands an unacknowledged message out again; messages last under a minute."""
 
-_SOCKET_TIMEOUT = 10.0  # above the second that kombu's blocking pop waits for
+# Seconds. A connection that has gone silent is found after up to twice that, and a second.
+_HEALTH_CHECK_INTERVAL = 5
 _AMQP_HEARTBEAT = 30
 
 
@@ -73,10 +74,10 @@ def _broker(settings: Settings) -> dict[str, Any]:
     address = RedisAddress.parse(url)
     options: dict[str, Any] = {
         "visibility_timeout": VISIBILITY_TIMEOUT,
-        "socket_timeout": _SOCKET_TIMEOUT,
+        "socket_timeout": SOCKET_TIMEOUT,  # the blocking pop is answered every second
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
-        "health_check_interval": HEALTH_CHECK_INTERVAL,
+        "health_check_interval": _HEALTH_CHECK_INTERVAL,
         # Each consumer of a database restores what it finds here, by its own timeout.
         "unacked_key": f"{settings.namespace}:unacked",
         "unacked_index_key": f"{settings.namespace}:unacked_index",

@@ -320,3 +320,16 @@ def environ(
         "HARVESTER_UNKNOWN_TASK_GRACE": "10",
         **changes,
     }
+
+
+def idle_environ(redis_url: str, namespace: str) -> dict[str, str]:
+    """The environment of a worker that only takes tasks in: its upstream cannot be reached."""
+    return {
+        "REDIS_URL": redis_url,
+        "SPEEDPIX_ENDPOINT": "http://127.0.0.1:9",
+        "SPEEDPIX_APP_KEY": "key",
+        "SPEEDPIX_APP_SECRET": "secret",
+        "HARVESTER_BUCKET": "media",
+        "HARVESTER_NAMESPACE": namespace,
+        "HARVESTER_POLL_RATE": "1",
+    }

@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from celery.worker.consumer.gossip import Gossip
+from celery.worker.consumer.mingle import Mingle
 from celery.worker.consumer.tasks import Tasks
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
@@ -83,8 +85,12 @@ def install() -> None:
     On RabbitMQ the prefetch count then goes for each consumer: a quorum queue refuses the
     channel-wide one, and Celery looks for quorum queues in its own configuration only, while it is
     the virtual host that makes ours one. Nothing here changes the count at run time.
+
+    Workers do not look for each other: they have neither revoked tasks nor clocks to compare. It
+    would take a second of every connection, and Celery 5.7 logs an error when one is lost.
     """
     Tasks.qos_global = lambda self, c: False  # type: ignore[method-assign]
+    Mingle.compatible_transports = Gossip.compatible_transports = set()
     TRANSPORT_ALIASES.update(
         redis="worker.broker:Transport",
         rediss="worker.broker:Transport",

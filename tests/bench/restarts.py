@@ -1,8 +1,9 @@
-"""How workers stand restarts of Redis: exits, and seconds until they consume messages again.
+"""How workers stand a Redis that goes away: exits, and seconds until they consume messages again.
 
 ``python -m tests.bench.restarts``, in an environment with the versions of Celery, kombu and
-redis-py to be judged. Redis is killed again and again while messages are sent. Each worker has a
-queue of its own, so that none is covered up by another, and is started again when it exits.
+redis-py to be judged. Redis is killed while messages are sent, or with ``--silence`` every
+connection to it goes silent without being closed. Each worker has a queue of its own, so that none
+is covered up by another, and is started again when it exits.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from celery import Celery
+from redis import RedisError
 from redis.asyncio import Redis
 
 from tests.faults.kit import repeating
-from tests.fleet import Fleet
+from tests.faults.tcp_proxy import TcpProxy
+from tests.fleet import Fleet, idle_environ
 from tests.support import eventually
 from worker.sandbox.servers import Valkey
 
@@ -37,27 +40,19 @@ PATIENCE = 90.0
 class Bench:
     """One Redis, ``workers`` supervised workers, and what was sent to them."""
 
-    def __init__(self, server: Valkey, directory: Path, workers: int) -> None:
+    def __init__(self, server: Valkey, port: int, directory: Path, workers: int) -> None:
         self._server = server
+        self._port = port
         self._redis = Redis.from_url(server.url, decode_responses=True, protocol=2)
         self.fleets = {f"b{n}": self._fleet(f"b{n}", directory / f"b{n}") for n in range(workers)}
         self.sent: dict[str, str] = {}
 
     def _fleet(self, namespace: str, logs: Path) -> Fleet:
         logs.mkdir()
-        environ = {
-            "REDIS_URL": self._server.url,
-            "SPEEDPIX_ENDPOINT": "http://127.0.0.1:9",
-            "SPEEDPIX_APP_KEY": "key",
-            "SPEEDPIX_APP_SECRET": "secret",
-            "HARVESTER_BUCKET": "media",
-            "HARVESTER_NAMESPACE": namespace,
-            "HARVESTER_POLL_RATE": "1",
-        }
+        environ = idle_environ(f"redis://127.0.0.1:{self._port}/0", namespace)
         return Fleet(environ, logs, size=1)
 
-    async def send(self, namespace: str) -> str:
-        """Hand in a new task over Celery; its id."""
+    async def _send(self, namespace: str) -> None:
         task_id = f"t{time.monotonic_ns()}"
 
         def send() -> None:
@@ -66,23 +61,25 @@ class Bench:
 
         await asyncio.to_thread(send)
         self.sent[task_id] = namespace
-        return task_id
 
     async def send_some(self) -> None:
         """One message to each worker; a Redis that is away costs nothing."""
         for namespace in self.fleets:
             with contextlib.suppress(Exception):
-                await self.send(namespace)
+                await self._send(namespace)
 
     async def consumed(self, namespace: str) -> float:
-        """Seconds until a message that is sent now has been worked on; ``inf`` if it never is."""
+        """Seconds until one of the messages sent from now on is consumed; ``inf`` if none is."""
         began = time.monotonic()
-        task_id = await self.send(namespace)
-        while time.monotonic() - began < PATIENCE:
-            with contextlib.suppress(Exception):
-                if await self._redis.exists(f"{namespace}:task:{task_id}"):
-                    return time.monotonic() - began
-            await asyncio.sleep(0.05)
+        before = len(self.sent)
+        while (took := time.monotonic() - began) < PATIENCE:
+            await asyncio.sleep(0.1)
+            ids = [
+                task_id for task_id, name in list(self.sent.items())[before:] if name == namespace
+            ]
+            with contextlib.suppress(RedisError, OSError):
+                if ids and await self._redis.exists(*(f"{namespace}:task:{i}" for i in ids)):
+                    return took
         return float("inf")
 
     async def all_consumed(self) -> list[float]:
@@ -108,17 +105,23 @@ async def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
     seed = random.Random(args.seed)
     took: list[float] = []
     with Valkey(directory / "redis", appendfsync="always") as server:
-        bench = Bench(server, directory, args.workers)
         async with AsyncExitStack() as stack:
+            proxy = await stack.enter_async_context(TcpProxy("127.0.0.1", server.port))
+            bench = Bench(
+                server, proxy.port if args.silence else server.port, directory, args.workers
+            )
             for fleet in bench.fleets.values():
                 await stack.enter_async_context(fleet)
-            assert max(await bench.all_consumed()) < PATIENCE, "the workers do not start"
             for _ in range(args.rounds):
                 async with repeating(bench.send_some, 0.05):
+                    await bench.all_consumed()
                     await asyncio.sleep(seed.uniform(0.5, 5))
-                    server.kill()
-                    await asyncio.sleep(seed.uniform(0.2, 8))
-                    await asyncio.to_thread(server.start)
+                    if args.silence:
+                        proxy.forget()
+                    else:
+                        server.kill()
+                        await asyncio.sleep(seed.uniform(0.2, 8))
+                        await asyncio.to_thread(server.start)
                     took += await bench.all_consumed()
             exits = sum(fleet.started - 1 for fleet in bench.fleets.values())
             causes = Counter(
@@ -131,7 +134,7 @@ async def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
         "celery": version("celery"),
         "kombu": version("kombu"),
         "redis-py": version("redis"),
-        "restarts x workers": args.rounds * args.workers,
+        "faults x workers": args.rounds * args.workers,
         "exits": exits,
         f"later than {AGAIN:g} s": sum(AGAIN < seconds < PATIENCE for seconds in took),
         "never": took.count(float("inf")),
@@ -149,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--silence", action="store_true", help="silent connections, not restarts")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
     args = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="restarts-"))

@@ -74,6 +74,12 @@ class TcpProxy:
         self.latency, self.refuse, self.cut_after = 0.0, False, None
         self._passing.set()
 
+    def forget(self) -> None:
+        """Pass nothing on for the open connections, ever, and do not close them."""
+        self._passing.clear()
+        self._passing = asyncio.Event()
+        self._passing.set()
+
     def reset_all(self) -> None:
         """Reset every open connection."""
         for writer in list(self._open):
@@ -88,15 +94,16 @@ class TcpProxy:
         self._open.add(writer)
         onward: asyncio.StreamWriter | None = None
         hurt = True
+        passing = self._passing
         try:
             if self.refuse:
                 return
-            await self._passing.wait()
+            await passing.wait()
             back, onward = await asyncio.open_connection(*self.target)
             self._open.add(onward)
             pumps = [
-                asyncio.create_task(self._pump(reader, onward, limited=False)),
-                asyncio.create_task(self._pump(back, writer, limited=True)),
+                asyncio.create_task(self._pump(reader, onward, passing, limited=False)),
+                asyncio.create_task(self._pump(back, writer, passing, limited=True)),
             ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -116,14 +123,19 @@ class TcpProxy:
                     end.close()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, limited: bool
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        passing: asyncio.Event,
+        *,
+        limited: bool,
     ) -> bool:
         """Pass on one direction; whether the connection is to be cut."""
         passed = 0
         while piece := await reader.read(_CHUNK):
             if self.latency:
                 await asyncio.sleep(self.latency)
-            await self._passing.wait()
+            await passing.wait()
             if limited and self.cut_after is not None and passed + len(piece) > self.cut_after:
                 return True
             passed += len(piece)
