@@ -39,7 +39,7 @@ test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
 	$(BIN)/pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
 
 faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/faults.md)
-	FAULTS=full $(BIN)/pytest -q tests/faults $(PYTEST_ARGS)
+	FAULTS=full $(BIN)/pytest -q -n 4 --dist worksteal tests/faults $(PYTEST_ARGS)
 
 soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory and keys
 	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q tests/faults/test_soak.py $(PYTEST_ARGS)

@@ -17,7 +17,7 @@ from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
 from worker.transfer.budget import Budget
 from worker.transfer.client import make_client
-from worker.transfer.copier import Copier
+from worker.transfer.copier import PART_BYTES, Copier
 from worker.transfer.guard import Guard
 from worker.transfer.source import Source
 from worker.transfer.store import ObjectStore
@@ -103,7 +103,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 copy_deadline=settings.copy_deadline,
                 grace=settings.unknown_task_grace,
                 bound=_POLL_TIMEOUT,
-                slots=COPY_SLOTS,
+                slots=copy_slots(settings.memory_budget),
                 wake=wake,
             ),
             TellWork(registry, channels, slots=TELL_SLOTS),
@@ -111,6 +111,11 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         intake=Intake(registry, make_policy(settings), wake=wake),
         close=close,
     )
+
+
+def copy_slots(memory_budget: int) -> int:
+    """How many tasks a process may copy at once: as many as the budget has parts of a file."""
+    return max(1, min(COPY_SLOTS, memory_budget // PART_BYTES))
 
 
 def make_registry(settings: Settings, *, owner: str = "") -> Registry:

@@ -1,14 +1,19 @@
 """A worker with a defect of the row's choosing: ``python -m tests.faults.hurt_worker -A …``.
 
 ``HURT_POISON``: it dies at once of a file whose name contains this. ``HURT_CLOCK``: its clock is
-off by so many seconds.
+off by so many seconds. ``HURT_KILL``: it is killed ``before`` or ``after`` a step of the registry
+(``after finish``), for as long as there are files in the folder ``HURT_LIVES``, one for each death.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import os
+import random
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -45,11 +50,39 @@ def shift(seconds: float) -> None:
     datetime.datetime = Wrong
 
 
+def mortal(point: str, lives: Path) -> None:
+    """Be killed at a step of the registry: not always, so that other tasks are in hand by then."""
+    from worker.registry.registry import Registry
+
+    when, _, name = point.partition(" ")
+    step = getattr(Registry, name)
+
+    def die() -> None:
+        life = next(lives.iterdir(), None)
+        if life is not None and random.random() < 0.3:
+            life.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @functools.wraps(step)
+    async def deadly(*args: Any, **options: Any) -> Any:
+        if when == "before":
+            die()
+        answer = await step(*args, **options)
+        # a claim of nothing is no point to die at
+        if when == "after" and (name != "claim" or answer.jobs):
+            die()
+        return answer
+
+    setattr(Registry, name, deadly)
+
+
 if __name__ == "__main__":
     if clock := os.environ.get("HURT_CLOCK"):
         shift(float(clock))
     if mark := os.environ.get("HURT_POISON"):
         poison(mark)
+    if point := os.environ.get("HURT_KILL"):
+        mortal(point, Path(os.environ["HURT_LIVES"]))
     from celery.__main__ import main
 
     main()

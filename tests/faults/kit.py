@@ -45,7 +45,8 @@ class Watcher:
     """Reads every record again and again while a fleet works, as an impatient reader would.
 
     No result may show before the end, every end must be whole at first sight, its objects in
-    place, and nothing of it may change afterwards.
+    place, and nothing of it may change afterwards. ``pause`` is the longest time in seconds for
+    which this loop, and so the simulator, stood still.
     """
 
     def __init__(self, redis: Redis, bucket: BucketEnv, namespace: str, ids: list[str]) -> None:
@@ -57,6 +58,7 @@ class Watcher:
         self.ends: dict[str, dict[str, str]] = {}
         self.wrong: list[str] = []
         self.looks = 0
+        self.pause = 0.0
 
     async def watch(self) -> None:
         """Look until :meth:`stop`. A Redis that is away is waited for."""
@@ -65,7 +67,9 @@ class Watcher:
             last = self._stopping  # one look more, at what ended just before
             with suppress(redis_errors.RedisError, OSError):
                 await self.look()
+            began = time.monotonic()
             await asyncio.sleep(0.1)
+            self.pause = max(self.pause, time.monotonic() - began - 0.1)
 
     def stop(self) -> None:
         """End watching after the look that is under way."""

@@ -25,10 +25,15 @@ from tests.fleet import Fleet
 from tests.support import eventually
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
+PROGRAM = ("-m", "tests.faults.hurt_worker")
 SLACK = 6.0  # seconds that a loaded machine may add
 
 LARGE: dict[str, Any] = {"simulate": {"images": [{"file": "png", "size": 20_000_000}]}}
 SMALL: dict[str, Any] = {"simulate": {"duration": 1, "images": ["png"]}}
+# in hand long enough for its lease to be renewed
+SLOW: dict[str, Any] = {
+    "simulate": {"images": [{"file": "png", "faults": [{"fault": "slow", "seconds": 4}]}]}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,17 @@ STEPS = (
     Step(name="after the manifest", server="store", step="manifest PUT", after=True),
     Step(name="before telling", server="hook", step="POST"),
 )  # fmt: skip
+
+
+# steps of the registry, at which the worker kills itself (see hurt_worker)
+POINTS = (
+    "after claim", "before save", "after save", "after progress", "before renew", "after told",
+    "before finish", "after finish",
+)  # fmt: skip
+
+
+def _dashed(name: str) -> str:
+    return name.replace(" ", "-")
 
 
 class Assassin:
@@ -129,7 +145,7 @@ class Assassin:
 
 @pytest.mark.parametrize(
     "steps", [(s,) for s in STEPS] if FULL else [STEPS],
-    ids=[s.name.replace(" ", "-") for s in STEPS] if FULL else ["all"],
+    ids=[_dashed(s.name) for s in STEPS] if FULL else ["all"],
 )  # fmt: skip
 async def test_killed_at_named_steps(scene: Scene, steps: tuple[Step, ...]) -> None:
     """Row 1: SIGKILL of the worker that is at a step."""
@@ -169,6 +185,38 @@ async def test_killed_at_named_steps(scene: Scene, steps: tuple[Step, ...]) -> N
     )
 
 
+@pytest.mark.parametrize("point", POINTS if FULL else POINTS[-2:], ids=_dashed)
+async def test_killed_around_the_scripts(scene: Scene, point: str) -> None:
+    """Row 1: SIGKILL just before or after a step that only Redis sees."""
+    told: set[str] = set()
+    lives = scene.logs / "lives"
+    lives.mkdir()
+    for life in range(size(2, 8)):
+        (lives / str(life)).touch()
+    kills = len(list(lives.iterdir()))
+
+    async def rule(seen: Seen, _: Forward) -> web.StreamResponse:
+        told.add(seen.task_id)
+        return web.Response()
+
+    fleet = scene.fleet(
+        program=PROGRAM,
+        HURT_KILL=point,
+        HURT_LIVES=str(lives),
+        HARVESTER_WEBHOOK_SECRET=SECRET,
+        HARVESTER_WEBHOOK_ALLOW_PRIVATE="127.0.0.1/32",
+    )
+    async with HttpProxy("", rule) as hook, fleet:
+        while any(lives.iterdir()) or len(scene.ids) < size(6, 50):
+            ids = scene.plant([SLOW, *[SMALL] * size(3, 9)])
+            async with scene.watched(ids):
+                await scene.hand_in(ids, callback_url=f"{hook.endpoint}/told")
+                await scene.all_final(size(60, 300), ids)
+        await eventually(lambda: told >= set(scene.ids), what="telling all", seconds=60)
+    assert fleet.started >= 2 + kills
+    await scene.judge("1", f"kill -9: {point}", notes=f"{kills} kills")
+
+
 async def test_stalled_owner_resumes_its_write(scene: Scene) -> None:
     """Row 15: an owner is frozen in its PUT, which arrives after another has ended the task."""
     late: dict[str, asyncio.Event] = {}
@@ -205,7 +253,7 @@ async def test_stalled_owner_resumes_its_write(scene: Scene) -> None:
             async with scene.watched(ids):
                 await scene.hand_in(ids)
                 owner = await eventually(stalled, what="an owner at its PUT")
-                await scene.all_final(120)
+                await scene.all_final(size(120, 300))
                 for task_id in set(late) - before:
                     late[task_id].set()
                 await eventually(lambda: len(answers) == len(late), what="the late writes")

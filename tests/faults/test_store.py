@@ -138,7 +138,7 @@ async def test_wrong_credentials(scene: Scene) -> None:
         asked = len(proxy.seen) - before
         assert await scene.redis.zcard(f"{scene.namespace}:index:waiting") == len(ids)
         denied, began = False, time.monotonic()
-        await scene.all_final(120)
+        await scene.all_final(size(60, 300))
         recovery = time.monotonic() - began
         loud = [line for line in fleet.log_lines() if line.get("event") == "circuit.open"]
     assert {line["circuit"] for line in loud} == {"store"}
@@ -177,7 +177,7 @@ async def test_keeps_half(scene: Scene) -> None:
         scene.watched(),
     ):
         await scene.hand_in(ids)
-        await eventually(lambda: halves >= size(15, 120), what="halves", seconds=60)
+        await eventually(lambda: halves >= size(15, 120), what="halves", seconds=size(60, 300))
         states = [await scene.redis.hget(f"{scene.namespace}:task:{i}", "state") for i in ids]
         assert "stored" not in states
         assert await scene.redis.xlen(f"{scene.namespace}:events") == 0

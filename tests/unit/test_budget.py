@@ -6,6 +6,7 @@ import pytest
 
 from worker.transfer import budget as module
 from worker.transfer.budget import Budget
+from worker.wiring import copy_slots
 
 
 async def turns() -> None:
@@ -28,6 +29,13 @@ async def test_more_than_there_is_becomes_all_there_is() -> None:
         await room.again(1000)
         assert room.size == 10
     assert budget.used == 0
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "slots"), [(1, 1), (8, 1), (23, 2), (96, 12), (128, 16), (100_000, 16)]
+)
+def test_no_more_is_claimed_than_there_is_memory_for(mebibytes: int, slots: int) -> None:
+    assert copy_slots(mebibytes * 1024 * 1024) == slots
 
 
 async def test_never_more_than_the_total_is_out() -> None:
