@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -23,7 +24,6 @@ from worker.registry.records import Job, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-    from concurrent.futures import Future
     from pathlib import Path
 
     from worker.registry.registry import Registry
@@ -343,11 +343,17 @@ class Engine:
         if drain is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(drain.wake)
 
-    def call(self, work: Callable[[Parts], Coroutine[Any, Any, T]]) -> Future[T]:
-        """Run a coroutine with the engine's parts on its loop; from any other thread."""
-        if self._loop is None or self._parts is None:
+    def call(self, work: Callable[[Parts], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine with the engine's parts on its loop, and wait; from any other thread.
+
+        Raises ``RegistryUnavailable`` if the engine is not running, or stops meanwhile.
+        """
+        if self._loop is None or self._parts is None or self._loop.is_closed():
             raise RegistryUnavailable("the engine is not running")
-        return asyncio.run_coroutine_threadsafe(work(self._parts), self._loop)
+        try:
+            return asyncio.run_coroutine_threadsafe(work(self._parts), self._loop).result()
+        except CancelledError:
+            raise RegistryUnavailable("the engine was stopped") from None
 
     def stop(self) -> None:
         """Begin to stop; returns at once. From any thread or signal handler."""

@@ -23,7 +23,7 @@ def submit(*args: Any, **options: Any) -> None:
         await insist(lambda: parts.intake.submit(task_ids, options, source="celery"))
 
     try:
-        engine().call(accept).result()
+        engine().call(accept)
     except RegistryUnavailable as error:
         # back into the queue: the message is all there is of these ids
         raise Reject(str(error), requeue=True) from error

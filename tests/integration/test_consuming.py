@@ -25,22 +25,23 @@ from worker.sandbox.servers import Valkey
 class Lone:
     """One worker, its Redis, and the proxy between them."""
 
-    def __init__(self, server: Valkey, proxy: TcpProxy, namespace: str) -> None:
+    def __init__(self, server: Valkey, proxy: TcpProxy, fleet: Fleet, namespace: str) -> None:
         self.server = server
         self.proxy = proxy
-        self._namespace = namespace
+        self.fleet = fleet
+        self.namespace = namespace
 
-    async def send(self, count: int = 1) -> str:
-        """Hand tasks in over Celery, each by a message, past the proxy; the last one's id."""
+    async def send(self, count: int = 1) -> list[str]:
+        """Hand tasks in over Celery, each by a message, past the proxy; their records' keys."""
         ids = [uuid.uuid4().hex for _ in range(count)]
 
         def send() -> None:
             with Celery("another", broker=self.server.url, set_as_current=False) as app:
                 for task_id in ids:
-                    app.send_task("harvester.submit", args=[task_id], queue=self._namespace)
+                    app.send_task("harvester.submit", args=[task_id], queue=self.namespace)
 
         await asyncio.to_thread(send)
-        return ids[-1]
+        return [f"{self.namespace}:task:{task_id}" for task_id in ids]
 
     async def consumes(self) -> None:
         """Send a message a second until one of them has been consumed.
@@ -50,7 +51,7 @@ class Lone:
         keys = list[str]()
 
         async def send() -> None:
-            keys.append(f"{self._namespace}:task:{await self.send()}")
+            keys.extend(await self.send())
 
         async with Redis.from_url(self.server.url) as redis, repeating(send, 1):
             await eventually(
@@ -68,8 +69,8 @@ def server(tmp_path: Path) -> Iterator[Valkey]:
 async def lone(server: Valkey, namespace: str, tmp_path: Path) -> AsyncIterator[Lone]:
     async with TcpProxy("127.0.0.1", server.port) as proxy:
         environ = idle_environ(f"redis://127.0.0.1:{proxy.port}/0", namespace)
-        async with Fleet(environ, tmp_path, size=1):
-            lone = Lone(server, proxy, namespace)
+        async with Fleet(environ, tmp_path, size=1) as fleet:
+            lone = Lone(server, proxy, fleet, namespace)
             await lone.consumes()
             yield lone
 
@@ -85,3 +86,17 @@ async def test_consumes_after_restarts_of_redis(lone: Lone) -> None:
 async def test_consumes_after_its_connections_went_silent(lone: Lone) -> None:
     lone.proxy.forget()
     await lone.consumes()
+
+
+async def test_a_stop_in_the_middle_loses_no_message(lone: Lone) -> None:
+    async with Redis.from_url(lone.server.url) as redis:
+        sending = asyncio.create_task(lone.send(200))
+        await eventually(lambda: redis.llen(lone.namespace), what="more than is in hand")
+        await lone.fleet.stop()
+        keys = await sending
+        lone.fleet.start()
+
+        async def consumed() -> bool:
+            return await redis.exists(*keys) == len(keys)
+
+        await eventually(consumed, what="the end of every message", seconds=60)

@@ -204,12 +204,25 @@ async def test_the_engine_starts_ticks_and_stops(
     async def workers(parts: Parts) -> dict[str, int]:
         return await eventually(parts.registry.workers)
 
-    found = await asyncio.wrap_future(engine.call(workers))
+    found = await asyncio.to_thread(engine.call, workers)
     assert list(found) == [engine.name]
     heartbeat.unlink()
     await eventually(heartbeat.exists)
+    # what is asked of it at a stop is refused, and can be asked of another one
+    waiting = asyncio.Event()
+
+    async def wait(_: Parts) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    asked = asyncio.create_task(asyncio.to_thread(engine.call, wait))
+    await eventually(waiting.is_set)
     engine.stop()
+    with pytest.raises(RegistryUnavailable):
+        await asked
     assert engine.join(5)
+    with pytest.raises(RegistryUnavailable):
+        engine.call(workers)
     assert closed == [True]
     client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
     assert await make(client, namespace).workers() == {}
