@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo test faults bench soak audit bench-copy lint types clean
+.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-capacity lint types clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,16 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Run the whole fleet on this machine, against a simulated upstream
 	$(BIN)/harvester demo
+
+demo-wheel: $(STAMP) ## Build the wheel and run the demo from it, in an empty environment of PYTHON
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$${PYTHON:-$(BIN)/python} -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[sandbox]"
+	cd build/wheel && env -i PATH=/usr/bin:/bin venv/bin/harvester demo
+
+bench-capacity: $(STAMP) ## Measure what a fleet's size is computed from (see docs/capacity.md)
+	$(BIN)/python -m tests.bench.capacity $(BENCH_ARGS)
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
 	$(BIN)/pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)

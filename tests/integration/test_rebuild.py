@@ -11,8 +11,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tests.fleet import FINAL, Fleet, all_final, environ
-from tests.support import BucketEnv
+from tests.fleet import FINAL, Fleet, environ
+from tests.support import BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
 COUNT = int(os.environ.get("REBUILD_TASKS", "200"))
@@ -67,7 +67,12 @@ async def test_records_are_equal_after_redis_was_wiped(
         for start in range(0, COUNT, _IDS_A_MESSAGE):
             body = {"task_ids": ids[start : start + _IDS_A_MESSAGE], "metadata": {"exact": 1.5}}
             await redis.xadd(f"{namespace}:intake", {"body": json.dumps(body)})
-        await all_final(redis, namespace, ids, seconds=60 + COUNT / 10)
+
+        async def ended() -> bool:  # counted: to read thousands of records again and again is slow
+            sizes = [await redis.zcard(f"{namespace}:index:{state}") for state in FINAL]
+            return sum(sizes) == COUNT
+
+        await eventually(ended, seconds=60 + COUNT / 5, what="the end of every task")
     records, indexes = await everything(redis, namespace, ids)
     assert {record["state"] for record in records} == set(FINAL)
 

@@ -370,6 +370,8 @@ class Protocol:
         life.settle(one.token)
         life.state, life.finished_at, life.told = state, ended, "[]"
         life.cap, life.lapses, life.cancel = None, None, False
+        if state == "stored":  # is never retried
+            life.keys.clear()
         life.due = ("tell", self.now) if life.callbacks else None
         if not life.callbacks and self.ttl:
             life.expires = self.now + self.ttl

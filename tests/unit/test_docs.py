@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from config.settings import Settings, secret_variables, variable
+from worker.cli.main import app
 from worker.core import manifest, outputs, reply
 from worker.core.models import Priority, Reason, State, StoredFile
 from worker.core.schedule import webhook_gap
@@ -32,6 +34,7 @@ README_ZH = (ROOT / "README.zh.md").read_text()
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -172,6 +175,28 @@ def test_operators_are_told_what_to_do_about_every_warning() -> None:
     for name in told:
         if re.fullmatch(r"[a-z]+\.[a-z_]+", name):
             assert name in logged_events(), name
+
+
+def test_the_runbook_names_what_exists() -> None:
+    quoted = set(re.findall(r"`([^`\n]+)`", RUNBOOK))
+    events = {name for name in quoted if re.fullmatch(r"[a-z]+\.[a-z_]+", name)}
+    assert len(events) > 15
+    assert events - logged_events().keys() == set()
+    metrics = {name for name in quoted if re.fullmatch(r"harvester_[a-z_]+", name)}
+    known = {name.partition("{")[0] for name in re.findall(r"harvester_[a-z_]+", CONTRACT)}
+    assert metrics
+    assert metrics - known == set()
+    for kind in ("credentials", "clock", "account", "request", "store"):
+        assert f", `{kind}` |" in RUNBOOK, kind
+
+
+def test_commands_that_the_runbook_names_exist() -> None:
+    commands: Any = get_command(app)
+    named = re.findall(r"(?:`|\$ )harvester ([a-z]+)([^`\n#]*)", RUNBOOK)
+    assert len(named) > 10
+    for name, rest in named:
+        options = {option for param in commands.commands[name].params for option in param.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, (name, rest)
 
 
 # -- the record ---------------------------------------------------------------------------------

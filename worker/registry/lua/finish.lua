@@ -30,8 +30,16 @@ redis.call('XADD', ns .. ':events', 'MAXLEN', '~', ARGV[8], '*', unpack(event))
 redis.call('HINCRBY', ns .. ':counters', 'final:' .. state, 1)
 redis.call('ZREM', due_key('poll'), id)
 redis.call('ZREM', due_key('copy'), id)
--- plan, keys and stored files stay beside the record: a retry goes on from them
+-- plan, keys and stored files stay beside a record that can be retried, which goes on from them
 redis.call('HDEL', work_key(id), 'ending', 'cancel', 'cap', 'lapses')
+if state == 'stored' then
+  redis.call('HDEL', work_key(id), 'plan')
+  for _, field in ipairs(redis.call('HKEYS', work_key(id))) do
+    if string.find(field, '^key:') or string.find(field, '^file:') then
+      redis.call('HDEL', work_key(id), field)
+    end
+  end
+end
 if state ~= 'partial' then redis.call('HDEL', work_key(id), 'data') end
 settle(id, token)
 if tonumber(redis.call('HGET', work_key(id), 'callbacks') or 0) > 0 then
