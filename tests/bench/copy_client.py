@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -173,15 +172,17 @@ def _cpu() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
+_STATM = os.open("/proc/self/statm", os.O_RDONLY)
+
+
 def _resident() -> int:
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * resource.getpagesize()
+    return int(os.pread(_STATM, 100, 0).split()[1]) * resource.getpagesize()
 
 
 async def _watch(highest: list[int]) -> None:
     while True:
         highest[0] = max(highest[0], _resident())
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 async def main(method: str, base: str, size: int, files: int, at_once: int, expected: str) -> None:

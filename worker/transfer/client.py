@@ -50,7 +50,6 @@ class _NoCookies(httpx.Cookies):
 def make_session(
     connector: Callable[[ssl.SSLContext], aiohttp.BaseConnector],
     *,
-    timeout: aiohttp.ClientTimeout | None = None,
     ca_bundle: str | None = None,
     request_class: type[aiohttp.ClientRequest] = aiohttp.ClientRequest,
 ) -> aiohttp.ClientSession:
@@ -64,7 +63,6 @@ def make_session(
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=_HEADERS,
         skip_auto_headers=("Content-Type",),  # a store would call it an unsigned header
-        timeout=timeout or aiohttp.ClientTimeout(total=None),
         read_bufsize=CHUNK_BYTES,  # the usual quarter stops and starts the connection at each read
         auto_decompress=False,
         trust_env=False,

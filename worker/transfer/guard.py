@@ -159,7 +159,7 @@ class Guard:
         return make_client(self._connector, timeout=timeout)
 
     def session(self) -> aiohttp.ClientSession:
-        """The same for files; must be called on the loop. It knows no timeouts of its own."""
+        """The same for files; must be called on the loop. Requests bring their own timeouts."""
         return make_session(self._connector)
 
     def _connector(self, context: ssl.SSLContext) -> aiohttp.BaseConnector:

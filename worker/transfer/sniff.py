@@ -14,6 +14,8 @@ import puremagic
 HEAD_BYTES = 64 * 1024
 """Enough of a file to tell what it is."""
 
+_PICTURE_HEAD = 1024 * 1024  # a size may stand behind embedded profiles and workflows
+
 OCTETS = "application/octet-stream"
 
 _EXTENSION = re.compile(r"[a-z0-9]{1,15}")  # with its dot it fits a key
@@ -140,12 +142,15 @@ def is_error_page(head: bytes, kind: Kind, named: str) -> bool:
     return kind is _XML and _ERROR_START.match(_content(head)) is not None
 
 
-def dimensions(head: bytes, kind: Kind) -> tuple[int | None, int | None]:
+def dimensions(head: bytes | memoryview, kind: Kind) -> tuple[int | None, int | None]:
     """Width and height of a raster picture as it is shown, where ``head`` tells them."""
     if not kind.content_type.startswith("image/") or kind is _SVG:
         return None, None
-    width, height = imagesize.get(io.BytesIO(head))
-    return (width, height) if width > 0 and height > 0 else (None, None)
+    for most in (HEAD_BYTES, _PICTURE_HEAD):
+        width, height = imagesize.get(io.BytesIO(head[:most]))
+        if width > 0 and height > 0:
+            return width, height
+    return None, None
 
 
 def disposition(content_type: str, filename: str) -> str:

@@ -351,7 +351,7 @@ class ObjectStore:
         request = await self._sign(await self._ready(), "get_object", self._named(key))
         digest = hashlib.sha256()
         try:
-            async with self._opened(request) as response:
+            async with self._opened(request, stall=self._deadline) as response:
                 if response.status != HTTPStatus.OK:
                     answer = await _read(response, _ANSWER_BYTES)
                     if _is_missing(answer):
@@ -604,19 +604,16 @@ class ObjectStore:
 
     @contextlib.asynccontextmanager
     async def _opened(
-        self, request: Request, body: Buffer = b"", progress: Callable[[], None] = _nothing
+        self,
+        request: Request,
+        body: Buffer = b"",
+        progress: Callable[[], None] = _nothing,
+        *,
+        stall: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """``stall``: seconds between two signs of life, of a request without another deadline."""
         if self._session is None:
-            self._session = make_session(
-                _connector,
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    connect=self._deadline,
-                    sock_connect=_CONNECT,
-                    sock_read=self._deadline,
-                ),
-                ca_bundle=request.ca_bundle,
-            )
+            self._session = make_session(_connector, ca_bundle=request.ca_bundle)
         content = _Body(body, progress) if body else None
         try:
             async with self._session.request(
@@ -625,6 +622,9 @@ class ObjectStore:
                 headers=request.headers,
                 data=content,
                 allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=stall, sock_connect=_CONNECT, sock_read=stall
+                ),
             ) as response:
                 yield response
         finally:
