@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.transfer import budget as module
 from worker.transfer.budget import Budget
@@ -70,6 +75,63 @@ async def test_first_come_first_served_and_a_small_one_does_not_jump_the_line() 
         assert not budget.room(1).acquire_now()
     await asyncio.gather(large, small)
     assert order == ["large", "small"]
+
+
+async def served(budget: Budget, asked: Sequence[tuple[str, int, dict[str, Any]]]) -> list[str]:
+    """The order in which those who ask one after the other get their room from a full budget."""
+    order: list[str] = []
+
+    async def work(name: str, size: int, options: dict[str, Any]) -> None:
+        async with budget.room(size, **options):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    full = budget.room(budget.total)
+    await full.acquire()
+    async with asyncio.TaskGroup() as group:
+        for name, size, options in asked:
+            group.create_task(work(name, size, options))
+            await asyncio.sleep(0)
+        assert order == []
+        full.release()
+    assert budget.used == 0
+    return order
+
+
+async def test_the_address_that_expires_soonest_goes_first() -> None:
+    asked = [(str(at), 10, {"expires": at}) for at in (50.0, 20.0, 5000.0, 10.0)]
+    unknown = ("unknown", 10, {})
+    order = await served(Budget(10, clock=lambda: 0.0), [*asked, unknown])
+    assert order == ["10.0", "20.0", "50.0", "unknown", "5000.0"]
+
+
+async def test_those_who_begin_and_those_who_go_on_take_turns() -> None:
+    small = [(f"small {n}", 1, {"expires": float(n)}) for n in range(4)]
+    huge = [(f"huge {n}", 10, {"begun": True}) for n in range(2)]
+    order = await served(Budget(10), [*small, *huge])
+    assert order == ["small 0", "huge 0", "small 1", "huge 1", "small 2", "small 3"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 12), st.none() | st.integers(0, 9), st.booleans()), max_size=30
+    )
+)
+def test_all_are_served_each_line_in_its_order(
+    asked: list[tuple[int, int | None, bool]],
+) -> None:
+    """Whatever is asked for: one waits for those of the other line no more than once each."""
+    named = [
+        (str(n), size, {"expires": at, "begun": begun}) for n, (size, at, begun) in enumerate(asked)
+    ]
+    order = [int(name) for name in asyncio.run(served(Budget(10, clock=lambda: 0.0), named))]
+    assert sorted(order) == list(range(len(asked)))
+    begins = [n for n in order if not asked[n][2]]
+    assert begins == sorted(begins, key=lambda n: (3600 if asked[n][1] is None else asked[n][1], n))
+    goes_on = [n for n in order if asked[n][2]]
+    assert goes_on == sorted(goes_on)
+    mixed = order[: 2 * min(len(begins), len(goes_on))]
+    assert all(asked[a][2] != asked[b][2] for a, b in pairwise(mixed))
 
 
 async def test_what_is_free_is_taken_at_once_when_nobody_waits() -> None:

@@ -35,7 +35,6 @@ log = structlog.get_logger("harvester.copy")
 
 PART_BYTES = 8 * 1024 * 1024
 
-_PICTURE_HEAD = 1024 * 1024  # a picture's size stands behind its embedded profiles and workflows
 _PARTS_AT_ONCE = 2  # on their way; more of them slow a store on the same machine down
 _PART_SECONDS = 600.0
 _ABORT_SECONDS = 10.0
@@ -43,7 +42,10 @@ _ABORT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyJob:
-    """One file to copy. ``base`` is its key without extension, ``key`` the one fixed earlier."""
+    """One file to copy. ``base`` is its key without extension, ``key`` the one fixed earlier.
+
+    ``expires`` is when ``url`` does, in Unix seconds, if that is known.
+    """
 
     task_id: str
     url: str = field(repr=False)
@@ -51,6 +53,7 @@ class CopyJob:
     key: str = ""
     filename: str = ""
     format: str = ""
+    expires: float | None = None
 
 
 class Hold(Protocol):
@@ -137,7 +140,9 @@ class Copier:
         Whatever happens, no multipart upload of this call is left open.
         """
         await self._store.ready()
-        async with self._budget.room(self._part_size, waiting=hold.progress) as room:
+        async with self._budget.room(
+            self._part_size, expires=job.expires, waiting=hold.progress
+        ) as room:
             async with self._source.open(job.url, progress=hold.progress) as download:
                 limit = self._part_limit(download)
                 if limit > room.size:
@@ -147,7 +152,7 @@ class Copier:
                 part = _PartBuffer(min(limit, download.length or limit))
                 kind = await self._kind(job, download, part, limit, hold)
                 await self._fill(download, part, limit, hold)
-                width, height = sniff.dimensions(bytes(part.data[:_PICTURE_HEAD]), kind)
+                width, height = sniff.dimensions(part.data, kind)
                 clip = media.facts(part.data, kind)
                 key = job.key or await hold.reserve(keys.object_key(job.base, kind.extension))
                 file = _File(
@@ -308,7 +313,7 @@ class Copier:
             for task in sending:
                 if task.done():
                     task.result()
-            room = self._budget.room(size, waiting=hold.progress)
+            room = self._budget.room(size, begun=True, waiting=hold.progress)
             if not busy:
                 await room.acquire()
                 return room

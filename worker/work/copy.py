@@ -435,6 +435,7 @@ class CopyWork:
             key=job.work.get(f"key:{number}", ""),
             filename=planned.filename,
             format=planned.format,
+            expires=outputs.url_expiry(url),
         )
         async with limit:
             began = asyncio.get_running_loop().time()
@@ -463,8 +464,8 @@ class CopyWork:
                 tally.count("files_stored")
                 tally.count("bytes_stored", stored.bytes)
                 tally.observe("copy", asyncio.get_running_loop().time() - began)
-                if (expiry := outputs.url_expiry(url)) is not None:
-                    tally.observe("url_life_left", expiry - task.now / 1000)
+                if copying.expires is not None:
+                    tally.observe("url_life_left", copying.expires - task.now / 1000)
                 log.info(
                     "file.stored", key=stored.key, bytes=stored.bytes, type=stored.content_type
                 )
