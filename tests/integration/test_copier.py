@@ -268,69 +268,126 @@ async def test_pages_in_place_of_files_are_faults(environ: BucketEnv) -> None:
     assert seen["ContentDisposition"] == "attachment"
 
 
-async def truncated(call: Caller) -> None:
-    await call.send("200 OK", f"Content-Length: {3 * PART}", body=clip(2 * PART + 5))
+# -- integrity --------------------------------------------------------------------------------
+
+PAGE = b"<!doctype html><h1>Service unavailable</h1>"
+ERROR = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"
 
 
-async def reset(call: Caller) -> None:
-    await truncated(call)
-    call.reset()
+def answer(*headers: str, body: bytes = b"", status: str = "200 OK") -> Script:
+    return lambda call: call.send(status, *headers, body=body)
 
 
-async def stalled(call: Caller) -> None:
-    await truncated(call)
-    await asyncio.sleep(30)
+def cut(body: bytes, *headers: str) -> Script:
+    """Ends early, by half of what was announced."""
+    return answer(f"Content-Length: {2 * len(body)}", *headers, body=body)
 
 
-async def chunks_cut(call: Caller) -> None:
-    body = clip(2 * PART)
-    framed = b"%x\r\n%b\r\n" % (len(body), body)
-    await call.send("200 OK", "Transfer-Encoding: chunked", body=framed)
+def then(body: bytes, second: Script) -> Script:
+    """Ends early, and answers the request for the rest otherwise."""
+    first = cut(body, ETAG)
+    return lambda call: second(call) if call.number else first(call)
 
 
-async def too_large(call: Caller) -> None:
-    body = clip(3 * PART + 1)
-    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    await call.send("200 OK", "Transfer-Encoding: chunked", body=framed)
+def rest(body: bytes, start: int, total: int, etag: str = ETAG) -> Script:
+    content = f"Content-Range: bytes {start}-{total - 1}/{total}"
+    length = f"Content-Length: {total - start}"
+    return answer(content, length, etag, body=(2 * body)[start:], status="206 Partial Content")
 
 
-async def gone(call: Caller) -> None:
-    await call.send("403 Forbidden", "Content-Length: 0")
+def framed(body: bytes, end: bytes = b"0\r\n\r\n", coding: str = "chunked") -> Script:
+    chunk = b"%x\r\n%b\r\n" % (len(body), body)
+    return answer(f"Transfer-Encoding: {coding}", body=chunk + end)
 
 
-async def gone_meanwhile(call: Caller) -> None:
-    if call.number:
-        await gone(call)
-    else:
-        head = (f"Content-Length: {3 * PART}", ETAG)
-        await call.send("200 OK", *head, body=clip(2 * PART + 5))
+def reset(body: bytes) -> Script:
+    async def script(call: Caller) -> None:
+        await cut(body)(call)
+        call.reset()
+
+    return script
 
 
-async def empty(call: Caller) -> None:
-    await call.send("200 OK", "Content-Length: 0")
+def stalled(body: bytes) -> Script:
+    async def script(call: Caller) -> None:
+        await cut(body)(call)
+        await asyncio.sleep(30)
+
+    return script
 
 
-@pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        (truncated, SourceFault),
-        (reset, SourceFault),
-        (stalled, SourceFault),
-        (chunks_cut, SourceFault),
-        (too_large, SourceRejected),
-        (gone, SourceGone),
-        (gone_meanwhile, SourceGone),
-        (empty, SourceFault),
-    ],
-)
-async def test_what_is_not_whole_leaves_nothing(
-    environ: BucketEnv, script: Script, expected: type[HarvesterError]
+INTEGRITY: dict[str, tuple[Callable[[bytes], Script], type[HarvesterError]]] = {
+    "it ends early": (cut, SourceFault),
+    "it is cut by a reset": (reset, SourceFault),
+    "it stalls": (stalled, SourceFault),
+    "it has no announced end": (lambda body: answer(body=body), SourceFault),
+    "it has two lengths": (
+        lambda body: answer("Content-Length: 5", f"Content-Length: {len(body)}", body=body),
+        SourceFault,
+    ),
+    "it is empty": (lambda _: answer("Content-Length: 0"), SourceFault),
+    "its last chunk is missing": (lambda body: framed(body, end=b""), SourceFault),
+    "a chunk is broken": (lambda body: framed(body, end=b"zz\r\n"), SourceFault),
+    "the rest has another tag": (
+        lambda body: then(body, rest(body, len(body), 2 * len(body), 'ETag: "2"')),
+        SourceFault,
+    ),
+    "the rest has no tag": (
+        lambda body: then(body, rest(body, len(body), 2 * len(body), "X: y")),
+        SourceFault,
+    ),
+    "the rest is the whole of another file": (
+        lambda body: then(body, serving(body, 'ETag: "2"')),
+        SourceFault,
+    ),
+    "the rest begins elsewhere": (
+        lambda body: then(body, rest(body, len(body) - 1, 2 * len(body))),
+        SourceFault,
+    ),
+    "the rest is of a file of another length": (
+        lambda body: then(body, rest(body, len(body), 2 * len(body) - 1)),
+        SourceFault,
+    ),
+    "the address died before the rest": (
+        lambda body: then(body, answer("Content-Length: 0", status="403 Forbidden")),
+        SourceGone,
+    ),
+    "it is an HTML page": (lambda _: serving(PAGE, "Content-Type: video/mp4"), SourceFault),
+    "it is an XML error": (lambda _: serving(ERROR, "Content-Type: video/mp4"), SourceFault),
+    "its content is compressed": (
+        lambda body: serving(body, "Content-Encoding: gzip"),
+        SourceFault,
+    ),
+    "its transfer is compressed": (lambda body: framed(body, coding="gzip, chunked"), SourceFault),
+    "it is too large by announcement": (lambda body: serving(4 * PART * b"x"), SourceRejected),
+    "it is too large in the end": (lambda body: framed(4 * PART * b"x"), SourceRejected),
+    "it is gone": (lambda _: answer("Content-Length: 0", status="404 Not Found"), SourceGone),
+}
+
+
+@pytest.mark.parametrize("size", [1000, PART + 5])
+@pytest.mark.parametrize("case", INTEGRITY)
+async def test_what_is_not_the_whole_file_leaves_nothing(
+    environ: BucketEnv, case: str, size: int
 ) -> None:
-    async with bench(script, environ.bucket, max_file_bytes=3 * PART) as it:
+    script, expected = INTEGRITY[case]
+    async with bench(script(clip(size)), environ.bucket, max_file_bytes=3 * PART) as it:
         with pytest.raises(expected):
-            await it.copier.copy(it.job(), Claim())
+            await it.copier.copy(it.job(filename="0.mp4"), Claim())
         assert await it.open_uploads() == []
     assert environ.keys(it.prefix) == []
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART + 10])
+async def test_no_byte_is_stored_beyond_what_was_announced(environ: BucketEnv, size: int) -> None:
+    """What comes later is not of this answer (RFC 9112, section 6.3): it may be seen, or not."""
+    body = clip(size)
+    script = answer(f"Content-Length: {size // 2}", body=body)
+    async with bench(script, environ.bucket) as it:
+        with contextlib.suppress(SourceFault):
+            await it.copier.copy(it.job(), Claim())
+        assert await it.open_uploads() == []
+    assert [environ.read(key) for key in environ.keys(it.prefix)] in ([], [body[: size // 2]])
 
 
 async def test_a_host_that_trickles_does_not_hold_memory_for_ever(environ: BucketEnv) -> None:
@@ -364,7 +421,7 @@ async def test_without_the_claim_nothing_is_written(environ: BucketEnv, size: in
 
 
 async def test_cancelling_leaves_no_upload_open(environ: BucketEnv) -> None:
-    async with bench(stalled, environ.bucket) as it:
+    async with bench(stalled(clip(2 * PART + 5)), environ.bucket) as it:
         second_part, claim = asyncio.Event(), Claim()
         claim.on_check = lambda: second_part.set() if claim.checks_left == 999_998 else None
         copying = asyncio.create_task(it.copier.copy(it.job(), claim))
@@ -617,6 +674,6 @@ async def test_a_store_that_never_creates_only_is_written_once(
 async def test_an_abort_that_fails_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     memory.fail = lambda r: web.Response(status=500) if r.method == "DELETE" else None
-    async with remembered(memory, monkeypatch), bench(truncated, "media") as it:
+    async with remembered(memory, monkeypatch), bench(cut(clip(2 * PART + 5)), "media") as it:
         with pytest.raises(SourceFault):
             await it.copier.copy(it.job(), Claim())

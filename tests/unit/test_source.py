@@ -186,6 +186,11 @@ async def gzipped(call: Caller) -> None:
     await call.whole("Content-Encoding: gzip")
 
 
+async def transferred_gzipped(call: Caller) -> None:
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    await call.send("200 OK", "Transfer-Encoding: gzip, chunked", body=body)
+
+
 async def header_without_end(call: Caller) -> None:
     await call.send("200 OK", f"X-A: {'a' * 100_000}", "Content-Length: 5", body=b"12345")
 
@@ -211,6 +216,7 @@ async def header_without_end(call: Caller) -> None:
         empty_chunks,
         longer_than_announced,
         gzipped,
+        transferred_gzipped,
         header_without_end,
     ],
 )
@@ -336,6 +342,7 @@ def breaking(times: int, rest: Callable[[Caller], Awaitable[None]], *headers: st
                 "206 Partial Content",
                 f"Content-Range: bytes {start}-{len(BODY) - 1}/{len(BODY)}",
                 f"Content-Length: {len(BODY) - start}",
+                *headers,
                 body=BODY[start : start + 100],
             )
         else:
@@ -362,6 +369,15 @@ async def test_the_date_proves_that_a_file_is_the_same_where_there_is_no_tag() -
     async with hosted(breaking(1, Caller.rest, *headers)) as host, reaching() as source:
         assert await fetch(source, host.url()) == BODY
     assert host.calls[1].headers["if-range"] == date
+
+
+async def test_a_part_with_another_date_is_of_another_file() -> None:
+    async def other(call: Caller) -> None:
+        await call.rest(BODY, "Last-Modified: Thu, 02 Jan 2025 00:00:00 GMT")
+
+    date = "Last-Modified: Wed, 01 Jan 2025 00:00:00 GMT"
+    with pytest.raises(SourceFault, match="another one now"):
+        await fetched(breaking(1, other, date))
 
 
 async def test_a_stalled_transfer_goes_on() -> None:
@@ -444,9 +460,16 @@ def answering(status: str, *headers: str, body: bytes = b"") -> Script:
     [
         Caller.whole,
         answering("206 Partial Content", body=BODY[100:]),
-        answering("206 Partial Content", "Content-Range: bytes 0-2047/2048", body=BODY),
-        answering("206 Partial Content", "Content-Range: bytes 99-2047/2048", body=BODY[99:]),
+        answering("206 Partial Content", "Content-Range: bytes 0-2047/2048", ETAG, body=BODY),
+        answering("206 Partial Content", "Content-Range: bytes 99-2047/2048", ETAG, body=BODY[99:]),
         answering("206 Partial Content", "Content-Range: bytes 100-4095/4096", body=BODY[100:]),
+        answering("206 Partial Content", "Content-Range: bytes 100-2047/2048", body=BODY[100:]),
+        answering(
+            "206 Partial Content",
+            "Content-Range: bytes 100-2047/2048",
+            'ETag: "2"',
+            body=BODY[100:],
+        ),
         answering("206 Partial Content", "Content-Range: pages 100-2047/2048", body=BODY[100:]),
         answering(
             "206 Partial Content",
@@ -475,6 +498,7 @@ async def test_a_rest_that_makes_the_file_too_large_is_refused() -> None:
                 "206 Partial Content",
                 f"Content-Range: bytes 5-{LIMIT}/{LIMIT + 1}",
                 f"Content-Length: {LIMIT - 4}",
+                ETAG,
             )
         else:
             body = b"5\r\n12345\r\n"

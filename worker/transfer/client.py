@@ -99,6 +99,17 @@ def _trust(ca_bundle: str | None) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca_bundle)
 
 
+async def read_some(response: aiohttp.ClientResponse) -> bytes:
+    """The next bytes of a body, as many as there are; empty at its end.
+
+    Raises one of ``BROKEN``.
+    """
+    try:
+        return await response.content.readany()
+    except RuntimeError as exc:  # aiohttp's word for a connection that is lost already
+        raise aiohttp.ClientConnectionError(str(exc)) from exc
+
+
 def describe(error: BaseException) -> str:
     """What went wrong on a connection, as one line without secrets."""
     error = _origin(error)

@@ -17,7 +17,7 @@ import httpx
 from yarl import URL
 
 from worker.errors import SourceFault, SourceGone, SourceRejected
-from worker.transfer.client import BROKEN, describe
+from worker.transfer.client import BROKEN, describe, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -124,7 +124,7 @@ class Source:
             raise _status_error(response)
         _check_coding(response)
         if "content-length" not in response.headers:
-            if "chunked" in response.headers.get("transfer-encoding", "").lower():
+            if "transfer-encoding" in response.headers:
                 return None
             raise SourceFault("the file's host does not say where the file ends")
         length = int(response.headers["content-length"])
@@ -175,7 +175,7 @@ class Download:
         while True:
             cause: Exception | None = None
             try:
-                piece = await self._response.content.readany()
+                piece = await read_some(self._response)
             except BROKEN as exc:
                 piece, cause = b"", exc
             if piece:
@@ -226,6 +226,8 @@ class Download:
         given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
         if given is None or int(given[1]) != self.received:
             raise SourceFault(f"{broken}; the rest does not fit")
+        if not _same(self._validator, response):
+            raise SourceFault(f"{broken}; the file is another one now")
         if given[3] == "*":
             return
         total = int(given[3])
@@ -242,9 +244,20 @@ def _validator(response: aiohttp.ClientResponse) -> str:
     return etag if etag.startswith('"') else str(response.headers.get("last-modified", ""))
 
 
+def _same(validator: str, response: aiohttp.ClientResponse) -> bool:
+    """Whether a part is of that very file: some hosts do not heed ``If-Range``.
+
+    A part must repeat the tag and may repeat the date (RFC 9110, section 15.3.7).
+    """
+    if validator.startswith('"'):
+        return bool(response.headers.get("etag") == validator)
+    return bool(response.headers.get("last-modified", validator) == validator)
+
+
 def _check_coding(response: aiohttp.ClientResponse) -> None:
-    if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise SourceFault("the file's host compresses what it was asked not to")
+    for header, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
+        if response.headers.get(header, plain).strip().lower() not in ("", plain):
+            raise SourceFault("the file's host compresses what it was asked not to")
 
 
 def _status_error(response: aiohttp.ClientResponse) -> Exception:

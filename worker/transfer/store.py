@@ -25,7 +25,14 @@ from yarl import URL
 
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
-from worker.transfer.client import BROKEN, CHUNK_BYTES, describe, hung_up, make_session
+from worker.transfer.client import (
+    BROKEN,
+    CHUNK_BYTES,
+    describe,
+    hung_up,
+    make_session,
+    read_some,
+)
 from worker.transfer.signer import EXPIRES, ProfileName, Request, Signer, make_signer
 from worker.transfer.sniff import disposition
 
@@ -357,7 +364,7 @@ class ObjectStore:
                     if _is_missing(answer):
                         return None
                     raise self._error(answer, "get_object", key)
-                while piece := await response.content.readany():
+                while piece := await read_some(response):
                     digest.update(piece)
                     progress()
         except BROKEN as exc:
@@ -760,7 +767,7 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> _Answer:
     if not response.ok:
         most = _ERROR_BYTES
     body = bytearray()
-    while len(body) <= most and (piece := await response.content.readany()):
+    while len(body) <= most and (piece := await read_some(response)):
         body += piece
     return _Answer(status=response.status, headers=response.headers, body=bytes(body[: most + 1]))
 
