@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-capacity lint types clean
+.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-poll bench-capacity lint types clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/p
 
 bench: $(STAMP) ## Compare policies of asking on simulated durations and short rates
 	$(BIN)/python -m tests.bench.traces
+
+bench-poll: $(STAMP) ## Measure polls a CPU-second beside other designs (BENCH_ARGS; see docs/performance.md)
+	$(BIN)/python -m tests.bench.polling $(BENCH_ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

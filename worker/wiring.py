@@ -44,7 +44,7 @@ _POLL_TIMEOUT = 30.0
 async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -> Parts:
     """Everything that runs on the loop; must be called on it, after any fork."""
     registry = make_registry(settings, owner=worker_name())
-    upstream = _upstream_client()
+    upstream = upstream_client()
     gateway = Gateway(
         upstream,
         endpoint=settings.speedpix_endpoint,
@@ -171,7 +171,7 @@ async def redis_fault(settings: Settings) -> str:
         await registry.close()
 
 
-def _upstream_client() -> httpx.AsyncClient:
+def upstream_client() -> httpx.AsyncClient:
     """A client for the configured upstream, wherever that is."""
     return make_client(
         lambda context: aiohttp.TCPConnector(limit=0, ssl=context),

@@ -562,6 +562,46 @@ async def test_with_replicas_intake_answers_after_one_has_confirmed(
     assert (await registry.submit([submission("t2")]))[0] == {"t2": False}
 
 
+async def test_saves_of_a_moment_go_together_and_each_has_its_own_answer(
+    registry: Registry, redis: Redis
+) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(150)])
+    for jobs in (await claim(registry, Kind.COPY), await claim(registry, Kind.COPY)):
+        await asyncio.gather(*(registry.save(job, to=Kind.POLL) for job in jobs))
+    jobs = await claim(registry, Kind.POLL, limit=100)
+    stale, gone, *rest = jobs
+    await redis.hset(registry.key("work", stale.task_id), "token", "of another claim")
+    await redis.script_flush()
+    before = await redis.info("stats")
+    going = asyncio.create_task(registry.save(gone, to=Kind.POLL, delay=60))
+    await asyncio.sleep(0)
+    going.cancel()
+    answers = await asyncio.gather(
+        *(registry.save(job, to=Kind.POLL, delay=60, calls=1) for job in [stale, *rest]),
+        return_exceptions=True,
+    )
+    after = await redis.info("stats")
+    assert isinstance(answers[0], LeaseLost)
+    assert answers[1:] == [None] * len(rest)
+    assert after["total_reads_processed"] - before["total_reads_processed"] < 20
+    polls = [await redis.hget(registry.key("task", job.task_id), "polls") for job in rest]
+    assert set(polls) == {"1"}
+    assert (await registry.due())[Kind.POLL] == 150
+
+
+async def test_every_save_hears_of_an_outage(registry: Registry, valkey: Valkey) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(5)])
+    jobs = await claim(registry, Kind.COPY)
+    valkey.kill()
+    answers = await asyncio.gather(
+        *(registry.save(job, to=Kind.POLL) for job in jobs), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [RegistryUnavailable] * 5
+    valkey.start()
+    await asyncio.gather(*(registry.save(job, to=Kind.POLL) for job in jobs))
+    assert (await registry.due())[Kind.POLL] == 5
+
+
 # -- rate and circuits ------------------------------------------------------------------------
 
 

@@ -24,6 +24,13 @@ def _constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
 
 
+# made once: the functions of the module would make them anew for every call
+_DECODER = simplejson.JSONDecoder(
+    parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=_constant
+)
+_ENCODER = simplejson.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Json:
     """Parse JSON (RFC 8259); fractions and long integers become ``RawJSON`` and print unchanged.
 
@@ -33,12 +40,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
     if len(text) > max_bytes:
         raise ValueError(f"longer than {max_bytes} bytes")
     try:
-        value = simplejson.loads(
-            text.decode("utf-8") if isinstance(text, bytes) else text,
-            parse_float=simplejson.RawJSON,
-            parse_int=_integer,
-            parse_constant=_constant,
-        )
+        value = _DECODER.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
     except RecursionError:
         raise ValueError(f"nested deeper than {max_depth} levels") from None
     if _deeper_than(value, max_depth):
@@ -48,7 +50,8 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
 
 def dumps(value: Json) -> str:
     """Print compact ASCII JSON; what :func:`loads` read comes back digit for digit."""
-    return simplejson.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text: str = _ENCODER.encode(value)
+    return text
 
 
 def number(value: Json) -> float | None:

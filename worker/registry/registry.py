@@ -345,8 +345,10 @@ class Registry:
         teaches.
         """
         fields = _flat(record or {})
+        # what goes to be copied may carry megabytes: not with others
+        call = self._scripts.call_together if to is Kind.POLL else self._scripts.call
         with _seam():
-            said = await self._scripts.call(
+            said = await call(
                 "save",
                 job.task_id,
                 job.token,

@@ -126,14 +126,15 @@ class Gateway:
         request = httpx.Request(
             "POST",
             self._url,
-            headers=signed | _FIXED_HEADERS,
+            # told, the encoding is not looked for in every header again and again
+            headers=httpx.Headers(signed | _FIXED_HEADERS, encoding="ascii"),
             content=body,
             extensions=self._extensions,
         )
         try:
             response = await self._client.send(request, stream=True, follow_redirects=False)
             try:
-                self._last_date = (response.headers.get("date", ""), self._clock())
+                self._last_date = (_date(response), self._clock())
                 reply = await _read(response)
             finally:
                 await response.aclose()
@@ -154,6 +155,11 @@ class Gateway:
             return "how far this machine's clock is off is unknown"
         way = "ahead of" if skew > 0 else "behind"
         return f"this machine's clock is {abs(skew):.0f} s {way} the upstream's"
+
+
+def _date(response: httpx.Response) -> str:
+    found = (value for name, value in response.headers.raw if name.lower() == b"date")
+    return next(found, b"").decode("latin-1")
 
 
 async def _read(response: httpx.Response) -> bytes:

@@ -9,13 +9,19 @@ import base64
 import hashlib
 import hmac
 from email.utils import formatdate
+from functools import lru_cache
 
 _JSON = "application/json; charset=utf-8"
 
 
 def date_header(now: float) -> str:
     """The ``date`` to sign at Unix time ``now``, in the form that the vendor's own SDK sends."""
-    return formatdate(int(now), usegmt=True) + "+00:00"
+    return _date(int(now))
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True) + "+00:00"
 
 
 def sign(

@@ -140,6 +140,7 @@ class Rate(BaseModel):
 
     limit: float
     factor: float = Field(ge=0, le=1)
+    price: float = Field(gt=0, description="What a call may cost in seconds of lag.")
 
 
 class Circuit(BaseModel):

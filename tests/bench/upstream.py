@@ -1,0 +1,99 @@
+"""An upstream that costs next to nothing: every call is answered after a while, as not done.
+
+Prints its port. ``GET /calls`` tells how many calls there were, and ``GET /most`` the most that any
+second held (or any ``?seconds=`` of them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from array import array
+from typing import cast
+
+_REPLY = (
+    b'{"status":10,"apiInvokeId":"i_0123456789abcdef01234567","data":{"taskId":"%s","status":'
+    b'"running","images":null,"result":null,"taskBeginTime":%d,"taskEndTime":null,"taskDuration":'
+    b'null,"progress":null},"subErrCode":null,"subErrMessage":null,"errCode":null,"errMessage":null}'
+)
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json;charset=UTF-8\r\n"
+    b"X-Ca-Request-Id: 0123456789ABCDEF0123456789ABCDEF\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+class Calls:
+    """When the calls came."""
+
+    def __init__(self) -> None:
+        self._at = array("d")
+        self.began = int(time.time() * 1000)
+
+    def count(self) -> None:
+        """One more, now."""
+        self._at.append(time.monotonic())
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def most(self, seconds: float) -> int:
+        """The most calls in any ``seconds``, wherever they begin."""
+        most = first = 0
+        for last, at in enumerate(self._at):
+            while self._at[first] < at - seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, calls: Calls, delay: float) -> None:
+        self._calls = calls
+        self._delay = delay
+        self._loop = asyncio.get_running_loop()
+        self._got = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """One request at a time, as clients send them that do not pipeline."""
+        self._got += data
+        head, ended, body = self._got.partition(b"\r\n\r\n")
+        if not ended:
+            return
+        if head.startswith(b"GET"):
+            self._tell(head.split(b" ", 2)[1])
+        elif body.endswith(b"}"):
+            self._calls.count()
+            task_id = body.split(b'"', 4)[3]
+            self._loop.call_later(self._delay, self._answer, task_id)
+        else:
+            return
+        self._got = b""
+
+    def _tell(self, path: bytes) -> None:
+        name, _, seconds = path.decode().partition("?seconds=")
+        found = self._calls.most(float(seconds or 1)) if name == "/most" else len(self._calls)
+        text = str(found).encode()
+        self._transport.write(_HEAD % len(text) + text)
+
+    def _answer(self, task_id: bytes) -> None:
+        text = _REPLY % (task_id, self._calls.began)
+        self._transport.write(_HEAD % len(text) + text)
+
+
+async def _serve(delay: float) -> None:
+    calls = Calls()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(calls, delay), "127.0.0.1", 0, backlog=4096
+    )
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--delay", type=float, default=0.1, help="seconds before each answer")
+    asyncio.run(_serve(options.parse_args().delay))
