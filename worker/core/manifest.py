@@ -25,6 +25,10 @@ _ORDER = (
 _REQUIRED = ("run", "metadata", "options", "submitted_at", "finished_at")
 
 
+class NewerSchemaError(ValueError):
+    """A manifest that only a newer version can read; an older one must leave it alone."""
+
+
 def record_document(record: Mapping[str, str]) -> dict[str, Json]:
     """A record as one JSON value: times and counts as numbers, JSON fields decoded to the digit.
 
@@ -78,10 +82,15 @@ def without_queries(options: Json) -> Json:
 def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
     """The record that a manifest holds, all fields as text.
 
-    Raises ``ValueError`` if it is not a manifest of this task, or not one of a final record.
+    Raises ``ValueError`` if it is not a manifest of this task, or not one of a final record;
+    :class:`NewerSchemaError` if its schema is newer than :data:`SCHEMA`. Older ones are read.
     """
     document = jsontext.loads(body, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
     _checked("the document", isinstance(document, dict))
+    schema = document.get("schema")
+    _checked("schema", type(schema) is int and schema >= 1)
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"of schema {schema}; this version knows {SCHEMA}")
     record: dict[str, str] = {}
     for name in _ORDER:
         if name not in document:
@@ -96,8 +105,6 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
         else:
             _checked(name, isinstance(value, list if name == "files" else dict))
             record[name] = jsontext.dumps(value)
-    if record.get("schema") != str(SCHEMA):
-        raise ValueError(f"not of schema {SCHEMA}")
     if record.get("task_id") != task_id:
         raise ValueError("of another task")
     state = record.get("state")

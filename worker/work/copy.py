@@ -59,6 +59,7 @@ _RESTORED = (
     "manifest",
 )
 _STORE_STEP = 60.0  # seconds within which a single step against the store shows life
+_NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
 _EXPIRY_MARGIN = 20.0  # an address that dies sooner than this is asked for anew
 
 
@@ -187,6 +188,11 @@ class CopyWork:
                 )
             )
             return "unavailable"
+        except manifest.NewerSchemaError:
+            # written by a newer version during an upgrade: a worker of that version goes on
+            log.warning("record.newer", kind=Kind.COPY, count=1)
+            await insist(lambda: self._registry.save(job, to=Kind.COPY, delay=_NEWER_DELAY))
+            outcome = "newer"
         if job.probe and await insist(lambda: self._registry.close_circuit("store")):
             log.warning("circuit.closed", circuit="store")
         return outcome
@@ -255,6 +261,8 @@ class CopyWork:
             return None
         try:
             return manifest.record_from_manifest(body, task_id)
+        except manifest.NewerSchemaError:
+            raise
         except ValueError as error:
             log.warning("manifest.unreadable", key=self._manifest_key(task_id), error=str(error))
             return None

@@ -1,0 +1,108 @@
+"""Two versions side by side, as during a rolling upgrade: real workers, records of both schemas."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from tests.fleet import CELERY, ROOT, Fleet, all_final, environ, verify
+from tests.newer_worker import NEXT
+from tests.support import BucketEnv, eventually
+from worker.sandbox.simulator import Simulator
+
+NEWER = ("-m", "tests.newer_worker")
+HARVESTER = ("-m", "worker.cli.main")
+
+
+async def rebuild(program: tuple[str, ...], given: dict[str, str]) -> tuple[int | None, str]:
+    """``harvester rebuild`` of one of the versions: its exit code and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *program, "rebuild",
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **given},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+async def test_old_and_new_workers_share_the_work(
+    simulator: Simulator,
+    redis_url: str,
+    redis: Redis,
+    bucket: BucketEnv,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    given = environ(simulator, redis_url, bucket, namespace)
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+
+    def fleet(program: tuple[str, ...], folder: str) -> Fleet:
+        return Fleet(given, tmp_path / folder, size=1, program=program)
+
+    async def hand_in(count: int, seconds: float) -> list[str]:
+        script = {"simulate": {"images": ["png"], "duration": seconds}}
+        ids = [simulator.submit(script) for _ in range(count)]
+        await redis.xadd(f"{namespace}:intake", {"body": json.dumps({"task_ids": ids})})
+
+        async def accepted() -> bool:
+            return int(await redis.exists(*known(ids))) == count
+
+        await eventually(accepted, seconds=60, what="the records")
+        return ids
+
+    def known(ids: list[str]) -> list[str]:
+        return [f"{namespace}:task:{task_id}" for task_id in ids]
+
+    def said(fleet: Fleet) -> Callable[[], bool]:
+        return lambda: any(line.get("event") == "record.newer" for line in fleet.log_lines())
+
+    # the old version alone, then the new one beside it: both accept, each works on what it can
+    async with fleet(CELERY, "old") as old:
+        first = await hand_in(6, 20)
+        async with fleet(NEWER, "new"):
+            await all_final(redis, namespace, first, seconds=90)
+    # the new one is rolled back while records of its own are unfinished
+    async with fleet(NEWER, "new"):
+        second = await hand_in(6, 30)
+    async with fleet(CELERY, "old") as old:
+        await eventually(said(old), seconds=60, what="the old worker's complaint")
+        third = await hand_in(3, 0)
+        await all_final(redis, namespace, third, seconds=60)  # nothing holds up what it can read
+        for key in known(second):
+            assert await redis.hmget(key, "schema", "state") == [str(NEXT), "waiting"]
+        async with fleet(NEWER, "new"):
+            await all_final(redis, namespace, second, seconds=90)
+    everything = [*first, *second, *third]
+    records = await verify(simulator, redis, bucket, namespace, everything)
+    schemas = [records[task_id]["schema"] for task_id in everything]
+    assert schemas == ["1"] * 6 + [str(NEXT)] * 6 + ["1"] * 3
+
+    # Redis is lost: the old version restores what it can read, the new one the rest
+    await redis.flushall()
+    code, out = await rebuild(HARVESTER, given)
+    assert code == 1
+    assert "9 restored, 0 known already" in out
+    assert out.count(f"of schema {NEXT}; this version knows {NEXT - 1}") == 6
+    assert await rebuild(NEWER, given) == (0, "6 restored, 9 known already\n")
+    for task_id in everything:
+        assert await redis.hgetall(f"{namespace}:task:{task_id}") == records[task_id]
+
+    # an id is handed in to the old version whose manifest the new one has written
+    await redis.delete(f"{namespace}:task:{second[0]}")
+    body = json.dumps({"task_ids": second[:1]})
+    async with fleet(CELERY, "old") as old:
+        await redis.xadd(f"{namespace}:intake", {"body": body})
+        await eventually(said(old), seconds=60, what="the old worker's complaint")
+        async with fleet(NEWER, "new"):
+            await all_final(redis, namespace, second[:1], seconds=60)
+    again = await redis.hgetall(f"{namespace}:task:{second[0]}")
+    assert (again["restored"], again["files"]) == ("true", records[second[0]]["files"])
