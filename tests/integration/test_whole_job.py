@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import boto3
 import pytest
 from celery import Celery
+from moto.server import ThreadedMotoServer
 from redis.asyncio import Redis
 
 from config.celery import celery_config
@@ -431,6 +433,49 @@ async def test_a_store_as_strict_as_oss(start: Start, strict_store: StrictStore)
         assert stored.headers["x-amz-acl"] == "private"
     manifest = strict_store.objects[record["manifest"]]
     assert json.loads(manifest.body)["task_id"] == record["task_id"]
+
+
+@pytest.fixture
+def moto_store() -> Iterator[dict[str, str]]:
+    """The environment of a moto server, and a bucket in it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environ = {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "AK",
+        "AWS_SECRET_ACCESS_KEY": "SK",
+        "HARVESTER_BUCKET": "media",
+    }
+    reading(environ).create_bucket(Bucket="media")
+    yield environ
+    server.stop()
+
+
+def reading(environ: dict[str, str]) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=environ["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id="AK",
+        aws_secret_access_key="SK",
+        region_name="us-east-1",
+    )
+
+
+async def test_moto_as_the_store(start: Start, moto_store: dict[str, str]) -> None:
+    async with start(**moto_store, HARVESTER_PUT_OPTIONS='{"CacheControl": "no-cache"}') as harness:
+        record = await harness.run({"images": ["png", {"file": "png", "size": 20_000_001}]})
+    assert record["state"] == "stored", record
+    client = reading(moto_store)
+    for file in files(record):
+        there = client.get_object(Bucket="media", Key=file["key"])
+        assert hashlib.sha256(there["Body"].read()).hexdigest() == file["sha256"]
+        assert there["Metadata"]["task-id"] == record["task_id"]
+        assert there["CacheControl"] == "no-cache"
+    manifest = client.get_object(Bucket="media", Key=record["manifest"])["Body"].read()
+    assert json.loads(manifest)["task_id"] == record["task_id"]
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="media")
+    client.close()
 
 
 async def test_conditions_are_given_up_where_the_store_knows_none(
