@@ -185,6 +185,38 @@ async def test_killed_at_named_steps(scene: Scene, steps: tuple[Step, ...]) -> N
     )
 
 
+async def test_killed_amid_a_huge_file(scene: Scene) -> None:
+    """Row 1: SIGKILL in the middle of a file: one right object, no upload left open."""
+    bytes_of_file, amid = size(64, 1000) * 1_000_000, Step(name="", server="store", step="part")
+    assassin, sent = Assassin(scene, (amid,), quota=1), 0
+
+    async def rule(seen: Seen, forward: Forward) -> web.StreamResponse:
+        nonlocal sent
+        if seen.step == amid.step:
+            sent += len(seen.body)
+            if sent > bytes_of_file // 2:
+                await assassin._kill(amid, seen)
+        return await forward()
+
+    ids = scene.plant([{"simulate": {"images": [{"file": "png", "size": bytes_of_file}]}}])
+    async with (
+        HttpProxy(scene.bucket.endpoint, rule) as store,
+        scene.fleet(AWS_ENDPOINT_URL_S3=store.endpoint) as assassin.fleet,
+        scene.watched(),
+    ):
+        await scene.hand_in(ids)
+        await eventually(lambda: assassin.kills, what="a kill", seconds=size(60, 300))
+        await scene.all_final(size(120, 600))
+        await assassin.settled()
+    assert sent > 1.4 * bytes_of_file, "the new owner did not begin anew"
+    await scene.judge(
+        "1",
+        "kill -9: amid a huge file",
+        recovery=max(assassin.recoveries),
+        notes=f"{bytes_of_file // 1_000_000} MB",
+    )
+
+
 @pytest.mark.parametrize("point", POINTS if FULL else POINTS[-2:], ids=_dashed)
 async def test_killed_around_the_scripts(scene: Scene, point: str) -> None:
     """Row 1: SIGKILL just before or after a step that only Redis sees."""
