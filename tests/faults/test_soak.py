@@ -27,7 +27,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tests.faults.http_proxy import Forward, HttpProxy, Reset, Seen, s3_error
-from tests.faults.kit import Scene, lively
+from tests.faults.kit import Scene, lively, repeating
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import FINAL, ROOT, Fleet, Killer
 from tests.support import eventually
@@ -36,7 +36,7 @@ from worker.sandbox.servers import Valkey
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 FOLDER = Path(os.environ.get("SOAK_FOLDER", "build/soak"))
 BATCH = 40
-BACKLOG = 200  # tasks that are not final, at most: the soak is to find leaks, not limits
+BACKLOG = 500  # tasks that are not final, at most: the soak is to find leaks, not limits
 GAP = 6.0  # seconds between two faults
 WARM = 120.0  # seconds that a worker may take to reach its level
 GROWTH = 20.0  # MiB an hour that count as level; less is lost in the noise of a short soak
@@ -229,17 +229,18 @@ async def test_soak(scene: Scene, tmp_path: Path) -> None:
         await stack.enter_async_context(spared)
         await stack.enter_async_context(fleet)
         began = time.monotonic()
-        next_fault = began + GAP
-        while time.monotonic() < began + 60 * MINUTES:
+
+        async def feed() -> None:
             seen = await sample(scene, spared, began)
             if seen is not None:
                 samples.append(seen)
                 if seen.waiting < BACKLOG:
                     await hand_in(scene, scene.plant(lively(BATCH, seed, spread=15)))
-            if time.monotonic() > next_fault:
+
+        async with repeating(feed, 2):
+            while time.monotonic() < began + 60 * MINUTES:
+                await asyncio.sleep(GAP)
                 await trouble.make()
-                next_fault = time.monotonic() + GAP
-            await asyncio.sleep(2)
         trouble.store_fails = False
         await scene.all_final(300)
         async with scene.watched() as watcher:
