@@ -17,22 +17,25 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.bench import file_host
 from worker.sandbox.servers import SeaweedFS
 
 OURS = "harvester"
-WAYS = (OURS, "put_object", "upload_fileobj", "rclone copyurl", "curl | curl PUT")
+WAYS = (OURS, "put_object", "upload_fileobj", "aiobotocore", "rclone copyurl", "curl | curl PUT")
 MB = 1024 * 1024
 
 
-def _ways() -> list[str]:
+def _ways(aiobotocore: str | None) -> list[str]:
     """The ways that can be tried here; says which cannot."""
     found = []
     for way in WAYS:
         tool = way.split()[0]
         if tool in ("rclone", "curl") and shutil.which(tool) is None:
             print(f"{way}: left out, {tool} is not installed")
+        elif way == "aiobotocore" and not aiobotocore:
+            print(f"{way}: left out, see --{way}")
         else:
             found.append(way)
     return found
@@ -43,7 +46,7 @@ def _run(
 ) -> dict[str, float]:
     arguments = [way, host, str(size), str(files), str(at_once), file_host.digest(size)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.copy_client", *arguments],
+        [environ.get(f"PYTHON_{way}", sys.executable), "-m", "tests.bench.copy_client", *arguments],
         env=environ,
         check=True,
         stdout=subprocess.PIPE,
@@ -97,6 +100,24 @@ def _show(title: str, found: dict[str, dict[str, float]], files: int) -> None:
         print(f"{way:18}" + "".join(f"{figure:14.2f}" for figure in figures))
 
 
+def _plot(report: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, plots = plt.subplots(1, len(report), figsize=(5 * len(report), 3), layout="tight")
+    for axes, (title, found) in zip(plots, report.items(), strict=True):
+        ways = list(found)[::-1]
+        ratios = [found[way]["cpu_ratio"] for way in ways]
+        bars = axes.barh(ways, ratios, color=["C0" if way == OURS else "C7" for way in ways])
+        axes.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], padding=3)
+        axes.margins(x=0.15)
+        axes.set_title(title)
+        axes.set_xlabel(f"CPU a file ({OURS} = 1)")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     """Run the comparison that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,9 +125,15 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200, help="files of 1 MB, 8 at once")
     parser.add_argument("--large", type=int, default=512, help="MB of the large file")
     parser.add_argument("--memory", action="store_true", help="8 x 1 GB at once, and 5 GB alone")
+    parser.add_argument("--plot", type=Path, help="PNG file for a plot of the CPU ratios")
+    parser.add_argument(
+        "--aiobotocore",
+        metavar="PYTHON",
+        help="interpreter with aiobotocore[boto3] and httpx, which wants a botocore of its own",
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
-    report: dict[str, object] = {}
+    report: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as directory,
         SeaweedFS(directory, "media") as store,
@@ -126,6 +153,8 @@ def main() -> None:
                 "AWS_EC2_METADATA_DISABLED": "true",
                 "HARVESTER_BUCKET": store.bucket,
             }
+            if given.aiobotocore:
+                environ["PYTHON_aiobotocore"] = given.aiobotocore
             if given.memory:
                 for count, size in ((8, 1024 * MB), (1, 5 * 1024 * MB)):
                     cost = _run(OURS, host, environ, size, count, count)
@@ -136,7 +165,7 @@ def main() -> None:
                     )
                     report[f"memory {count} x {size // MB} MB"] = cost
             else:
-                ways = _ways()
+                ways = _ways(given.aiobotocore)
                 plan = (
                     ("1 MB, 8 at once", MB, given.files, 8),
                     (f"{given.large} MB alone", given.large * MB, 1, 1),
@@ -156,6 +185,8 @@ def main() -> None:
                     report[title] = found
         finally:
             files.terminate()
+    if given.plot and not given.memory:
+        _plot(report, given.plot)
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
 
