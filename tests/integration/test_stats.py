@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -12,11 +14,11 @@ from rich.console import Console
 from tests.integration.test_registry import claim_one, make, submission
 from worker.cli.checks import Level, _rate
 from worker.cli.stats import draw, sparkline
-from worker.core.durations import Histogram, Lesson, bucket
+from worker.core.durations import Durations, Histogram, Lesson, bucket
 from worker.core.models import State
 from worker.registry.records import Kind
 from worker.registry.registry import Registry
-from worker.registry.stats import read_stats
+from worker.registry.stats import Stats, read_stats
 
 
 @pytest.fixture
@@ -63,6 +65,29 @@ def test_a_histogram_fits_its_line() -> None:
     assert len(sparkline(wide)) < 70
 
 
-def test_doctor_warns_of_a_rate_that_is_too_low() -> None:
-    assert _rate(1200, 20).level is Level.GOOD
-    assert _rate(1300, 20).level is Level.WARNING
+async def test_a_rate_that_is_too_low_is_warned_of(registry: Registry) -> None:
+    quiet = replace(await read_stats(registry), rate=20)
+
+    def waiting(count: int, **changes: Any) -> Stats:
+        return replace(quiet, states=quiet.states | {"waiting": count}, **changes)
+
+    assert _rate(waiting(1200)).level is Level.GOOD
+    assert _rate(waiting(1300)).level is Level.WARNING
+    assert _rate(waiting(1000, url_life_left=60)).level is Level.GOOD
+    assert _rate(waiting(1000, url_life_left=40)).level is Level.WARNING
+    empty = Histogram({})
+    known = Durations(total=Histogram({bucket(30): 9}), queued=empty, running=empty)
+    hasty = waiting(1000, durations={"clip": known})
+    assert "half of the tasks labelled clip take less than 3" in _rate(hasty).detail
+    shown = StringIO()
+    Console(width=100, file=shown).print(draw(hasty))
+    assert "labelled clip" in shown.getvalue()
+
+
+async def test_how_long_addresses_would_have_worked_is_told(registry: Registry) -> None:
+    for seconds in [5.0, *([700.0] * 99)]:
+        registry.tally.observe("url_life_left", seconds)
+    await registry.tick("w")
+    left = (await read_stats(registry)).url_life_left
+    assert left is not None
+    assert 300 < left <= 900

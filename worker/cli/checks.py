@@ -23,7 +23,6 @@ from config.settings import BROKER_SCHEMES
 from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
 from worker.core.models import NotFound, State
 from worker.core.redact import one_line, strip_query
-from worker.core.schedule import LONGEST
 from worker.errors import (
     RegistryUnavailable,
     StoreError,
@@ -32,6 +31,7 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from worker.registry.stats import read_stats
 from worker.transfer.signer import PROFILES, ProfileName, choose_profile
 from worker.transfer.store import Capabilities, ObjectStore
 from worker.upstream.gateway import Gateway
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
     from worker.registry.registry import Registry
+    from worker.registry.stats import Stats
 
 DEADLINE = 10.0
 """Seconds that one check may take."""
@@ -472,14 +473,15 @@ _CIRCUIT_REMEDIES = {
 }
 
 
-def _rate(waiting: int, rate: float) -> Finding:
-    """Whether the rate allows each waiting task its look within the longest gap."""
-    once = waiting / rate
+def _rate(found: Stats) -> Finding:
+    """Whether the rate allows each waiting task its look in time."""
     detail = (
-        f"{waiting:,} tasks wait; at {rate:g} calls a second each is asked about in {once:.0f} s"
+        f"{found.states[State.WAITING]:,} tasks wait; at {found.rate:g} calls a second each is "
+        f"asked about in {found.once_round:.0f} s"
     )
-    if once <= LONGEST:
+    if not found.too_slow:
         return Finding(name="Rate", detail=detail)
+    detail = "; ".join([detail, *found.too_slow])
     remedy = (
         "Raise HARVESTER_POLL_RATE if the upstream allows it: tasks are seen done that much later, "
         "and addresses of their files may die meanwhile."
@@ -491,11 +493,11 @@ async def _workers(registry: Registry) -> Findings:
     try:
         now, ticks = await registry.now(), await registry.workers()
         circuits = await registry.circuits()
-        waiting, rate = (await registry.counts())[State.WAITING], await registry.rate(now)
+        stats = await read_stats(registry)
     except RegistryUnavailable:
         detail = "not known without Redis"
         return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
-    found = [_ticking(ticks, now), _rate(waiting, rate)]
+    found = [_ticking(ticks, now), _rate(stats)]
     for name, circuit in circuits.items():
         detail = f"waiting for the {name}: {circuit.get('message', '')}"
         remedy = _CIRCUIT_REMEDIES.get(circuit.get("kind", ""), "")

@@ -62,7 +62,6 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     from rich.table import Table
 
     from worker.cli.show import plain, plain_table
-    from worker.core.schedule import LONGEST
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -77,8 +76,10 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
         used = f"{(found.calls - before.calls) * 1000 / (found.at - before.at):,.1f} used of "
     facts.add_row("calls a second", f"{used}{found.rate:,.1f} (limit {found.rate_limit:,.1f})")
     facts.add_row("price of a call", f"{found.price:.3f} s of lag")
-    slow = "red" if found.once_round > LONGEST else ""
-    facts.add_row("all asked once in", plain(span(found.once_round), slow))
+    reasons = found.too_slow
+    facts.add_row("all asked once in", plain(span(found.once_round), "red" if reasons else ""))
+    for reason in reasons:
+        facts.add_row("", plain(reason, "red"))
     if found.calls_a_task is not None and found.detection_lag is not None:
         facts.add_row("calls a task", f"{found.calls_a_task:.1f}")
         facts.add_row("seen done after", f"{found.detection_lag:.2f} s, in the mean")

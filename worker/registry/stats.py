@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from worker.core import schedule
 from worker.core.models import State
 from worker.registry.records import ALIVE
+from worker.registry.tally import quantile
 
 if TYPE_CHECKING:
     from worker.core.durations import Durations, Histogram
@@ -28,7 +29,8 @@ class Stats:
     on now, ``late`` says for how long the longest of it has been due. ``rate`` is what may be asked
     a second now, ``rate_limit`` what the settings allow, ``price`` what a call may cost in seconds
     of lag. ``calls`` counts all calls since the counters began; ``calls_a_task`` and
-    ``detection_lag`` are means over the tasks that succeeded, ``None`` without any.
+    ``detection_lag`` are means over the tasks that succeeded, ``None`` without any. One in twenty
+    files was copied when its address would have worked no longer than ``url_life_left``.
     """
 
     at: int
@@ -42,6 +44,7 @@ class Stats:
     calls: int
     calls_a_task: float | None
     detection_lag: float | None
+    url_life_left: float | None
     leases_expired: int
     stale_writes: int
     circuits: dict[str, dict[str, str]]
@@ -53,9 +56,30 @@ class Stats:
         """Seconds in which each waiting task can be asked about once, at the rate there is now."""
         return self.states[State.WAITING] / self.rate
 
+    @property
+    def too_slow(self) -> list[str]:
+        """Why :attr:`once_round` is too long, a line for each reason; empty if it is not."""
+        once, found = self.once_round, []
+        if once > schedule.LONGEST:
+            found.append(f"that is longer than {schedule.LONGEST:.0f} s, the longest gap planned")
+        if self.url_life_left is not None and once > self.url_life_left:
+            found.append(
+                "one in twenty files had an address that would have worked for "
+                f"{self.url_life_left:.0f} s more at most"
+            )
+        for label, known in self.durations.items():
+            half = known.total.quantile(0.5)
+            if half is not None and once > half:
+                named = f"labelled {label}" if label else "without a label"
+                found.append(f"half of the tasks {named} take less than {half:.0f} s")
+        return found
+
     def document(self) -> dict[str, Any]:
         """As JSON; histograms by their quantiles."""
-        found = asdict(self) | {"once_round": round(self.once_round, 1)}
+        found = asdict(self) | {
+            "once_round": round(self.once_round, 1),
+            "too_slow": self.too_slow,
+        }
         found["durations"] = {
             label: {
                 name: _quantiles(getattr(known, name)) for name in ("total", "queued", "running")
@@ -96,6 +120,7 @@ async def read_stats(registry: Registry) -> Stats:
         calls=counters.get("calls", 0),
         calls_a_task=counters.get("found_calls", 0) / found if found else None,
         detection_lag=counters.get("found_lag_ms", 0) / 1000 / found if found else None,
+        url_life_left=quantile(counters, "url_life_left", 0.05),
         leases_expired=counters.get("leases_expired", 0),
         stale_writes=counters.get("stale_writes", 0),
         circuits={name: dict(fields) for name, fields in fleet.circuits.items()},

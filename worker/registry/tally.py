@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
@@ -20,6 +24,21 @@ HISTOGRAMS = MappingProxyType(
     }
 )
 """Upper bounds of the buckets, in seconds; one more takes the rest."""
+
+
+def quantile(counters: Mapping[str, int], name: str, share: float) -> float | None:
+    """The seconds that ``share`` (0 to 1) of a histogram's values do not exceed.
+
+    ``None`` without any value; what is beyond the last bound counts as that bound.
+    """
+    bounds = [f"{bound:g}" for bound in HISTOGRAMS[name]]
+    counts = [counters.get(f"{name}:{bound}", 0) for bound in [*bounds, "inf"]]
+    rest, low = share * sum(counts), 0.0
+    for count, bound in zip(counts, HISTOGRAMS[name], strict=False):
+        if count and rest <= count:
+            return low + (bound - low) * rest / count
+        rest, low = rest - count, float(bound)
+    return low if any(counts) else None
 
 
 class Tally:
