@@ -39,7 +39,9 @@ def served(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterato
     thread.join()
 
 
-async def test_answers_are_as_the_document_says(served: str, redis: Redis, namespace: str) -> None:
+async def test_answers_are_as_the_document_says(
+    served: str, redis: Redis, namespace: str, tmp_path: Path
+) -> None:
     # one that is alive for as long as the test takes, so that the fleet is ready
     await redis.zadd(f"{namespace}:workers", {"w1": (time.time() + 3600) * 1000})
     body = {"task_ids": ["one", "two", "three"], "label": "poster"}
@@ -53,6 +55,6 @@ async def test_answers_are_as_the_document_says(served: str, redis: Redis, names
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG),
             "run", f"{served}/openapi.json", "--header", f"Authorization:Bearer {TOKEN}",
         ],
-        capture_output=True, text=True, check=False, timeout=300,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

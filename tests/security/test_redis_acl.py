@@ -14,12 +14,15 @@ from celery import Celery
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
+from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ
+from tests.integration.test_web import serving
 from tests.security.kit import access_lists, command, login, set_users
 from tests.support import BucketEnv, eventually
 from worker.registry import scripts
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
+from worker.wiring import make_registry
 
 FLEET = "harvester"  # the page is written for the default namespace
 
@@ -53,7 +56,7 @@ async def refusals(admin: Redis) -> list[str]:
 
 async def test_the_fleet_works_under_the_workers_list(
     simulator: Simulator, guarded: Valkey, admin: Redis, passwords: dict[str, str],
-    bucket: BucketEnv, tmp_path: Path,
+    bucket: BucketEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def as_user(name: str) -> str:
         return login(guarded.url, name, passwords[name])
@@ -70,6 +73,8 @@ async def test_the_fleet_works_under_the_workers_list(
     variables = environ(
         simulator, as_user("harvester-worker"), bucket, FLEET, HARVESTER_REPLY_ALLOW="shop/shop.*"
     )
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "cli").mkdir()
 
     async def cli(*arguments: str) -> str:
@@ -100,6 +105,9 @@ async def test_the_fleet_works_under_the_workers_list(
         await cli("rebuild")
         await eventually(lambda: admin.llen("shop"), what="the reply")
         assert ids["by celery"] in await cli("list")
+        assert "calls a second" in await cli("stats")
+        assert ids["failed"] in await cli("events")
+        await look_at_the_web(ids["failed"])
         assert "stored" in await cli("status", ids["by stream"])
         assert "✗" not in await cli("doctor")
         assert re.search(r"pong", await asyncio.to_thread(ping, as_user("harvester-worker")))
@@ -120,6 +128,20 @@ async def test_the_fleet_works_under_the_workers_list(
     assert await refusals(admin) == ["harvester-worker: command config|get in toplevel"]
     assert await admin.hget(f"{FLEET}:task:{ids['by stream']}", "state") == "stored"
     await nothing_unused(admin)
+
+
+async def look_at_the_web(task_id: str) -> None:
+    """All that `harvester web` asks Redis for, with the settings of the environment."""
+    async with serving() as web:
+        page = (await web.get("/api/tasks", params={"limit": "1"})).json()
+        rest = await web.get("/api/tasks", params={"cursor": page["next"]})
+        assert len(rest.json()["tasks"]) == 3
+        for path in ("/api/stats", "/metrics", "/readyz", f"/api/tasks/{task_id}"):
+            assert (await web.get(path)).status_code == 200, path
+        assert (await web.post(f"/api/tasks/{task_id}/notify")).status_code == 409
+    registry = make_registry(load_settings())  # the stream of events never ends
+    await registry.events(await registry.newest_event())
+    await registry.close()
 
 
 async def leave_unacknowledged(admin: Redis) -> None:

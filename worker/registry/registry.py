@@ -61,6 +61,8 @@ def _seam() -> Iterator[None]:
         yield
     except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
         raise RegistryUnavailable(f"Redis is out of reach: {type(error).__name__}") from error
+    except redis_errors.NoPermissionError as error:
+        raise RegistryUnavailable(f"Redis refuses: {str(error)[:200]}") from error
     except redis_errors.ResponseError as error:
         message = str(error)
         if any(state in message for state in _SERVER_STATES) or isinstance(
