@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-poll bench-capacity lint types clean
+.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-poll bench-capacity lint types clean screenshots
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ bench: $(STAMP) ## Compare policies of asking on simulated durations and short r
 
 bench-poll: $(STAMP) ## Measure polls a CPU-second beside other designs (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.polling $(BENCH_ARGS)
+
+screenshots: $(STAMP) ## Take the pictures of the page for the docs again
+	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/integration/test_web_looks.py
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

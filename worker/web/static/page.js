@@ -120,10 +120,28 @@ async function list(more = false) {
   else fill("list", rows, 5, "no task");
   if (!seeded) {
     seeded = true;
-    endings.unshift(...page.tasks.filter((task) => task.finished_at).map((task) => [task.finished_at, task.state]).sort());
+    endings.unshift(...page.tasks.filter((task) => task.finished_at).map((task) => [task.finished_at, task.state]).reverse());
+    draw();
   }
   next = page.next;
   $("more").hidden = !next;
+}
+
+// What happened to a task, as [milliseconds, words], oldest first.
+function timeline(task) {
+  const upstream = task.upstream || {}, files = (task.files || []).filter((file) => file.stored_at);
+  const unix = (value) => { const number = Number(value); return number > 1e11 ? number : number * 1000; };
+  const steps = [[task.submitted_at, task.run > 1 ? "handed in" : "submitted"],
+    [unix(upstream.taskBeginTime), "began upstream"], [unix(upstream.taskEndTime), "ended upstream"]];
+  if (files.length) steps.push([Math.max(...files.map((file) => file.stored_at)), files.length > 1 ? `${files.length} files in the bucket` : "file in the bucket"]);
+  if (task.finished_at) steps.push([task.finished_at, [task.state, task.reason, task.error].filter(Boolean).join(" · ")]);
+  else steps.push([task.updated_at, `asked ${task.polls} ${task.polls === 1 ? "time" : "times"} so far`]);
+  for (const told of task.told) {
+    const tries = `${told.channel} ${told.target}`;
+    if (told.done_at) steps.push([told.done_at, told.last_error ? `gave up telling ${tries} · ${told.last_error}` : `told ${tries}`]);
+    else if (told.attempts) steps.push([told.log.at(-1)?.at, `could not tell ${tries} · ${told.last_error}`]);
+  }
+  return steps.filter(([at]) => at > 0).sort((a, b) => a[0] - b[0]);
 }
 
 async function open(id) {
@@ -131,12 +149,12 @@ async function open(id) {
     const path = `/api/tasks/${encodeURIComponent(id)}`;
     const task = await read(path);
     $("task-title").replaceChildren(`${task.task_id} `, state(task.state));
-    const actions = ["failed", "partial"].includes(task.state) ? ["retry", "notify"]
-      : task.state === "stored" ? ["notify"] : ["cancel"];
+    const actions = task.finished_at ? [] : ["cancel"];
+    if (["failed", "partial"].includes(task.state)) actions.push("retry");
+    if (task.finished_at && task.options.callbacks.length) actions.push("notify");
     $("task-actions").replaceChildren(...actions.map((name) => action(id, name)));
-    const steps = [["submitted", task.submitted_at], [`updated, ${task.polls} polls`, task.updated_at],
-      [`${task.state}${task.reason ? `: ${task.reason}` : ""}${task.error ? ` (${task.error})` : ""}`, task.finished_at]];
-    $("timeline").replaceChildren(...steps.filter(([, at]) => at).map(([what, at]) => make("li", `${when(at)}  ${what}`)));
+    $("timeline").replaceChildren(...timeline(task).map(([at, what]) =>
+      make("li", [make("time", when(at), { datetime: new Date(at).toISOString(), class: "dim" }), ` ${what}`])));
     $("record").textContent = JSON.stringify(task, null, 2);
     $("gallery").replaceChildren();
     $("task").showModal();

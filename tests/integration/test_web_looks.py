@@ -1,0 +1,127 @@
+"""The page as operators see it: light, dark, on a phone, and a task with its gallery.
+
+Each picture is looked at for what cannot be right, and kept in ``SCREENSHOTS`` if that is set, as
+``make screenshots`` does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.async_api import Page, async_playwright, expect
+from redis.asyncio import Redis
+
+from tests.fleet import Fleet, all_final
+from tests.integration.test_web import CHROMIUM, FLAGS, listening
+from worker.sandbox.simulator import Simulator
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="Chromium is not installed"
+)
+DESK, PHONE = {"width": 1100, "height": 1240}, {"width": 390, "height": 844}
+LED_AWAY = {"fault": "redirect_to", "times": "ever"}  # to a private address
+TASKS = {
+    "poster": {"images": [{"file": "png", "width": 640, "height": 420}] * 2},
+    "portrait": {"images": [{"file": "jpeg", "width": 420, "height": 560}]},
+    "storyboard": {
+        "result": {
+            "scenes": [
+                {"still": {"file": "webp", "width": 640, "height": 360}, "clip": {"file": "mp4"}},
+                {"still": {"file": "png", "width": 640, "height": 360}},
+            ],
+            "voice": {"file": "wav"},
+            "all": {"file": "zip"},
+        }
+    },
+    "trailer": {"end": "failed"},
+    "avatar": {"end": "content_refused"},
+    "lookbook": {"images": ["png", {"file": "png", "faults": [LED_AWAY]}]},
+    "slow one": {"end": "never"},
+}
+
+
+async def too_wide(page: Page) -> int:
+    """By how many pixels the page must be scrolled sideways."""
+    return int(
+        await page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+    )
+
+
+async def keep(page: Page, name: str, *, full: bool = False) -> None:
+    """Take the picture, and look at it as far as a machine can."""
+    assert await too_wide(page) == 0
+    picture = await page.screenshot(full_page=full, animations="disabled")
+    if folder := os.environ.get("SCREENSHOTS"):
+        target = Path(folder) / f"{name}.png"
+        # a palette makes it a third as large
+        Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(target, optimize=True)
+        assert target.stat().st_size < 150_000
+
+
+@asynccontextmanager
+async def at_work(
+    settings: dict[str, str], simulator: Simulator, redis: Redis, namespace: str, tmp_path: Path
+) -> AsyncIterator[tuple[str, dict[str, str]]]:
+    """A fleet with tasks of all kinds; the page's address, and the ids by label."""
+    ids = {name: simulator.submit({"simulate": script}) for name, script in TASKS.items()}
+    busy = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(40)]
+    async with listening() as base, Fleet(settings, tmp_path, size=2):
+        async with httpx.AsyncClient(base_url=base) as client:
+            await client.post("/api/tasks", json={"task_ids": busy, "label": "thumbnails"})
+            for label, task_id in ids.items():
+                body = {"task_ids": [task_id], "label": label, "metadata": {"order": 4711}}
+                assert (await client.post("/api/tasks", json=body)).status_code == 201
+        ended = [task_id for label, task_id in ids.items() if label != "slow one"]
+        await all_final(redis, namespace, ended + busy, seconds=90)
+        yield base, ids
+
+
+async def test_the_page_in_light_dark_and_on_a_phone(
+    settings: dict[str, str], simulator: Simulator, redis: Redis, namespace: str, tmp_path: Path
+) -> None:
+    async with (
+        at_work(settings, simulator, redis, namespace, tmp_path) as (base, ids),
+        async_playwright() as playwright,
+    ):
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        for name, scheme, size in (
+            ("page-light", "light", DESK),
+            ("page-dark", "dark", DESK),
+            ("page-phone", "light", PHONE),
+        ):
+            page = await browser.new_page(color_scheme=scheme, viewport=size)
+            await page.goto(base)
+            await expect(page.locator("#live")).to_have_text("live")
+            await expect(page.locator("#list tbody tr")).to_have_count(47)
+            await expect(page.locator("#failed")).to_contain_text("upstream_failed")
+            await expect(page.locator("#workers tbody tr")).to_have_count(2)
+            await expect(page.locator("#rates-text")).to_contain_text("endings in the last")
+            await keep(page, name)
+            if size is PHONE:
+                await page.locator("#h-failed").evaluate("title => title.scrollIntoView()")
+                await keep(page, f"{name}-below")
+            await page.locator("#find").fill(ids["storyboard"])
+            await page.keyboard.press("Enter")
+            pictures = page.locator("#gallery img")
+            await expect(pictures).to_have_count(2)
+            for number in range(2):
+                await pictures.nth(number).scroll_into_view_if_needed()
+                await expect(pictures.nth(number)).to_have_js_property("complete", True)
+                assert await pictures.nth(number).evaluate("image => image.naturalWidth") == 640
+            await expect(page.locator("#gallery video")).to_have_count(1)
+            await expect(page.locator("#gallery audio")).to_have_count(1)
+            await page.locator("#task").evaluate("dialog => { dialog.scrollTop = 0; }")
+            await keep(page, name.replace("page", "task"))
+            await page.keyboard.press("Escape")
+            await expect(page.locator("#task")).to_be_hidden()
+            await page.close()
+        await browser.close()
