@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-poll bench-capacity lint types clean screenshots
+.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-poll bench-capacity lint types clean screenshots bench-page
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ bench-poll: $(STAMP) ## Measure polls a CPU-second beside other designs (BENCH_A
 
 screenshots: $(STAMP) ## Take the pictures of the page for the docs again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/integration/test_web_looks.py
+
+bench-page: $(STAMP) ## Measure the page and the API with 1,000 and 100,000 records
+	$(BIN)/python -m tests.bench.page $(BENCH_ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check

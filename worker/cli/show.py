@@ -26,6 +26,7 @@ FEW = 20
 """As many tasks as are shown one by one where nobody asked for a number."""
 
 _LONGEST = 4000
+_USUAL_ID = 26  # characters of an id that the upstream gives
 
 
 def plain(value: object, style: str = "") -> Text:
@@ -114,12 +115,13 @@ def last_time(record: Mapping[str, Any]) -> int:
 def tasks_table(records: Sequence[Mapping[str, Any]], now: int) -> Table:
     """A row for each record."""
     table = plain_table()
-    table.add_column("task", no_wrap=True, overflow="fold")
-    table.add_column("state", no_wrap=True)
+    # where it gets narrow an unusually long id is folded, then labels lose their end
+    table.add_column("task", overflow="fold", min_width=_USUAL_ID)
+    table.add_column("state", no_wrap=True, min_width=7)
     table.add_column("reason", overflow="fold")
-    table.add_column("label", overflow="fold", max_width=24)
-    table.add_column("files", justify="right")
-    table.add_column("when", justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column("files", justify="right", no_wrap=True, min_width=5)
+    table.add_column("when", justify="right", no_wrap=True, min_width=8)
     for record in records:
         state = str(record["state"])
         files = record.get("files") or []
@@ -150,7 +152,7 @@ def refused_table(entries: Sequence[Mapping[str, Any]], now: int) -> Table:
 def plain_table() -> Table:
     """A table without a frame."""
 
-    return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def bar(out: Console) -> Progress:

@@ -89,10 +89,11 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     if not found.labels:
         return facts
     table = plain_table()
-    table.add_column("label (newest tasks)", overflow="fold", max_width=24)
+    table.caption, table.caption_justify = "counted among the newest tasks of each state", "left"
+    table.add_column("label", no_wrap=True, overflow="ellipsis", min_width=10, max_width=24)
     for state in found.states:
-        table.add_column(state, justify="right", style=STATE_STYLES[state])
-    table.add_column("durations", no_wrap=True)
+        table.add_column(state, justify="right", no_wrap=True, style=STATE_STYLES[state])
+    table.add_column("durations")
     for label, counts in found.labels.items():
         history = found.durations[label].total
         cells = [str(counts.get(state, "")) for state in found.states]

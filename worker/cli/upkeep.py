@@ -83,7 +83,9 @@ async def _purge(
         if older_than is not None:
             until = parse_since(_age(older_than), now=await fleet.now())
         async for page in _pages_to_purge(fleet, task_ids, states, until):
-            for task_id, record in zip(page, await fleet.heads(page), strict=True):
+            for task_id, record in zip(
+                page, await fleet.fields(page, ("state", "finished_at")), strict=True
+            ):
                 if record is None:
                     if task_ids:  # an index may name a record that has just expired
                         said[task_id] = "unknown"

@@ -593,9 +593,13 @@ class Registry:
                     found += [fields or None for fields in await pipe.execute()]
         return found
 
-    async def heads(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
-        """``state`` and ``finished_at`` of several tasks, in order; ``None`` for an unknown one."""
-        names = ("state", "finished_at")
+    async def fields(
+        self, task_ids: Sequence[str], names: Sequence[str]
+    ) -> list[dict[str, str] | None]:
+        """Some fields of several tasks' records, in order; ``None`` for an unknown task.
+
+        The first of ``names`` is one that every record has; others are left out if missing.
+        """
         found: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), _CHUNK):
             with _seam():
@@ -603,7 +607,10 @@ class Registry:
                     for task_id in task_ids[start : start + _CHUNK]:
                         pipe.hmget(self.key("task", task_id), names)
                     rows = await pipe.execute()
-            found += [dict(zip(names, row, strict=True)) if row[0] else None for row in rows]
+            found += [
+                {n: value for n, value in zip(names, row, strict=True) if value is not None} or None
+                for row in rows
+            ]
         return found
 
     async def states(self, task_ids: Sequence[str]) -> dict[str, State | None]:
@@ -671,28 +678,37 @@ class Registry:
         Ordered as in :meth:`ids`; ``after`` is the last one of the page before. Costs the same
         however many tasks there are.
         """
-        found: list[tuple[int, str]] = []
-        for state in states:
-            index, start = self.key("index", state), 0
-            if after is not None:
-                with _seam():
-                    rank: Any = await self.redis.zrevrank(index, after[1])
-                    above = await self.redis.zcount(index, f"({after[0]}", "+inf")
-                start = int(above) if rank is None else int(rank) + 1
-            mine: list[tuple[int, str]] = []
-            while len(mine) < limit:
-                with _seam():
-                    rows: Any = await self.redis.zrange(
-                        index, start, start + limit - 1, desc=True, withscores=True
-                    )
-                start += limit
+        found: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
+        starts = dict.fromkeys(found, 0)
+        if after is not None:
+            with _seam():
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for state in found:
+                        pipe.zrevrank(self.key("index", state), after[1])
+                        pipe.zcount(self.key("index", state), f"({after[0]}", "+inf")
+                    answers = iter(await pipe.execute())
+            for state in found:
+                rank, above = next(answers), next(answers)
+                starts[state] = int(above) if rank is None else int(rank) + 1
+        left = list(found)
+        while left:
+            with _seam():
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for state in left:
+                        start = starts[state]
+                        pipe.zrange(
+                            self.key("index", state), start, start + limit - 1,
+                            desc=True, withscores=True,
+                        )  # fmt: skip
+                    pages = await pipe.execute()
+            for state, rows in zip(tuple(left), pages, strict=True):
+                starts[state] += limit
                 each = [(int(score), str(task_id)) for task_id, score in rows]
                 # of those at the very time of the last one, some have been shown
-                mine += [row for row in each if after is None or row < after]
-                if len(rows) < limit:
-                    break
-            found += mine
-        return sorted(found, reverse=True)[:limit]
+                found[state] += [row for row in each if after is None or row < after]
+                if len(rows) < limit or len(found[state]) >= limit:
+                    left.remove(state)
+        return sorted((row for rows in found.values() for row in rows), reverse=True)[:limit]
 
     async def overview(self) -> Overview:
         """What the fleet as a whole is doing, in one round trip."""

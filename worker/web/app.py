@@ -46,7 +46,11 @@ _POLICY = (
     "img-src 'self' data: {store}; media-src 'self' {store}; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+_STEP = 200  # records that are read at once, to find those of a label
 _SCANNED = 1000  # records that one listing reads at most, to find those of a label
+_SUMMARY = (
+    "task_id", "state", "reason", "error", "label", "run", "submitted_at", "finished_at", "files",
+)  # fmt: skip
 _LOOK = 0.25  # seconds between two looks at a task that is waited for
 _LONGEST_WAIT = 60
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
@@ -193,12 +197,13 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         after = _cursor(cursor)
         found: list[dict[str, Any]] = []
         more, looked_at = True, 0
+        step = limit if label is None else max(limit, _STEP)
         while more and len(found) < limit and looked_at < _SCANNED:
-            page = await desk.registry.page(state or tuple(State), after=after, limit=limit)
+            page = await desk.registry.page(state or tuple(State), after=after, limit=step)
             recent = [row for row in page if since is None or row[0] >= since]
-            more = len(recent) == limit
+            more = len(recent) == step
             looked_at += len(recent)
-            records = await desk.registry.records([task_id for _, task_id in recent])
+            records = await desk.registry.fields([task_id for _, task_id in recent], _SUMMARY)
             for row, record in zip(recent, records, strict=True):
                 if len(found) == limit:
                     more = True
