@@ -42,7 +42,7 @@ for warning in unknown_settings(environment()):
     log.warning("settings.unknown", message=warning)
 
 broker.install()
-app = Celery("harvester", include=["worker.tasks"])
+app = Celery("harvester", amqp=broker.AMQP, include=["worker.tasks"])
 app.conf.update(celery_config(settings))
 
 _HINT_EVERY = 1.0

@@ -15,9 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from celery.app import amqp
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 from celery.worker.consumer.tasks import Tasks
+from kombu import connection as kombu_connection
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import Empty
@@ -33,6 +35,7 @@ else:
 log = structlog.get_logger("harvester.broker")
 
 _SHOWN = 200
+_RETRY_SECONDS = 5
 
 
 class _Tolerant(_Base):
@@ -77,6 +80,20 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """``sentinel://``."""
 
     Channel = SentinelChannel
+
+
+class Connection(kombu_connection.Connection):
+    """Looks for a lost broker every few seconds; Celery would wait for up to half a minute."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        """As kombu's, with shorter pauses."""
+        return super().ensure_connection(*args, **{"interval_max": _RETRY_SECONDS, **options})
+
+
+class AMQP(amqp.AMQP):
+    """What a Celery application connects by."""
+
+    Connection = Connection
 
 
 def install() -> None:

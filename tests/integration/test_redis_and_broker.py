@@ -11,12 +11,13 @@ from urllib.parse import quote
 import pytest
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.celery import celery_config
 from config.redis import make_redis
 from config.settings import Settings, load_settings
-from worker.broker import SentinelTransport, Transport
+from worker.broker import AMQP, SentinelTransport, Transport
 from worker.sandbox.servers import Valkey
 
 PASSWORD = "p@ss/word:1"
@@ -138,3 +139,13 @@ def test_the_channel_of_a_closed_connection_raises_what_celery_goes_on_from(url:
     connection.close()
     with pytest.raises(connection.connection_errors, match="is closed"):
         channel.queue_purge("hints")
+
+
+def test_a_broker_that_is_away_for_long_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _seconds: None)
+    app = Celery("test", amqp=AMQP, broker="redis://127.0.0.1:1/0", set_as_current=False)
+    pauses: list[float] = []
+    with app.connection_for_read() as connection, pytest.raises(OperationalError):
+        connection.ensure_connection(lambda _, pause: pauses.append(pause), max_retries=20)
+    assert len(pauses) > 10
+    assert max(pauses) <= 5
