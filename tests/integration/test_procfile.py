@@ -43,8 +43,8 @@ def honcho(environ: dict[str, str], log: Path) -> Iterator[subprocess.Popen[byte
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # killed, it would leave its own processes behind
+        process.wait(60)
 
 
 async def test_worker_and_web(
