@@ -47,7 +47,7 @@ class Harness:
         async def run(parts: Parts) -> Any:
             return await work(parts)
 
-        return await asyncio.wrap_future(self._engine.call(run))
+        return await asyncio.to_thread(self._engine.call, run)
 
     async def submit(self, *ids: str, **options: Any) -> None:
         await self.ask(lambda parts: parts.intake.submit(list(ids), options, source="test"))
