@@ -75,6 +75,11 @@ async def test_killed_while_receiving_from_the_stream(scene: Scene) -> None:
 async def test_killed_while_receiving_over_celery(scene: Scene) -> None:
     """Row 17: a worker is killed as Celery messages reach it; handing in again heals the losses."""
     rounds, lost = size(2, 100), 0
+
+    async def idle() -> bool:
+        open_ = [f"{scene.namespace}:index:{state}" for state in ("waiting", "copying")]
+        return not sum([await scene.redis.zcard(key) for key in open_])
+
     async with scene.fleet(workers=1) as fleet:
         for _ in range(rounds):
             started = fleet.started
@@ -88,6 +93,8 @@ async def test_killed_while_receiving_over_celery(scene: Scene) -> None:
             process.kill()
             await eventually(lambda n=started: fleet.started > n, what="a new worker")
             await scene.redis.delete(f"{scene.namespace}:workers")
+            # a task that is alone in a worker that dies again and again would rightly be parked
+            await eventually(idle, what="the end of what has arrived", seconds=60)
 
         async def quiet() -> bool:
             return not await scene.redis.llen(scene.namespace)
@@ -130,7 +137,7 @@ def garbage(seed: random.Random, ids: list[str]) -> tuple[tuple[Any, ...], dict[
         return (seed.choice(ids),), dict(seed.choice(wrong))
     if kind == 3:
         return (seed.choice(ids), seed.choice(odd)), {}
-    return (), {"task_ids": seed.choice(odd), **seed.choice(wrong)}
+    return (), {**seed.choice(wrong), "task_ids": seed.choice(odd)}
 
 
 async def test_garbage(scene: Scene) -> None:

