@@ -20,10 +20,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tests.support import BucketEnv, eventually
+from tests.support import ROOT, BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
-ROOT = Path(__file__).parent.parent
 CELERY = ("-m", "celery")
 FINAL = ("stored", "partial", "failed")
 

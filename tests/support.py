@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -14,6 +16,8 @@ import speedpix
 
 if TYPE_CHECKING:
     from worker.sandbox.simulator import Simulator
+
+ROOT = Path(__file__).parent.parent
 
 Found = TypeVar("Found")
 
@@ -91,3 +95,28 @@ async def ask_result(simulator: Simulator, task_id: str) -> Any:
     response = await signed_call(simulator, "comfy_get_result", {"taskId": task_id})
     assert response.status_code == 200, response.headers
     return response.json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """How a command ended, and everything it printed."""
+
+    code: int
+    said: str
+
+
+async def run(*arguments: str, environ: dict[str, str], cwd: Path, seconds: float = 60) -> Ran:
+    """Run Python with ``arguments`` in a process of its own, for ``seconds`` at most."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, cwd=cwd, env={"PYTHONPATH": str(ROOT), **environ},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), seconds)
+    assert process.returncode is not None
+    return Ran(code=process.returncode, said=out.decode(errors="replace"))
+
+
+async def command(*arguments: str, environ: dict[str, str], cwd: Path, seconds: float = 60) -> Ran:
+    """Run ``harvester`` in an empty directory."""
+    return await run("-m", "worker.cli.main", *arguments, environ=environ, cwd=cwd, seconds=seconds)

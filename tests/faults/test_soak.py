@@ -15,7 +15,6 @@ import os
 import random
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -29,8 +28,8 @@ from redis.asyncio import Redis
 from tests.faults.http_proxy import Forward, HttpProxy, Reset, Seen, s3_error
 from tests.faults.kit import Scene, lively, repeating
 from tests.faults.tcp_proxy import TcpProxy
-from tests.fleet import FINAL, ROOT, Fleet, Killer
-from tests.support import eventually
+from tests.fleet import FINAL, Fleet, Killer
+from tests.support import command, eventually
 from worker.sandbox.servers import Valkey
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
@@ -173,17 +172,6 @@ def keep(samples: Sequence[Sample], **facts: object) -> None:
     figure.savefig(FOLDER / "soak.png")
 
 
-async def harvester(environ: dict[str, str], *args: str) -> str:
-    """Run the command and return what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "worker.cli.main", *args, cwd=ROOT, env=environ,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode == 0, (out + err).decode()[-2000:]
-    return out.decode()
-
-
 @contextlib.asynccontextmanager
 async def servers(scene: Scene, folder: Path) -> AsyncIterator[tuple[Scene, Valkey, TcpProxy]]:
     """The scene with a Redis that may be killed, reached by the workers through a proxy."""
@@ -262,7 +250,10 @@ async def test_soak(scene: Scene, tmp_path: Path) -> None:
             "20", "soak", notes=f"{trouble.made.total()} faults, {fleet.started} processes"
         )
         states = [option for state in FINAL for option in ("--state", state)]
-        await harvester(fleet.environ, "purge", *states, "--yes")
+        purged = await command(
+            "purge", *states, "--yes", environ=fleet.environ, cwd=tmp_path, seconds=600
+        )
+        assert purged.code == 0, purged.said[-2000:]
         left = [key async for key in scene.redis.scan_iter(f"{scene.namespace}:*", count=1000)]
     of_tasks = [key for key in left if key.split(":")[1] in ("task", "work", "due", "index")]
     assert not of_tasks, of_tasks[:10]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 
 from tests.fleet import FINAL, Fleet, environ
-from tests.support import BucketEnv, eventually
+from tests.support import BucketEnv, command, eventually
 from worker.sandbox.simulator import Simulator
 
 COUNT = int(os.environ.get("REBUILD_TASKS", "200"))
@@ -41,16 +39,9 @@ async def everything(
 
 
 async def rebuild(given: dict[str, str], directory: Path) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "worker.cli.main", "rebuild",
-        cwd=directory,
-        env={"PATH": os.environ["PATH"], **given},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
+    ran = await command("rebuild", environ=given, cwd=directory, seconds=60 + COUNT / 5)
+    assert ran.code == 0, ran.said
+    return ran.said
 
 
 async def test_records_are_equal_after_redis_was_wiped(

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
 
-from tests.fleet import CELERY, ROOT, Fleet, all_final, environ, verify
+from tests.fleet import CELERY, Fleet, all_final, environ, verify
 from tests.newer_worker import NEXT
-from tests.support import BucketEnv, eventually
+from tests.support import ROOT, BucketEnv, Ran, command, eventually, run
 from worker.sandbox.simulator import Simulator
 
 NEWER = ("-m", "tests.newer_worker")
-HARVESTER = ("-m", "worker.cli.main")
-
-
-async def rebuild(program: tuple[str, ...], given: dict[str, str]) -> tuple[int | None, str]:
-    """``harvester rebuild`` of one of the versions: its exit code and what it says."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *program, "rebuild",
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **given},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    return process.returncode, out.decode()
 
 
 async def test_old_and_new_workers_share_the_work(
@@ -88,11 +71,12 @@ async def test_old_and_new_workers_share_the_work(
 
     # Redis is lost: the old version restores what it can read, the new one the rest
     await redis.flushall()
-    code, out = await rebuild(HARVESTER, given)
-    assert code == 1
-    assert "9 restored, 0 known already" in out
-    assert out.count(f"of schema {NEXT}; this version knows {NEXT - 1}") == 6
-    assert await rebuild(NEWER, given) == (0, "6 restored, 9 known already\n")
+    ran = await command("rebuild", environ=given, cwd=ROOT)
+    assert ran.code == 1
+    assert "9 restored, 0 known already" in ran.said
+    assert ran.said.count(f"of schema {NEXT}; this version knows {NEXT - 1}") == 6
+    ran = await run(*NEWER, "rebuild", environ=given, cwd=ROOT)
+    assert ran == Ran(code=0, said="6 restored, 9 known already\n")
     for task_id in everything:
         assert await redis.hgetall(f"{namespace}:task:{task_id}") == records[task_id]
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shlex
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 PAGE = (ROOT / "docs" / "security.md").read_text()
 
 
@@ -48,28 +45,3 @@ def login(url: str, user: str, password: str) -> str:
     """``url`` with this user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}").geturl()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """How a command ended, and everything it printed."""
-
-    code: int
-    said: str
-
-
-async def run(*arguments: str, environ: dict[str, str], cwd: Path) -> Ran:
-    """Run Python with ``arguments`` in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=cwd, env={"PYTHONPATH": str(ROOT), **environ},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return Ran(code=process.returncode, said=out.decode(errors="replace"))
-
-
-async def command(*arguments: str, environ: dict[str, str], cwd: Path) -> Ran:
-    """Run ``harvester`` in an empty directory."""
-    return await run("-m", "worker.cli.main", *arguments, environ=environ, cwd=cwd)

@@ -14,8 +14,8 @@ from botocore.exceptions import ClientError
 from redis.asyncio import Redis
 
 from tests.fleet import Fleet, all_final, environ
-from tests.security.kit import ROOT, blocks, command
-from tests.support import BucketEnv, eventually
+from tests.security.kit import blocks
+from tests.support import ROOT, BucketEnv, command, eventually
 from worker.sandbox.servers import SeaweedFS
 from worker.sandbox.simulator import Simulator
 from worker.transfer.signer import Signer

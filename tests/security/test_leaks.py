@@ -21,8 +21,7 @@ from config.celery import celery_config
 from config.redis import RedisAddress, make_redis
 from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ
-from tests.security.kit import Ran, command, run
-from tests.support import BucketEnv, eventually
+from tests.support import BucketEnv, Ran, command, eventually, run
 from worker import wiring
 from worker.core.models import FoundFile, Succeeded
 from worker.core.reply import read_reply

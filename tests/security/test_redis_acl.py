@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ
 from tests.integration.test_web import serving
-from tests.security.kit import access_lists, command, login, set_users
-from tests.support import BucketEnv, eventually
+from tests.security.kit import access_lists, login, set_users
+from tests.support import BucketEnv, command, eventually
 from worker.registry import scripts
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator

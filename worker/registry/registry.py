@@ -774,15 +774,6 @@ class Registry:
         with _seam():
             return {k: int(await self.redis.zcard(self.key("due", k))) for k in Kind}
 
-    async def labels(self, task_ids: Sequence[str]) -> list[str]:
-        """The labels of several tasks, those that are gone by now left out."""
-        with _seam():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for task_id in task_ids:
-                    pipe.hget(self.key("task", task_id), "label")
-                found = await pipe.execute()
-        return [label for label in found if label is not None]
-
     async def rate(self, now: int) -> float:
         """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""
         with _seam():

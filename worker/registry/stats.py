@@ -103,8 +103,10 @@ async def read_stats(registry: Registry) -> Stats:
     fleet = await registry.overview()
     labels: dict[str, Counter[str]] = {}
     for state in State:
-        for label in await registry.labels(await registry.ids(state, limit=SAMPLE)):
-            labels.setdefault(label, Counter())[state] += 1
+        newest = await registry.ids(state, limit=SAMPLE)
+        for record in await registry.fields(newest, ("label",)):
+            if record is not None:
+                labels.setdefault(record["label"], Counter())[state] += 1
     most = sorted(labels, key=lambda label: -labels[label].total())[:LABELS]
     counters = fleet.counters
     found = counters.get("found", 0)
