@@ -136,14 +136,16 @@ class Killer:
         for process in seed.sample(self._fleet.processes, len(self._fleet.processes)):
             # stopped first, so that the count is of what the kill hits
             process.send_signal(signal.SIGSTOP)
-            hit = await self.in_hand(process.pid)
-            if hit:
-                process.kill()
-                process.wait()
-                self.kills += 1
-                self.stages += hit
-                return
-            process.send_signal(signal.SIGCONT)
+            try:
+                hit = await self.in_hand(process.pid)
+                if hit:
+                    process.kill()
+                    process.wait()
+                    self.kills += 1
+                    self.stages += hit
+                    return
+            finally:  # a look that is cut short must not leave it stopped
+                process.send_signal(signal.SIGCONT)
 
     async def in_hand(self, pid: int) -> collections.Counter[str]:
         """The stages of the tasks that a process has claimed."""

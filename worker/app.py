@@ -131,6 +131,11 @@ def _stop(**_: Any) -> None:
     watch.start()
 
 
+@signals.worker_shutdown.connect
+def _report(**_: Any) -> None:
+    broker.report_kept()
+
+
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def _end(**_: Any) -> None:

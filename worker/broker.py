@@ -8,10 +8,15 @@ A channel whose connection is closed has forgotten the server's address. Used on
 was not acknowledged, it raises ``'NoneType' object has no attribute 'hostname'`` (as in kombu#582),
 and the worker exits. With Celery 5.7, which closes a lost connection twice, a restart of Redis does
 that. Here it is an error of the connection, which Celery goes on from.
+
+A message is popped first and noted as unacknowledged second. When Redis refuses the note (it is
+full, or read-only), kombu drops the message. Here the process keeps it, pops no other, and puts it
+back when Redis takes writes again.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,6 +29,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import Empty
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.core.redact import one_line
 
@@ -36,9 +42,77 @@ log = structlog.get_logger("harvester.broker")
 
 _SHOWN = 200
 _RETRY_SECONDS = 5
+_PUT_BACK_EVERY = 1.0  # seconds
+
+
+class _Kept:
+    """Messages that Redis would neither let be worked on nor take back."""
+
+    def __init__(self) -> None:
+        self.unnoted: list[Any] = []  # only here; the payload tells the way back
+        self.tags: list[str] = []  # in Redis, among the unacknowledged
+        self._tried = 0.0
+
+    def put_back(self, channel: Any) -> bool:
+        """Put all back into their queues, at most once a second; whether nothing is left."""
+        if not (self.unnoted or self.tags):
+            return True
+        if time.monotonic() - self._tried < _PUT_BACK_EVERY:
+            return False
+        self._tried = time.monotonic()
+        try:
+            while self.unnoted:
+                payload = self.unnoted[-1]
+                way = payload["properties"]["delivery_info"]
+                with channel.conn_or_acquire() as client, client.pipeline() as pipe:
+                    channel._do_restore_message(payload, way["exchange"], way["routing_key"], pipe)
+                    pipe.execute()
+                self.unnoted.pop()
+            while self.tags:
+                channel.qos.restore_by_tag(self.tags[-1])
+                self.tags.pop()
+        except ResponseError:
+            return False
+        log.info("intake.put_back")
+        return True
+
+
+_kept = _Kept()
+
+
+class _QoS(kombu_redis.QoS):
+    def append(self, message: Any, delivery_tag: str) -> None:
+        try:
+            super().append(message, delivery_tag)
+        except (RedisError, OSError) as error:
+            _kept.unnoted.append(message._raw)
+            log.warning("intake.kept", reason=one_line(f"{type(error).__name__}: {error}"))
+            if isinstance(error, ResponseError):
+                raise Empty from None
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)
+        except ResponseError as error:
+            _kept.tags.append(delivery_tag)
+            log.warning("intake.kept", reason=one_line(f"{type(error).__name__}: {error}"))
+            self._quick_ack(delivery_tag)  # type: ignore[attr-defined]  # bound at run time
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        try:
+            super().restore_visible(*args, **options)
+        except ResponseError as error:  # its lock is a write; there is a next time
+            log.info("broker.not_restored", error=one_line(f"{type(error).__name__}: {error}"))
 
 
 class _Tolerant(_Base):
+    QoS = _QoS
+
+    def _brpop_start(self, *args: Any, **options: Any) -> None:
+        if _kept.put_back(self):
+            super()._brpop_start(*args, **options)  # type: ignore[misc]  # kombu is untyped
+
     def _brpop_read(self, **options: Any) -> Any:
         before = set(self.qos._delivered or ())
         try:
@@ -94,6 +168,12 @@ class AMQP(amqp.AMQP):
     """What a Celery application connects by."""
 
     Connection = Connection
+
+
+def report_kept() -> None:
+    """At the end of the process: say which messages it takes with it."""
+    for payload in _kept.unnoted:
+        log.critical("intake.lost", source="celery", value=one_line(str(payload), _SHOWN))
 
 
 def install() -> None:

@@ -147,12 +147,7 @@ class Drain:
         if entries:
             await asyncio.wait([entry.task for entry in entries], timeout=grace)
         kept = [entry.job for entry in entries if not entry.lost]
-        if kept:
-            try:
-                async with asyncio.timeout(grace):
-                    await self._registry.release(kept)
-            except (RegistryUnavailable, TimeoutError):
-                log.warning("claims.not_released", kind=self.work.kind, count=len(kept))
+        await self._release(kept, grace=grace)
 
     async def _claim(self) -> float:
         """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
@@ -171,6 +166,9 @@ class Drain:
             return TICK * (1 + random.random())
         if claim.newer:
             log.warning("record.newer", kind=kind, count=claim.newer)
+        if self._stopping:  # what was in hand has been handed back before this came
+            await self._release(claim.jobs)
+            return 0
         for job in claim.jobs:
             self._start(job)
         self._backlog = claim.wait == 0 or bool(claim.held)
@@ -198,7 +196,7 @@ class Drain:
                 log.warning("job.unsaved", kind=job.kind, error=str(error))
             except Exception:
                 log.exception("job.crashed", kind=job.kind)
-                await self._hand_back(job)
+                await self._release([job], delay=_CRASH_DELAY)
             finally:
                 # at a stop the claims stay listed: stop() hands them back
                 if not (self._stopping and outcome == "crashed"):
@@ -213,11 +211,16 @@ class Drain:
             self._registry.tally.count(f"polls:{outcome}")
             self._registry.tally.observe("poll_lag", max(0, job.claimed_at - job.due_at) / 1000)
 
-    async def _hand_back(self, job: Job) -> None:
+    async def _release(
+        self, jobs: Sequence[Job], *, delay: float = 0, grace: float | None = None
+    ) -> None:
+        if not jobs:
+            return
         try:
-            await self._registry.release([job], delay=_CRASH_DELAY)
-        except RegistryUnavailable:
-            log.warning("claims.not_released", kind=job.kind, count=1)
+            async with asyncio.timeout(grace):
+                await self._registry.release(jobs, delay=delay)
+        except (RegistryUnavailable, TimeoutError):
+            log.warning("claims.not_released", kind=self.work.kind, count=len(jobs))
 
     async def _keep(self) -> None:
         """Renew the leases of what shows life; break off what is no longer ours."""

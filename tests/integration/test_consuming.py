@@ -7,6 +7,7 @@ done proves nothing here. There is one worker, so that no other covers it up.
 from __future__ import annotations
 
 import asyncio
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -100,3 +101,25 @@ async def test_a_stop_in_the_middle_loses_no_message(lone: Lone) -> None:
             return await redis.exists(*keys) == len(keys)
 
         await eventually(consumed, what="the end of every message", seconds=60)
+
+
+async def test_what_a_full_redis_lets_go_comes_back(lone: Lone) -> None:
+    (worker,) = lone.fleet.processes
+    async with Redis.from_url(lone.server.url) as redis:
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            keys = await lone.send(8)  # none can be sent once Redis is full
+            await redis.config_set("maxmemory", 1)
+        finally:
+            worker.send_signal(signal.SIGCONT)
+        try:
+            await eventually(lambda: "intake.kept" in lone.fleet.log_text(), what="a refusal")
+        finally:
+            await redis.config_set("maxmemory", 0)
+
+        async def consumed() -> bool:
+            return await redis.exists(*keys) == len(keys)
+
+        await eventually(consumed, what="the end of every message", seconds=60)
+    assert lone.fleet.started == 1
+    assert "intake.put_back" in lone.fleet.log_text()

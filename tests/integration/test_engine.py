@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +15,7 @@ from tests.integration.test_registry import make, submission
 from tests.support import eventually
 from worker.engine import Drain, Engine, Hand, Parts, _Watchdog, insist
 from worker.errors import RegistryUnavailable
-from worker.registry.records import Job, Kind
+from worker.registry.records import Claim, Job, Kind
 from worker.registry.registry import Registry
 
 
@@ -141,6 +142,33 @@ async def test_a_stop_hands_claims_back_at_once(registry: Registry, redis: Redis
     answer = await registry.claim(Kind.COPY, limit=10, in_hand=0, slots=10)
     assert len(answer.jobs) == 5
     assert all(job.note("lapses") == 0 and job.cap == 10 for job in answer.jobs)
+
+
+async def test_claims_that_come_after_the_stop_are_handed_back(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, on_the_way, may_come = registry.claim, asyncio.Event(), asyncio.Event()
+
+    async def late(*args: Any, **options: Any) -> Claim:
+        answer = await claim(*args, **options)
+        on_the_way.set()
+        await may_come.wait()
+        return answer
+
+    async def act(job: Job, hand: Hand) -> str:
+        return await put_off(registry, job)
+
+    toy = Toy(act)
+    await registry.submit([submission("t")])
+    monkeypatch.setattr(registry, "claim", late)
+    drain = await running(registry, toy)
+    await on_the_way.wait()
+    await drain.stop(2)
+    may_come.set()
+    await drain.task  # type: ignore[attr-defined]
+    assert toy.seen == []
+    answer = await claim(Kind.COPY, limit=10, in_hand=0, slots=10)
+    assert [job.note("lapses") for job in answer.jobs] == [0]
 
 
 async def test_a_crash_of_one_job_disturbs_no_other(registry: Registry) -> None:
