@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ class Listener:
         self.status = 200
         self.calls: list[tuple[dict[str, str], str]] = []
         self.url = ""
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def handle(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.calls.append((headers, await request.text()))
+        await self.answers.wait()
         return web.Response(status=self.status, headers={"location": "/elsewhere"})
 
 
@@ -86,6 +90,26 @@ async def test_a_webhook_passes_the_specifications_own_check(
     ((headers, body),) = listener.calls
     told = Oracle(SECRET).verify(body, headers)
     assert told == {"type": "task.stored", "timestamp": "2023-11-14T22:13:20+00:00", "data": RECORD}
+
+
+def test_signatures_are_those_of_the_specification() -> None:
+    """Its own example (standard-webhooks, libraries), so that the library is not its own judge."""
+    signer = Oracle("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    at = datetime.fromtimestamp(1614265330, UTC)
+    signature = signer.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", at, '{"test": 2432232314}')
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_a_receiver_that_does_not_answer_is_given_up(listener: Listener) -> None:
+    listener.answers.clear()
+    guard = Guard(("*",), ("127.0.0.1/32",))
+    async with guard.client() as client:
+        try:
+            with pytest.raises(TimeoutError):
+                await Webhook(client, guard, SECRET, timeout=0.2).tell(to(listener.url), RECORD)
+        finally:
+            listener.answers.set()
+    assert len(listener.calls) == 1
 
 
 async def test_while_secrets_are_replaced_both_receivers_are_content(listener: Listener) -> None:
