@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from rich.console import Console
 
+from tests.fleet import idle_environ
 from tests.integration.test_registry import claim_one, make, submission
+from tests.support import ROOT
 from worker.cli.checks import Level, _rate
 from worker.cli.stats import draw, sparkline
 from worker.core.durations import Durations, Histogram, Lesson, bucket
@@ -91,3 +96,21 @@ async def test_how_long_addresses_would_have_worked_is_told(registry: Registry) 
     left = (await read_stats(registry)).url_life_left
     assert left is not None
     assert 300 < left <= 900
+
+
+async def test_watched_as_json_there_is_a_line_each_time(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    environ = {**idle_environ(redis_url, namespace), "PYTHONPATH": str(ROOT)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "worker.cli.main", "stats", "--watch", "--json",
+        cwd=tmp_path, env=environ, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for _ in range(2):
+            line = await asyncio.wait_for(process.stdout.readline(), 30)
+            assert json.loads(line)["states"]["stored"] == 0
+    finally:
+        process.kill()
+        await process.wait()

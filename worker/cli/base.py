@@ -103,6 +103,11 @@ def print_json(value: Any) -> None:
     print(simplejson.dumps(value, indent=2, allow_nan=False))
 
 
+def print_json_line(value: Any) -> None:
+    """Print a JSON document as one line, at once, for programs that read as it goes."""
+    print(simplejson.dumps(value, allow_nan=False), flush=True)
+
+
 # -- numbers and times for people ----------------------------------------------------------------
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.base import STATE_STYLES, console, print_json, registry, settings, span
+from worker.cli.base import (
+    STATE_STYLES,
+    console,
+    print_json,
+    print_json_line,
+    registry,
+    settings,
+    span,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,20 +48,21 @@ async def _stats(chosen: Settings, *, as_json: bool, watch: bool) -> None:
 
     async with registry(chosen) as fleet:
         found = await read_stats(fleet)
-        if not watch:
-            if as_json:
-                print_json(found.document())
-            else:
-                console().print(draw(found))
-            return
-        with Live(draw(found), console=console(), auto_refresh=False) as live:
+        if as_json and watch:
             while True:
-                if as_json:
-                    print_json(found.document())
+                print_json_line(found.document())
                 await asyncio.sleep(_EVERY)
-                before, found = found, await read_stats(fleet)
-                if not as_json:
+                found = await read_stats(fleet)
+        elif as_json:
+            print_json(found.document())
+        elif watch:
+            with Live(draw(found), console=console(), auto_refresh=False) as live:
+                while True:
+                    await asyncio.sleep(_EVERY)
+                    before, found = found, await read_stats(fleet)
                     live.update(draw(found, before), refresh=True)
+        else:
+            console().print(draw(found))
 
 
 def draw(found: Stats, before: Stats | None = None) -> RenderableType:
