@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import aiohttp
-import httpx
 
 from config.redis import make_redis, unfit
 from config.settings import BROKER_SCHEMES
@@ -16,7 +15,7 @@ from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
 from worker.transfer.budget import Budget
-from worker.transfer.client import make_client
+from worker.transfer.client import make_session
 from worker.transfer.copier import PART_BYTES, Copier
 from worker.transfer.guard import Guard
 from worker.transfer.source import Source
@@ -44,7 +43,7 @@ _POLL_TIMEOUT = 30.0
 async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -> Parts:
     """Everything that runs on the loop; must be called on it, after any fork."""
     registry = make_registry(settings, owner=worker_name())
-    upstream = upstream_client()
+    upstream = upstream_session()
     gateway = Gateway(
         upstream,
         endpoint=settings.speedpix_endpoint,
@@ -63,18 +62,16 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         put_options=settings.put_options,
     )
     channels: dict[str, Channel] = {"reply": CeleryReply(app)}
-    clients = [upstream]
+    closing = [files.close, upstream.close, store.close]
     if settings.webhook_secret is not None:
         guard = Guard(("*",), settings.webhook_allow_private)
         hooks = guard.client()
-        clients.append(hooks)
+        closing.append(hooks.aclose)
         channels["webhook"] = Webhook(hooks, guard, settings.webhook_secret.get_secret_value())
 
     async def close() -> None:
-        await files.close()
-        for client in clients:
-            await client.aclose()
-        await store.close()
+        for close_one in closing:
+            await close_one()
         await registry.close()
 
     places = Places(
@@ -171,9 +168,6 @@ async def redis_fault(settings: Settings) -> str:
         await registry.close()
 
 
-def upstream_client() -> httpx.AsyncClient:
-    """A client for the configured upstream, wherever that is."""
-    return make_client(
-        lambda context: aiohttp.TCPConnector(limit=0, ssl=context),
-        timeout=httpx.Timeout(_POLL_TIMEOUT),
-    )
+def upstream_session() -> aiohttp.ClientSession:
+    """A session for the configured upstream, wherever that is; must be called on the loop."""
+    return make_session(lambda context: aiohttp.TCPConnector(limit=0, ssl=context))

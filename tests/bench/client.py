@@ -1,4 +1,4 @@
-"""The HTTP client alone: the same signed calls, and nothing done with the answers."""
+"""httpx over aiohttp alone: the same signed calls, and nothing done with the answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 import time
 import uuid
 
+import aiohttp
 import httpx
 
+from worker.transfer.client import make_client
 from worker.upstream.signature import date_header, sign
-from worker.wiring import upstream_client
 
 _PATH = "/scc/comfy_get_result"
 
@@ -38,7 +39,8 @@ async def _ask(client: httpx.AsyncClient, ids: list[str]) -> None:
 
 async def _main(at_once: int) -> None:
     ids = [f"bench-{number}" for number in range(10_000)]
-    async with upstream_client() as client:
+    connector = lambda context: aiohttp.TCPConnector(limit=0, ssl=context)  # noqa: E731
+    async with make_client(connector, timeout=httpx.Timeout(30)) as client:
         await asyncio.gather(*(_ask(client, ids[n::at_once]) for n in range(at_once)))
 
 

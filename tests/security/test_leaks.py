@@ -402,13 +402,13 @@ async def test_no_repr_holds_a_secret(
     app.conf.update(celery_config(settings))
     record = {"options": SIGNED, "state": "waiting"}
     guard = Guard(("*",))
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False) as client, wiring.upstream_session() as session:
         signer = await store._ready()
         things: list[object] = [
             settings, address, store, signer, registry, registry.redis, make_redis(settings), app,
             app.conf.humanize(with_defaults=False), app.connection_for_read(),
             signer.sign("get_object", {"Bucket": "b", "Key": "k"}),
-            Gateway(client, endpoint=f"https://u:{MARK}@h?a={MARK}", app_key="k",
+            Gateway(session, endpoint=f"https://u:{MARK}@h?a={MARK}", app_key="k",
                     app_secret=APP_SECRET),
             Webhook(client, guard, WEBHOOK_SECRET), Upload(key="k", id=f"{MARK}-upload"),
             Job(kind=Kind.POLL, task_id="a", token="t", claimed_at=0, record=record, work=record),

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from celery import Celery
 from redis.exceptions import AuthenticationError, ResponseError
 from rich.table import Table
@@ -35,7 +34,7 @@ from worker.registry.stats import read_stats
 from worker.transfer.signer import PROFILES, ProfileName, choose_profile
 from worker.transfer.store import Capabilities, ObjectStore
 from worker.upstream.gateway import Gateway
-from worker.wiring import make_registry, redis_fault
+from worker.wiring import make_registry, redis_fault, upstream_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -345,9 +344,9 @@ _UPSTREAM_REMEDIES = {
 async def _upstream(settings: Settings) -> Findings:
     where = strip_query(settings.speedpix_endpoint)
     made_up = f"doctor-{secrets.token_hex(10)}"
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with upstream_session() as session:
         gateway = Gateway(
-            client,
+            session,
             endpoint=settings.speedpix_endpoint,
             app_key=settings.speedpix_app_key,
             app_secret=settings.speedpix_app_secret.get_secret_value(),
