@@ -152,7 +152,8 @@ async def test_garbage(scene: Scene) -> None:
         await send(scene, over_celery)
         for _ in range(count // 4):
             args, options = garbage(seed, ids)
-            body = json.dumps({"task_ids": args[0] if args else None, **options, "surplus": 1})
+            named = {"task_ids": args[0]} if args else {}
+            body = json.dumps({"surplus": 1, **options, **named})
             cut = seed.choice([len(body), seed.randrange(len(body))])
             await scene.redis.xadd(f"{scene.namespace}:intake", {"body": body[:cut]})
         for _ in range(count // 4):
