@@ -7,6 +7,7 @@ comes due. It needs no message to go on: Celery messages only wake it early.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -341,10 +342,11 @@ class Engine:
         self._ready.wait()
 
     def wake(self, kind: Kind) -> None:
-        """Have one drain look for due tasks now; from any thread."""
+        """Have one drain look for due tasks now; from any thread, and at any time."""
         drain = self._drains.get(kind)
         if drain is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(drain.wake)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(drain.wake)
 
     def call(self, work: Callable[[Parts], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine with the engine's parts on its loop, and wait; from any other thread.

@@ -18,7 +18,7 @@ from celery import Celery
 from redis.asyncio import Redis
 from standardwebhooks import Webhook as Oracle
 
-from tests.integration.test_registry import claim_one, finish, make, submission
+from tests.integration.test_registry import claim_one, due, finish, make, submission
 from worker.engine import Hand
 from worker.errors import SourceRejected, TellError, TellRejected
 from worker.registry.records import Kind
@@ -256,5 +256,5 @@ async def test_a_settled_telling_starts_the_time_to_live(
     work = TellWork(registry, {"webhook": webhook}, slots=1)
     assert await work(await claim_one(registry, Kind.TELL), Hand(60)) == "told"
     assert await redis.ttl(registry.key("task", "t1")) > 0
-    assert (await registry.due())[Kind.TELL] == 0
+    assert (await due(registry))[Kind.TELL] == 0
     assert '"exact":1.10' in listener.calls[0][1]

@@ -769,11 +769,6 @@ class Registry:
                 sizes = await pipe.execute()
         return dict(zip(State, map(int, sizes), strict=True))
 
-    async def due(self) -> dict[Kind, int]:
-        """How many tasks stand in each due set, due or not."""
-        with _seam():
-            return {k: int(await self.redis.zcard(self.key("due", k))) for k in Kind}
-
     async def rate(self, now: int) -> float:
         """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""
         with _seam():
