@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-poll bench-capacity lint types clean screenshots bench-page
+.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-capacity lint types clean screenshots bench-page
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -61,11 +61,9 @@ audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)
 
-bench: $(STAMP) ## Compare policies of asking on simulated durations and short rates
+bench: $(STAMP) ## Compare policies of asking, then what a poll costs beside other designs (BENCH_ARGS)
 	$(BIN)/python -m tests.bench.traces
-
-bench-poll: $(STAMP) ## Measure polls a CPU-second beside other designs (BENCH_ARGS; see docs/performance.md)
-	$(BIN)/python -m tests.bench.polling $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.polling --json build/polling.json --plot build/polling.png $(BENCH_ARGS)
 
 screenshots: $(STAMP) ## Take the pictures of the page for the docs again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/integration/test_web_looks.py

@@ -35,6 +35,7 @@ log = structlog.get_logger("harvester.engine")
 T = TypeVar("T")
 
 TICK = 1.0  # seconds between two looks when nothing else wakes a drain
+_GATHER = 0.025  # seconds from one claim to the next, at least, when nothing is overdue
 _BATCH = 100
 _REPORT = 10.0
 _CRASH_DELAY = 30.0
@@ -177,7 +178,10 @@ class Drain:
             return TICK
         if claim.wait == 0 and len(claim.jobs) == free:
             self.saturated(kind)
-        return min(claim.wait, TICK * (0.8 + 0.4 * random.random()))
+        if claim.wait == 0:
+            return 0
+        # what comes due in the meantime is claimed together
+        return min(max(claim.wait, _GATHER), TICK * (0.8 + 0.4 * random.random()))
 
     def _start(self, job: Job) -> None:
         entry = _InHand(job, Hand(self._registry.lease))

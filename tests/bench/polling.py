@@ -1,10 +1,11 @@
-"""``make bench-poll``: how many signed polls a second of CPU pays for.
+"""``make bench``: how many signed polls a second of CPU pays for.
 
 Three ways to ask about the same waiting ids every five seconds or so, each in turns against one
 fake upstream that answers after 100 ms: this project's worker (Celery, Redis and all), one Celery
 task an id with ``retry(countdown)`` on the prefork pool, and the HTTP client alone with the same
 signed requests. Calls are counted at the upstream; CPU is that of the worker's processes. Then
-the memory of one worker with few and many waiting ids. Only ratios mean something elsewhere.
+the memory of one worker with few and many waiting ids, and how four workers keep to a rate and
+share the work. Only ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ OURS = "harvester"
 COUNTDOWN = "retry(countdown), prefork"
 ALONE = "HTTP client alone"
 WAYS = (OURS, COUNTDOWN, ALONE)
+_RATE = 400  # calls a second that four workers share
 _AGE = 50.0  # of the ids: without a history they are asked about after a tenth of it
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -227,6 +229,42 @@ def memory(chosen: argparse.Namespace, upstream: Upstream, server: Valkey) -> di
     return {**found, "growth": found["100000"] / found["1000"] - 1}
 
 
+def share(chosen: argparse.Namespace, server: Valkey) -> dict[str, float]:
+    """How much of a rate four workers use, the most in a second, and what each does of it."""
+    upstream, keys = Upstream(), [f"bench-{number}" for number in range(4)]
+    try:
+        with Redis.from_url(server.url) as redis:
+            redis.flushall()
+        asyncio.run(fill(server.url, chosen.ids))
+        with ExitStack() as workers:
+            for key in keys:
+                changes = {"HARVESTER_POLL_RATE": str(_RATE), "SPEEDPIX_APP_KEY": key}
+                command = running(_command(OURS), environ(upstream, server.url, **changes))
+                workers.enter_context(command)
+            while not all(upstream.ask(f"/calls?key={key}") for key in keys):
+                time.sleep(0.05)
+            time.sleep(5)
+            before, at = [upstream.ask(f"/calls?key={key}") for key in keys], time.monotonic()
+            time.sleep(2 * chosen.seconds)
+            after, passed = (
+                [upstream.ask(f"/calls?key={key}") for key in keys],
+                time.monotonic() - at,
+            )
+        calls = [late - early for early, late in zip(before, after, strict=True)]
+        mean = statistics.fmean(calls)
+        found = {
+            "rate": _RATE,
+            "used": sum(calls) / passed / _RATE,
+            "most in a second": upstream.ask("/most"),
+            "least share": min(calls) / mean,
+            "largest share": max(calls) / mean,
+        }
+    finally:
+        upstream.stop()
+    print("4 workers:", ", ".join(f"{name} {value:,.2f}" for name, value in found.items()))
+    return found
+
+
 def plot(found: dict[str, Any], file: Path) -> None:
     """Draw the comparison."""
     from matplotlib import pyplot  # slow, and seldom wanted
@@ -247,7 +285,7 @@ def main() -> None:
     options.add_argument("--ids", type=int, default=10_000)
     options.add_argument("--seconds", type=float, default=15, help="of each measurement")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--quick", action="store_true", help="one round of 5 s, no memory")
+    options.add_argument("--quick", action="store_true", help="one round of 5 s, ways only")
     options.add_argument("--json", type=Path)
     options.add_argument("--plot", type=Path)
     chosen = options.parse_args()
@@ -261,6 +299,7 @@ def main() -> None:
             found = compare(chosen, upstream, server)
             if not chosen.quick:
                 found["memory"] = memory(chosen, upstream, server)
+                found["share"] = share(chosen, server)
         finally:
             server.kill()
             upstream.stop()

@@ -1,7 +1,7 @@
 """An upstream that costs next to nothing: every call is answered after a while, as not done.
 
-Prints its port. ``GET /calls`` tells how many calls there were, and ``GET /most`` the most that any
-second held (or any ``?seconds=`` of them).
+Prints its port. ``GET /calls`` tells how many calls there were (``?key=`` with an access key), and
+``GET /most`` the most that any second held.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import time
 from array import array
+from collections import Counter
 from typing import cast
 
 _REPLY = (
@@ -28,20 +29,22 @@ class Calls:
 
     def __init__(self) -> None:
         self._at = array("d")
+        self.by_key: Counter[str] = Counter()
         self.began = int(time.time() * 1000)
 
-    def count(self) -> None:
+    def count(self, key: str) -> None:
         """One more, now."""
         self._at.append(time.monotonic())
+        self.by_key[key] += 1
 
     def __len__(self) -> int:
         return len(self._at)
 
-    def most(self, seconds: float) -> int:
-        """The most calls in any ``seconds``, wherever they begin."""
+    def most(self) -> int:
+        """The most calls in any second, wherever it begins."""
         most = first = 0
         for last, at in enumerate(self._at):
-            while self._at[first] < at - seconds:
+            while self._at[first] < at - 1:
                 first += 1
             most = max(most, last - first + 1)
         return most
@@ -66,7 +69,7 @@ class _Connection(asyncio.Protocol):
         if head.startswith(b"GET"):
             self._tell(head.split(b" ", 2)[1])
         elif body.endswith(b"}"):
-            self._calls.count()
+            self._calls.count(head.partition(b"x-ca-key: ")[2].partition(b"\r\n")[0].decode())
             task_id = body.split(b'"', 4)[3]
             self._loop.call_later(self._delay, self._answer, task_id)
         else:
@@ -74,8 +77,11 @@ class _Connection(asyncio.Protocol):
         self._got = b""
 
     def _tell(self, path: bytes) -> None:
-        name, _, seconds = path.decode().partition("?seconds=")
-        found = self._calls.most(float(seconds or 1)) if name == "/most" else len(self._calls)
+        name, _, key = path.decode().partition("?key=")
+        if name == "/most":
+            found = self._calls.most()
+        else:
+            found = self._calls.by_key[key] if key else len(self._calls)
         text = str(found).encode()
         self._transport.write(_HEAD % len(text) + text)
 
