@@ -11,11 +11,11 @@ from config.settings import BROKER_SCHEMES
 from worker.core.submission import Policy
 from worker.engine import Parts, worker_name
 from worker.errors import RegistryUnavailable, SettingsError
+from worker.http import make_session
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
 from worker.transfer.budget import Budget
-from worker.transfer.client import make_session
 from worker.transfer.copier import PART_BYTES, Copier
 from worker.transfer.guard import Guard
 from worker.transfer.source import Source

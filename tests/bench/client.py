@@ -11,7 +11,7 @@ import uuid
 import aiohttp
 import httpx
 
-from worker.transfer.client import make_client
+from worker.http import make_client
 from worker.upstream.signature import date_header, sign
 
 _PATH = "/scc/comfy_get_result"

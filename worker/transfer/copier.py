@@ -20,6 +20,7 @@ from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceRejected, StoreError, StoreUnavailable
 from worker.transfer import media, sniff
+from worker.transfer.pieces import Pieces
 from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
 if TYPE_CHECKING:
@@ -268,16 +269,15 @@ class Copier:
             while True:
                 await hold.check()
                 sent = self._send_part(
-                    upload, len(sending) + 1, part.data, sha256=part.digest(), room=room, hold=hold
+                    upload, len(sending) + 1, part.body, sha256=part.digest(), room=room, hold=hold
                 )
                 sending.append(asyncio.create_task(sent))
-                part.let_go()
+                part.begin()
                 if await self._ended(download):
                     return [await task for task in sending]
                 left = limit if download.length is None else download.length - read
                 room = await self._next_room(sending, min(limit, left), hold)
                 rooms.append(room)
-                part.begin(min(limit, left))
                 await self._fill(download, part, limit, hold)
                 read += len(part)
         finally:
@@ -291,7 +291,7 @@ class Copier:
         self,
         upload: Upload,
         number: int,
-        data: memoryview,
+        body: memoryview | Pieces,
         *,
         sha256: bytes,
         room: Room,
@@ -299,7 +299,7 @@ class Copier:
     ) -> Part:
         try:
             return await self._store.upload_part(
-                upload, number, data, sha256=sha256, progress=hold.progress
+                upload, number, body, sha256=sha256, progress=hold.progress
             )
         finally:
             room.release()
@@ -406,10 +406,14 @@ class Copier:
 
 
 class _PartBuffer:
-    """The part that is being read, hashed as it comes, and the hash of all parts so far."""
+    """The part that is being read, hashed as it comes, and the hash of all parts so far.
+
+    The first part lies in one buffer, for those who look into it. Later ones stay in pieces.
+    """
 
     def __init__(self, size: int) -> None:
         self._room = memoryview(bytearray(size))  # grown bit by bit it would be an eighth larger
+        self._later: Pieces | None = None
         self._used = 0
         self._hash = hashlib.sha256()
         self._whole: _Hash | None = None
@@ -419,26 +423,30 @@ class _PartBuffer:
 
     @property
     def data(self) -> memoryview:
-        """What has been read of this part."""
+        """What has been read of the first part."""
         return self._room[: self._used]
+
+    @property
+    def body(self) -> memoryview | Pieces:
+        """What has been read of this part."""
+        return self.data if self._later is None else self._later
 
     def add(self, piece: memoryview) -> None:
         end = self._used + len(piece)
-        self._room[self._used : end] = piece
+        if self._later is None:
+            self._room[self._used : end] = piece
+        else:
+            self._later.add(piece)
         self._used = end
         self._hash.update(piece)
         if self._whole is not None:
             self._whole.update(piece)
 
-    def let_go(self) -> None:
-        """Forget the bytes of this part, but not their hash."""
+    def begin(self) -> None:
+        """Forget the bytes of this part, but not their hash, and begin the next one."""
         if self._whole is None:
             self._whole = self._hash.copy()
-        self._room, self._used = memoryview(b""), 0
-
-    def begin(self, size: int) -> None:
-        """Begin the next part, of at most ``size`` bytes."""
-        self._room = memoryview(bytearray(size))
+        self._room, self._later, self._used = memoryview(b""), Pieces(), 0
         self._hash = hashlib.sha256()
 
     def digest(self) -> bytes:

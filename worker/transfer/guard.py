@@ -26,7 +26,7 @@ import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from worker.errors import SourceFault, SourceRejected
-from worker.transfer.client import make_client, make_session
+from worker.http import make_client, make_session
 
 if TYPE_CHECKING:
     import socket

@@ -17,7 +17,7 @@ import httpx
 from yarl import URL
 
 from worker.errors import SourceFault, SourceGone, SourceRejected
-from worker.transfer.client import BROKEN, describe, read_some
+from worker.http import BROKEN, describe, read_some
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

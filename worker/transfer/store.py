@@ -25,7 +25,7 @@ from yarl import URL
 
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
-from worker.transfer.client import (
+from worker.http import (
     BROKEN,
     CHUNK_BYTES,
     describe,
@@ -33,6 +33,7 @@ from worker.transfer.client import (
     make_session,
     read_some,
 )
+from worker.transfer.pieces import Pieces
 from worker.transfer.signer import EXPIRES, ProfileName, Request, Signer, make_signer
 from worker.transfer.sniff import disposition
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.store")
 
 Buffer = bytes | bytearray | memoryview
+Body = Buffer | Pieces
 
 MAX_PARTS = 10_000
 """Parts of a multipart upload (Amazon S3, "multipart upload limits")."""
@@ -427,7 +429,7 @@ class ObjectStore:
         self,
         upload: Upload,
         number: int,
-        body: Buffer,
+        body: Body,
         *,
         sha256: bytes,
         progress: Callable[[], None] = _nothing,
@@ -547,7 +549,7 @@ class ObjectStore:
         self,
         call: str,
         params: Mapping[str, Any],
-        body: Buffer,
+        body: Body,
         create_only: bool,
         progress: Callable[[], None],
     ) -> Outcome:
@@ -573,7 +575,7 @@ class ObjectStore:
         call: str,
         params: Mapping[str, Any],
         key: str,
-        body: Buffer = b"",
+        body: Body = b"",
         progress: Callable[[], None] = _nothing,
     ) -> _Answer:
         """A request that must succeed."""
@@ -586,7 +588,7 @@ class ObjectStore:
         signer: Signer,
         call: str,
         params: Mapping[str, Any],
-        body: Buffer = b"",
+        body: Body = b"",
         *,
         progress: Callable[[], None] = _nothing,
         most: int = _ANSWER_BYTES,
@@ -613,7 +615,7 @@ class ObjectStore:
     async def _opened(
         self,
         request: Request,
-        body: Buffer = b"",
+        body: Body = b"",
         progress: Callable[[], None] = _nothing,
         *,
         stall: float | None = None,
@@ -708,12 +710,12 @@ class ObjectStore:
 
 
 class _Body(aiohttp.payload.Payload):
-    """A buffer that is sent in slices, without a copy of it; it can be sent again."""
+    """What is sent, in slices and without a copy of it; it can be sent again."""
 
     _autoclose = True
 
-    def __init__(self, body: Buffer, progress: Callable[[], None]) -> None:
-        super().__init__(memoryview(body))
+    def __init__(self, body: Body, progress: Callable[[], None]) -> None:
+        super().__init__(_views(body))
         self._size = len(body)
         self._progress = progress
 
@@ -723,16 +725,21 @@ class _Body(aiohttp.payload.Payload):
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
-        for start in range(0, len(self._value), CHUNK_BYTES):
-            await writer.write(self._value[start : start + CHUNK_BYTES])
-            self._progress()
+        for piece in self._value:
+            for start in range(0, len(piece), CHUNK_BYTES):
+                await writer.write(piece[start : start + CHUNK_BYTES])
+                self._progress()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return str(self._value, encoding, errors)
+        return str(b"".join(self._value), encoding, errors)
 
     def let_go(self) -> None:
-        """Free the buffer: aiohttp's request and response refer to each other, and linger."""
-        self._value = memoryview(b"")
+        """Free the buffers: aiohttp's request and response refer to each other, and linger."""
+        self._value = []
+
+
+def _views(body: Body) -> list[memoryview]:
+    return list(body) if isinstance(body, Pieces) else [memoryview(body)]
 
 
 def composite_checksum(parts: Sequence[Part]) -> str:
@@ -748,12 +755,18 @@ def _connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
     return aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=15)
 
 
-async def _proof(body: Buffer, sha256: bytes | None) -> dict[str, str]:
+async def _proof(body: Body, sha256: bytes | None) -> dict[str, str]:
     """The parameter that lets the store check the body: its SHA-256 if given, else its MD5."""
     if sha256 is not None:
         return {"ChecksumSHA256": base64.b64encode(sha256).decode()}
-    digest = await asyncio.to_thread(hashlib.md5, body, usedforsecurity=False)
-    return {"ContentMD5": base64.b64encode(digest.digest()).decode()}
+    return {"ContentMD5": base64.b64encode(await asyncio.to_thread(_md5, body)).decode()}
+
+
+def _md5(body: Body) -> bytes:
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in _views(body):
+        digest.update(piece)
+    return digest.digest()
 
 
 def _part_xml(part: Part, *, checksum: bool) -> str:

@@ -15,7 +15,7 @@ from worker.core import jsontext
 from worker.core.redact import one_line, strip_query
 from worker.core.reply import read_reply
 from worker.errors import UpstreamBlocked, UpstreamUnavailable
-from worker.transfer.client import read_some
+from worker.http import read_some
 from worker.upstream.signature import date_header, sign
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _new_nonce() -> str:
 
 
 class Gateway:
-    """The upstream, over a session of :func:`worker.transfer.client.make_session`.
+    """The upstream, over a session of :func:`worker.http.make_session`.
 
     ``endpoint`` is an http(s) URL, with a base path or without. ``timeout`` in seconds bounds one
     :meth:`get_result` as a whole. ``clock`` gives Unix seconds.
