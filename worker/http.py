@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from contextvars import ContextVar
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -93,6 +94,7 @@ def make_client(
     return client
 
 
+@cache  # the usual certificates take 25 ms to read
 def _trust(ca_bundle: str | None) -> ssl.SSLContext:
     if ca_bundle is None:
         return httpx.create_ssl_context()
