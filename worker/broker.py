@@ -41,7 +41,7 @@ else:
 log = structlog.get_logger("harvester.broker")
 
 _SHOWN = 200
-_RETRY_SECONDS = 5
+_RETRY_SECONDS = 2
 _PUT_BACK_EVERY = 1.0  # seconds
 
 
