@@ -310,23 +310,29 @@ class Registry:
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
         answers: dict[str, str] = {}
-        by_token: dict[str, list[str]] = {}
-        for job in jobs:
-            by_token.setdefault(job.token, []).append(job.task_id)
-        for token, ids in by_token.items():
-            with _seam():
-                said = await self._scripts.call("renew", jobs[0].kind, token, self._lease_ms, *ids)
+        for ids, said in await self._by_token("renew", jobs, self._lease_ms):
             answers.update(zip(ids, said, strict=True))
         return answers
 
     async def release(self, jobs: Sequence[Job], *, delay: float = 0) -> None:
         """Hand claims of one kind back, due again after ``delay`` seconds."""
+        await self._by_token("release", jobs, round(delay * 1000))
+
+    async def _by_token(
+        self, script: str, jobs: Sequence[Job], argument: int
+    ) -> list[tuple[list[str], Any]]:
+        """Call a script for each claim that the jobs came by; their ids and its answer."""
         by_token: dict[str, list[str]] = {}
         for job in jobs:
             by_token.setdefault(job.token, []).append(job.task_id)
-        for token, ids in by_token.items():
-            with _seam():
-                await self._scripts.call("release", jobs[0].kind, token, round(delay * 1000), *ids)
+        with _seam():
+            said = await asyncio.gather(
+                *(
+                    self._scripts.call_together(script, jobs[0].kind, token, argument, *ids)
+                    for token, ids in by_token.items()
+                )
+            )
+        return list(zip(by_token.values(), said, strict=True))
 
     async def save(
         self,
