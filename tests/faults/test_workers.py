@@ -35,15 +35,16 @@ async def claimed_by(scene: Scene, pid: int) -> list[dict[str, str]]:
 async def test_rolling_restart(scene: Scene) -> None:
     """Row 3: SIGTERM to one worker after the other, under load."""
     seed = random.Random(3)
-    count, rounds = size(80, 1000), size(1, 6)
+    rounds, batch = size(1, 6), size(40, 56)
     took: list[float] = []
     env = {"HARVESTER_SHUTDOWN_GRACE": str(GRACE)}
     async with scene.fleet(workers=size(2, 3), **env) as fleet, AsyncExitStack() as watchers:
-        for _ in range(rounds):  # work comes in all the time, so that each stop hits a busy one
-            ids = scene.plant(lively(count // rounds, seed, spread=size(6, 20)))
-            await scene.hand_in(ids)
-            await watchers.enter_async_context(scene.watched(ids))
+        for _ in range(rounds):
             for process in fleet.processes:
+                # work comes in all the time, so that each stop hits a busy one
+                ids = scene.plant(lively(batch, seed, spread=size(6, 20)))
+                await scene.hand_in(ids)
+                await watchers.enter_async_context(scene.watched(ids))
                 await eventually(lambda p=process: claimed_by(scene, p.pid), what="a busy worker")
                 began = time.monotonic()
                 process.send_signal(signal.SIGTERM)
