@@ -22,7 +22,7 @@ from celery import Celery, bootsteps, signals
 from config import logging as log_config
 from config.celery import celery_config
 from config.settings import environment, load_settings, unknown_settings
-from worker import broker, wiring
+from worker import broker, memory, wiring
 from worker.engine import Engine
 from worker.errors import RegistryUnavailable, SettingsError
 
@@ -41,6 +41,7 @@ log_config.configure(settings)
 for warning in unknown_settings(environment()):
     log.warning("settings.unknown", message=warning)
 
+memory.give_back()
 broker.install()
 app = Celery("harvester", amqp=broker.AMQP, include=["worker.tasks"])
 app.conf.update(celery_config(settings))

@@ -37,7 +37,6 @@ FOLDER = Path(os.environ.get("SOAK_FOLDER", "build/soak"))
 BATCH = 40
 BACKLOG = 500  # tasks that are not final, at most: the soak is to find leaks, not limits
 GAP = 6.0  # seconds between two faults
-WARM = 120.0  # seconds that a worker may take to reach its level
 GROWTH = 20.0  # MiB an hour that count as level; less is lost in the noise of a short soak
 
 
@@ -144,8 +143,8 @@ async def sample(scene: Scene, spared: Fleet, began: float) -> Sample | None:
 
 
 def slope(samples: Sequence[Sample]) -> float:
-    """Growth of the spared worker's memory after it is warm, in MiB an hour (Theil-Sen)."""
-    warm = [s for s in samples if s.at > WARM] or list(samples)
+    """MiB an hour by which the spared worker grows after a third of the time (Theil-Sen)."""
+    warm = samples[len(samples) // 3 :]
     points = warm[:: max(1, len(warm) // 200)]
     pairs = [(a, b) for n, a in enumerate(points) for b in points[n + 1 :]]
     return statistics.median((b.worker - a.worker) / (b.at - a.at) * 3600 for a, b in pairs)
