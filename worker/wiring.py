@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
     from worker.registry.records import Kind
 
-POLL_SLOTS = 512
+POLL_SLOTS = 384
 COPY_SLOTS = 16
 TELL_SLOTS = 16
 _POLL_TIMEOUT = 30.0
