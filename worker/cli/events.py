@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.base import registry, settings
+from worker.cli.base import print_json_line, registry, settings
 from worker.cli.tasks import parse_since
 from worker.registry import feed
 
@@ -51,15 +51,12 @@ async def _print(chosen: Settings, *, since: str | None, follow: bool, as_json: 
         async for page in feed.follow(fleet, after, patience=_PATIENCE if follow else 0):
             for entry, fields in page or ():
                 # at once, for whoever reads them from a pipe
-                print(_json(entry, fields) if as_json else _line(fields), flush=True)
+                if as_json:
+                    print_json_line({"id": entry, **fields})
+                else:
+                    print(_line(fields), flush=True)
             if not page and not follow:
                 return
-
-
-def _json(entry: str, fields: Mapping[str, str]) -> str:
-    import simplejson
-
-    return simplejson.dumps({"id": entry, **fields})
 
 
 def _line(fields: Mapping[str, str]) -> str:
