@@ -69,7 +69,11 @@ def _broker(settings: Settings) -> dict[str, Any]:
         return {
             "broker_url": url,
             "broker_heartbeat": _AMQP_HEARTBEAT,
-            "broker_transport_options": {"confirm_publish": True},
+            "broker_transport_options": {
+                "confirm_publish": True,
+                # A broker that does not answer, while it recovers for example, is asked anew.
+                "read_timeout": SOCKET_TIMEOUT,
+            },
         }
     address = RedisAddress.parse(url)
     options: dict[str, Any] = {

@@ -95,6 +95,12 @@ class RabbitMQ:
         rows = [line.split("\t") for line in said.splitlines() if "\t" in line]
         return {name: kind.rpartition("_")[2] for name, kind in rows}
 
+    def noted(self, vhost: str, *queues: str) -> bool:
+        """Whether these quorum queues outlive a kill: their list is written half a second late."""
+        node = self._environ["RABBITMQ_NODENAME"]
+        held = (self._directory / "data" / node / "quorum" / node / "names.dets").read_bytes()
+        return all(f"{vhost}_{queue}".encode() in held for queue in queues)
+
     def ctl(self, *arguments: str) -> str:
         """What ``rabbitmqctl`` says."""
         done = self._ctl(*arguments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, bootsteps, signals
+from celery.utils import nodenames
 
 from config import logging as log_config
 from config.celery import celery_config
@@ -88,6 +90,15 @@ class _Hints:
 def _logging(loglevel: int, **_: Any) -> None:
     # Celery's default is WARNING; what becomes of tasks is said at INFO
     log_config.configure(settings, level=logging.INFO if loglevel == logging.WARNING else loglevel)
+
+
+@signals.celeryd_init.connect
+def _name(instance: Any, **_: Any) -> None:
+    """Tell workers of one host apart, if no ``--hostname`` does: each has a queue of its own for
+    remote control, which RabbitMQ gives to one connection only.
+    """
+    if instance.hostname == nodenames.default_nodename(None):
+        instance.hostname = nodenames.nodename(f"celery-{os.getpid()}", socket.gethostname())
 
 
 @signals.worker_init.connect

@@ -63,6 +63,8 @@ async def test_the_whole_job(
         await asyncio.to_thread(submit, ids[:3])
         await all_final(redis, namespace, ids[:3], seconds=60)
 
+        quorum = [namespace, "shop"] if queue_type == "quorum" else ["shop"]
+        await eventually(lambda: rabbitmq.noted(namespace, *quorum), what="the list of queues")
         # a broker that crashes stops neither the work in hand nor, once it is back, the intake
         rabbitmq.kill()
         await asyncio.to_thread(rabbitmq.start)
@@ -77,6 +79,8 @@ async def test_the_whole_job(
             monkeypatch.setenv(name, text)
         found = {finding.name: finding for finding in await examine(load_settings())}
         assert found["Broker"].level is Level.GOOD
+        # neither a wrong kind of prefetch nor two workers under one name
         assert "NOT_IMPLEMENTED" not in fleet.log_text()
+        assert "RESOURCE_LOCKED" not in fleet.log_text()
     await verify(simulator, redis, bucket, namespace, ids)
     assert rabbitmq.queues(namespace)[namespace] == queue_type
