@@ -11,7 +11,6 @@ import math
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
@@ -101,8 +100,7 @@ def configure(settings: Settings, *, level: int | str = logging.INFO) -> None:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    # Advice about a setting that the threads pool cannot follow, given at every reconnection.
-    warnings.filterwarnings("ignore", message=r"\s*In Celery 5\.1 we introduced")
+    logging.getLogger("py.warnings").addFilter(_no_advice)
     sys.excepthook = _log_uncaught
     structlog.configure(
         processors=[
@@ -115,6 +113,13 @@ def configure(settings: Settings, *, level: int | str = logging.INFO) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    """Drop Celery's advice about a setting that the threads pool cannot follow, which it gives at
+    every reconnection. Celery has all its warnings shown, so they cannot be filtered as such.
+    """
+    return "In Celery 5.1 we introduced" not in record.getMessage()
 
 
 def _common_processors() -> list[Processor]:

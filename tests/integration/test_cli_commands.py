@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import logging
 import re
 import socketserver
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 from click.testing import Result
 from redis.asyncio import Redis
 from typer.testing import CliRunner
@@ -36,19 +33,7 @@ from worker.sandbox.simulator import Simulator
 
 Run = Callable[..., Any]
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory; logging is left as it was."""
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level, hook = list(root.handlers), root.level, sys.excepthook
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    sys.excepthook = hook
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture

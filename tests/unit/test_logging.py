@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import structlog
+from celery.exceptions import CPendingDeprecationWarning
+from celery.worker.consumer.consumer import CANCEL_TASKS_BY_DEFAULT
 
 from config.logging import Redactor, configure
 from config.settings import load_settings
@@ -154,6 +156,17 @@ def test_an_exception_is_one_redacted_field(setup: Setup) -> None:
         assert "Traceback" in line["exception"]
         assert f"RuntimeError: cannot fetch {URL} with ***" in line["exception"]
         assert "exc_info" not in line
+
+
+def test_advice_that_cannot_be_followed_is_not_given(setup: Setup) -> None:
+    read = setup()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # as Celery has it
+        logging.captureWarnings(True)
+        warnings.warn(CANCEL_TASKS_BY_DEFAULT, CPendingDeprecationWarning, stacklevel=1)
+        warnings.warn("other", CPendingDeprecationWarning, stacklevel=1)
+    [other] = read()
+    assert "other" in other["event"]
 
 
 def test_warnings_and_crashes_are_records_too(setup: Setup) -> None:
