@@ -351,3 +351,16 @@ async def test_blocking_work_that_hangs_keeps_nobody() -> None:
                 await checks._in_thread(hang)
     finally:
         released.set()
+
+
+def test_commands_are_printed_as_they_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [".venv/bin/harvester", "up"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert base.program() == ".venv/bin/harvester"
+    (tmp_path / "harvester").touch(mode=0o755)
+    assert base.program() == "harvester"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/worker/cli/main.py", "up"])
+    monkeypatch.setenv("PATH", "")
+    assert base.program() == "harvester"

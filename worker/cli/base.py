@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import simplejson
@@ -44,6 +46,13 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _PLAIN_WIDTH
     return made
+
+
+def program() -> str:
+    """This command as it can be typed here: by its path, unless the shell knows it by its name."""
+    called = sys.argv[0]
+    known = shutil.which("harvester") is not None or Path(called).name != "harvester"
+    return "harvester" if known else called
 
 
 def complain(text: str) -> None:

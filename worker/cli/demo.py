@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from worker.cli.base import STATE_STYLES, console, size, span
+from worker.cli.base import STATE_STYLES, console, program, size, span
 from worker.cli.show import bar, plain_table
 from worker.errors import HarvesterError
 from worker.sandbox.demo import JOBS, WORKERS, Demo
@@ -49,9 +49,9 @@ def run(directory: Path | None) -> bool:
             _show_logs(out, demo.logs)
     if directory is not None:
         out.print(f"\nData and logs are kept in {directory}; to look around in them:")
-        out.print(f"  harvester up --dir {directory}", soft_wrap=True)
+        out.print(f"  {program()} up --dir {directory}", soft_wrap=True)
     elif good:
-        out.print("\nThe same for task ids of your own, with data that stays:  harvester up")
+        out.print(f"\nThe same for task ids of your own, with data that stays:  {program()} up")
     return good
 
 

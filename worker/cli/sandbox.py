@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli.base import FAILED, USAGE, complain, console, redis_hosts
+from worker.cli.base import FAILED, USAGE, complain, console, program, redis_hosts
 from worker.sandbox.state import DIRECTORY, REDIS, STORE, UPSTREAM, use_environment
 
 if TYPE_CHECKING:
@@ -96,9 +96,8 @@ def _banner(installation: Installation, settings: Settings, workers: int) -> Non
     if installation.home.directory != DIRECTORY.absolute():
         out.print(f"  set -a; . {installation.home.environment_file}; set +a", soft_wrap=True)
     example = "01jgjgyaqh85f7rs23v0kbmtdb" if simulated else "TASK_ID"
-    out.print(f"  harvester submit {example} --wait")
-    out.print(f"  harvester status {example}")
-    out.print("  harvester doctor")
+    for command in (f"submit {example} --wait", f"status {example}", "doctor"):
+        out.print(f"  {program()} {command}", soft_wrap=True)
     out.print(
         f"Other programs find the servers' addresses and passwords in "
         f"{installation.home.environment_file}.\nCtrl-C stops everything; the data stays.\n",
