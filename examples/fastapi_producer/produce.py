@@ -65,7 +65,8 @@ async def show(task_id: TaskId, redis: Client) -> dict[str, Any]:
     files = json.loads(record.get("files", "[]"))
     return {
         "task_id": task_id,
-        "order": json.loads(record["metadata"])["order"],
+        # of the first who handed it in, who need not have been this shop
+        "order": json.loads(record["metadata"]).get("order"),
         "state": record["state"],
         "files": [file["uri"] for file in files if "uri" in file],
     }

@@ -249,7 +249,7 @@ async def test_fastapi(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    (task_id,) = pictures(simulator, 1)
+    task_id, other = pictures(simulator, 2)
     serve = [
         sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES / "fastapi_producer"),
         "produce:app", "--port", "0",
@@ -267,8 +267,12 @@ async def test_fastapi(
             answer = await client.post("/pictures", json={"task_id": task_id, "order": 42})
             assert (answer.status_code, answer.json()) == (202, {"task_id": task_id})
             found = await shown(client, task_id)
-    records = await verify(simulator, redis, bucket, namespace, [task_id])
+            body = json.dumps({"task_ids": [other]})
+            await redis.xadd(f"{namespace}:intake", {"body": body})  # by somebody else
+            foreign = await shown(client, other)
+    records = await verify(simulator, redis, bucket, namespace, [task_id, other])
     assert (found["order"], found["files"]) == (42, uris(records[task_id]))
+    assert (foreign["order"], foreign["files"]) == (None, uris(records[other]))
 
 
 async def test_node(
