@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -98,7 +97,7 @@ def _name(instance: Any, **_: Any) -> None:
     remote control, which RabbitMQ gives to one connection only.
     """
     if instance.hostname == nodenames.default_nodename(None):
-        instance.hostname = nodenames.nodename(f"celery-{os.getpid()}", socket.gethostname())
+        instance.hostname = nodenames.default_nodename(f"celery-{os.getpid()}@")
 
 
 @signals.worker_init.connect

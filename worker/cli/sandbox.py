@@ -96,8 +96,9 @@ def _banner(installation: Installation, settings: Settings, workers: int) -> Non
     if installation.home.directory != DIRECTORY.absolute():
         out.print(f"  set -a; . {installation.home.environment_file}; set +a", soft_wrap=True)
     example = "01jgjgyaqh85f7rs23v0kbmtdb" if simulated else "TASK_ID"
+    name = program()
     for command in (f"submit {example} --wait", f"status {example}", "doctor"):
-        out.print(f"  {program()} {command}", soft_wrap=True)
+        out.print(f"  {name} {command}", soft_wrap=True)
     out.print(
         f"Other programs find the servers' addresses and passwords in "
         f"{installation.home.environment_file}.\nCtrl-C stops everything; the data stays.\n",
