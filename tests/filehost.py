@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -67,12 +68,13 @@ class Host:
     """A file host: each connection serves one request, as the script says."""
 
     script: Script
+    scheme: str = "http"
     port: int = 0
     calls: list[Caller] = field(default_factory=list)
     problems: list[BaseException] = field(default_factory=list)
 
     def url(self, path: str = "/a.png") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"{self.scheme}://127.0.0.1:{self.port}{path}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -90,9 +92,9 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def hosted(script: Script) -> AsyncIterator[Host]:
-    host = Host(script)
-    server = await asyncio.start_server(host.serve, "127.0.0.1", 0)
+async def hosted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[Host]:
+    host = Host(script, "https" if tls else "http")
+    server = await asyncio.start_server(host.serve, "127.0.0.1", 0, ssl=tls)
     host.port = server.sockets[0].getsockname()[1]
     async with server:
         yield host

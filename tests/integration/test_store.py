@@ -123,7 +123,7 @@ async def test_md5_is_sent_where_checksums_are_not_kept(
     assert there.checksum is None
 
     wrong = hashlib.md5
-    monkeypatch.setattr(hashlib, "md5", lambda **options: wrong(b"other", **options))
+    monkeypatch.setattr(hashlib, "md5", lambda body, **options: wrong(b"other", **options))
     with pytest.raises(StoreUnavailable, match="BadDigest"):
         await put(store, f"{prefix}b", b"b")
 

@@ -9,10 +9,17 @@ import pytest
 
 from tests.filehost import BODY, ETAG, Caller, Script, hosted
 from worker.errors import SourceFault, SourceGone, SourceRejected
+from worker.transfer import source as module
 from worker.transfer.guard import Guard
-from worker.transfer.source import MAX_REDIRECTS, Source
+from worker.transfer.source import MAX_REDIRECTS, Download, Source
 
 LIMIT = 1_000_000
+
+
+@pytest.fixture(autouse=True, params=["parsed", "direct"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds for bodies that aiohttp parses and for those received directly."""
+    monkeypatch.setattr(module, "LONG_BODY", 1 if request.param == "direct" else 1 << 60)
 
 
 @contextlib.asynccontextmanager
@@ -31,12 +38,21 @@ async def reaching(
         )
 
 
+async def read(download: Download, limit: int) -> bytes:
+    """The next bytes, which are told of as they come."""
+    room, told = memoryview(bytearray(limit)), []
+    filled = await download.fill(room, told.append)
+    assert sum(told) == filled
+    assert not any(room[filled:])
+    return bytes(room[:filled])
+
+
 async def fetch(source: Source, url: str, limit: int = 1000) -> bytes:
     pieces = []
     async with source.open(url) as download:
-        while piece := await download.read(limit):
-            assert len(piece) <= limit
-            pieces.append(bytes(piece))
+        while piece := await read(download, limit):
+            pieces.append(piece)
+        assert all(len(piece) == limit for piece in pieces[:-1])
         assert await download.at_end()
         assert download.received == sum(map(len, pieces))
     return b"".join(pieces)
@@ -520,7 +536,7 @@ async def test_every_request_shows_life() -> None:
         reaching() as source,
         source.open(host.url(), progress=progress) as download,
     ):
-        while await download.read(10_000):
+        while await read(download, 10_000):
             pass
     assert signs == len(host.calls) == 3
 
@@ -540,14 +556,14 @@ async def test_leaving_early_closes_the_connection() -> None:
     async with hosted(script) as host, guard.session() as session:
         source = Source(session, guard, max_file_bytes=10**9)
         async with source.open(host.url()) as download:
-            await download.read(10)
+            await read(download, 10)
         await asyncio.wait_for(left.wait(), 10)
 
 
 async def test_a_read_can_be_cancelled() -> None:
     async with hosted(stalled) as host, reaching() as source, source.open(host.url()) as download:
-        await download.read(10_000)
-        reading = asyncio.create_task(download.at_end())
+        await read(download, 10)
+        reading = asyncio.create_task(read(download, 10_000))
         await asyncio.sleep(0)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):

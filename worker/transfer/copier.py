@@ -20,7 +20,6 @@ from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceRejected, StoreError, StoreUnavailable
 from worker.transfer import media, sniff
-from worker.transfer.pieces import Pieces
 from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
 if TYPE_CHECKING:
@@ -150,9 +149,9 @@ class Copier:
                     await room.again(limit)
                 elif download.length is not None:
                     room.shrink(min(limit, download.length))
-                part = _PartBuffer(min(limit, download.length or limit))
-                kind = await self._kind(job, download, part, limit, hold)
-                await self._fill(download, part, limit, hold)
+                part = _Part(min(limit, download.length or limit))
+                kind = await self._kind(job, download, part, hold)
+                await self._fill(download, part, hold)
                 width, height = sniff.dimensions(part.data, kind)
                 clip = media.facts(part.data, kind)
                 key = job.key or await hold.reserve(keys.object_key(job.base, kind.extension))
@@ -175,11 +174,9 @@ class Copier:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def _kind(
-        self, job: CopyJob, download: Download, part: _PartBuffer, limit: int, hold: Hold
-    ) -> Kind:
+    async def _kind(self, job: CopyJob, download: Download, part: _Part, hold: Hold) -> Kind:
         """What the file is, from its first bytes; refuses what may not be stored."""
-        await self._fill(download, part, min(sniff.HEAD_BYTES, limit), hold)
+        await self._fill(download, part, hold, most=sniff.HEAD_BYTES)
         head = bytes(part.data)
         kind = sniff.sniff(head, filename=job.filename, format=job.format, url=job.url)
         named = sniff.named_extension(job.filename, job.format, job.url)
@@ -189,19 +186,23 @@ class Copier:
             raise SourceRejected(f"content of type {kind.content_type} is not allowed")
         return kind
 
-    async def _fill(self, download: Download, part: _PartBuffer, limit: int, hold: Hold) -> None:
-        """Read until the part has ``limit`` bytes or the file ends."""
+    async def _fill(
+        self, download: Download, part: _Part, hold: Hold, *, most: int | None = None
+    ) -> None:
+        """Read until the part is full, or has got ``most`` bytes more, or the file ends."""
+
+        def arrived(count: int) -> None:
+            part.arrived(count)
+            hold.progress()
+
+        room = part.rest[:most]
         try:
             async with asyncio.timeout(self._part_seconds):
-                while len(part) < limit:
-                    piece = await download.read(limit - len(part))
-                    if not piece:
-                        return
-                    part.add(piece)
-                    hold.progress()
+                await download.fill(room, arrived)
         except TimeoutError:
+            seconds = f"{self._part_seconds:g} s"
             raise SourceFault(
-                f"the file's host is too slow: {limit} bytes took over {self._part_seconds:g} s"
+                f"the file's host is too slow: {len(room)} bytes took over {seconds}"
             ) from None
 
     async def _ended(self, download: Download) -> bool:
@@ -213,7 +214,7 @@ class Copier:
 
     # -- a file that fits one part ------------------------------------------------------------
 
-    async def _copy_whole(self, file: _File, part: _PartBuffer, hold: Hold) -> StoredFile:
+    async def _copy_whole(self, file: _File, part: _Part, hold: Hold) -> StoredFile:
         content = _Content(size=len(part), sha256=part.digest(), checksum=_base64(part.digest()))
         checked = not self._store.gives_checksums
 
@@ -241,7 +242,7 @@ class Copier:
     # -- a file of many parts -----------------------------------------------------------------
 
     async def _copy_parts(
-        self, file: _File, download: Download, part: _PartBuffer, room: Room, hold: Hold
+        self, file: _File, download: Download, part: _Part, room: Room, hold: Hold
     ) -> StoredFile:
         async with self._upload(file) as upload:
             parts = await self._send_parts(upload, download, part, room, hold)
@@ -259,7 +260,7 @@ class Copier:
         return file.stored(content)
 
     async def _send_parts(
-        self, upload: Upload, download: Download, part: _PartBuffer, room: Room, hold: Hold
+        self, upload: Upload, download: Download, part: _Part, room: Room, hold: Hold
     ) -> list[Part]:
         """Send all parts; the next one is read while others are on their way."""
         limit = read = len(part)
@@ -268,17 +269,19 @@ class Copier:
         try:
             while True:
                 await hold.check()
+                body, sha256 = part.take()
                 sent = self._send_part(
-                    upload, len(sending) + 1, part.body, sha256=part.digest(), room=room, hold=hold
+                    upload, len(sending) + 1, body, sha256=sha256, room=room, hold=hold
                 )
                 sending.append(asyncio.create_task(sent))
-                part.begin()
+                del body, sent  # it is to be freed once it has been sent
                 if await self._ended(download):
                     return [await task for task in sending]
                 left = limit if download.length is None else download.length - read
                 room = await self._next_room(sending, min(limit, left), hold)
                 rooms.append(room)
-                await self._fill(download, part, limit, hold)
+                part.begin(min(limit, left))
+                await self._fill(download, part, hold)
                 read += len(part)
         finally:
             for task in sending:
@@ -291,7 +294,7 @@ class Copier:
         self,
         upload: Upload,
         number: int,
-        body: memoryview | Pieces,
+        body: memoryview,
         *,
         sha256: bytes,
         room: Room,
@@ -405,49 +408,48 @@ class Copier:
         return "" if digest == content.sha256 else "has other bytes"
 
 
-class _PartBuffer:
-    """The part that is being read, hashed as it comes, and the hash of all parts so far.
-
-    The first part lies in one buffer, for those who look into it. Later ones stay in pieces.
-    """
+class _Part:
+    """The part that is being read, hashed as it comes, and the hash of all parts so far."""
 
     def __init__(self, size: int) -> None:
-        self._room = memoryview(bytearray(size))  # grown bit by bit it would be an eighth larger
-        self._later: Pieces | None = None
+        self._whole: _Hash | None = None
+        self.begin(size)
+
+    def begin(self, size: int) -> None:
+        """Begin a part of at most ``size`` bytes."""
+        self._room = memoryview(bytearray(size))
         self._used = 0
         self._hash = hashlib.sha256()
-        self._whole: _Hash | None = None
 
     def __len__(self) -> int:
         return self._used
 
     @property
     def data(self) -> memoryview:
-        """What has been read of the first part."""
+        """What has been read of this part."""
         return self._room[: self._used]
 
     @property
-    def body(self) -> memoryview | Pieces:
-        """What has been read of this part."""
-        return self.data if self._later is None else self._later
+    def rest(self) -> memoryview:
+        """Room for the rest of it."""
+        return self._room[self._used :]
 
-    def add(self, piece: memoryview) -> None:
-        end = self._used + len(piece)
-        if self._later is None:
-            self._room[self._used : end] = piece
-        else:
-            self._later.add(piece)
+    def arrived(self, count: int) -> None:
+        """Take in ``count`` bytes more, which have been written into the rest."""
+        end = self._used + count
+        piece = self._room[self._used : end]
         self._used = end
         self._hash.update(piece)
         if self._whole is not None:
             self._whole.update(piece)
 
-    def begin(self) -> None:
-        """Forget the bytes of this part, but not their hash, and begin the next one."""
+    def take(self) -> tuple[memoryview, bytes]:
+        """The part and its SHA-256, to be sent; keeps nothing but the hash of all so far."""
+        taken = self.data, self.digest()
         if self._whole is None:
-            self._whole = self._hash.copy()
-        self._room, self._later, self._used = memoryview(b""), Pieces(), 0
-        self._hash = hashlib.sha256()
+            self._whole = self._hash
+        self._room, self._used = memoryview(b""), 0
+        return taken
 
     def digest(self) -> bytes:
         """The SHA-256 of this part."""

@@ -14,7 +14,8 @@ import puremagic
 HEAD_BYTES = 64 * 1024
 """Enough of a file to tell what it is."""
 
-_PICTURE_HEAD = 1024 * 1024  # a size may stand behind embedded profiles and workflows
+# Bytes to look for a size in: it stands at once, or behind embedded profiles and workflows.
+_PICTURE_HEADS = (512, HEAD_BYTES, 1024 * 1024)
 
 OCTETS = "application/octet-stream"
 
@@ -146,7 +147,7 @@ def dimensions(head: bytes | memoryview, kind: Kind) -> tuple[int | None, int | 
     """Width and height of a raster picture as it is shown, where ``head`` tells them."""
     if not kind.content_type.startswith("image/") or kind is _SVG:
         return None, None
-    for most in (HEAD_BYTES, _PICTURE_HEAD):
+    for most in _PICTURE_HEADS:
         width, height = imagesize.get(io.BytesIO(head[:most]))
         if width > 0 and height > 0:
             return width, height

@@ -17,14 +17,18 @@ import httpx
 from yarl import URL
 
 from worker.errors import SourceFault, SourceGone, SourceRejected
-from worker.http import BROKEN, describe, read_some
+from worker.http import BROKEN, describe
+from worker.transfer.body import DirectBody, ParsedBody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from worker.transfer.body import Arrived, Body
     from worker.transfer.guard import Guard
 
 MAX_REDIRECTS = 5
+LONG_BODY = 8 * 1024 * 1024
+"""Bytes from which on a body is worth a connection of its own."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
@@ -56,6 +60,7 @@ class Source:
         max_resumes: int = 10,
     ) -> None:
         self.max_file_bytes = max_file_bytes
+        self._stall_timeout = stall_timeout
         self._session = session
         self._guard = guard
         self._max_resumes = max_resumes
@@ -89,7 +94,7 @@ class Source:
         try:
             yield download
         finally:
-            download._response.close()
+            download._body.close()
 
     async def _get(self, address: _Address, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """The response to a GET that is no redirection, its body unread."""
@@ -134,6 +139,12 @@ class Source:
             raise self._too_large()
         return length
 
+    def _body(self, response: aiohttp.ClientResponse) -> Body:
+        length = response.content_length
+        if length is None or length < LONG_BODY:
+            return ParsedBody(response)
+        return DirectBody(response, length, stall=self._stall_timeout)
+
     def _too_large(self) -> SourceRejected:
         return SourceRejected(f"the file is larger than {self.max_file_bytes} bytes")
 
@@ -153,39 +164,54 @@ class Download:
         self._source = source
         self._address = address
         self._validator = _validator(response)
-        self._left = memoryview(b"")
+        self._peeked = memoryview(b"")
         self._resumes = 0
         self._resumed_at = 0
-        self._response = response
+        self._body = source._body(response)
 
-    async def read(self, limit: int) -> memoryview:
-        """The next bytes, at most ``limit``; empty once the file has ended as it should."""
-        if not self._left:
-            self._left = memoryview(await self._next())
-        piece, self._left = self._left[:limit], self._left[limit:]
-        return piece
+    async def fill(self, room: memoryview, arrived: Arrived) -> int:
+        """Read on until ``room`` is full or the file has ended as it should.
+
+        ``arrived`` is called with the number of bytes as they come; returns that of all of them.
+        """
+        ahead = len(self._peeked)
+        if ahead:
+            room[:ahead], self._peeked = self._peeked, self._peeked[ahead:]
+            arrived(ahead)
+        return ahead + await self._fill(room[ahead:], arrived)
 
     async def at_end(self) -> bool:
         """Whether nothing is left to read."""
-        if not self._left:
-            self._left = memoryview(await self._next())
-        return not self._left
+        if self.length is not None and self.received < self.length:
+            return False
+        if not self._peeked:
+            one = memoryview(bytearray(1))
+            self._peeked = one[: await self._fill(one, lambda count: None)]
+        return not self._peeked
 
-    async def _next(self) -> bytes:
-        while True:
+    async def _fill(self, room: memoryview, arrived: Arrived) -> int:
+        filled = 0
+
+        def count(size: int) -> None:
+            nonlocal filled
+            filled += size
+            self._count(size)
+            arrived(size)
+
+        while filled < len(room):
             cause: Exception | None = None
             try:
-                piece = await read_some(self._response)
+                await self._body.fill(room[filled:], count)
             except BROKEN as exc:
-                piece, cause = b"", exc
-            if piece:
-                self._count(len(piece))
-                return piece
+                cause = exc
+            if filled == len(room):
+                break
             if cause is None and self.length in (None, self.received):
                 if not self.received:
                     raise SourceFault("the file is empty")
-                return b""
+                break
             await self._resume(cause)
+        return filled
 
     def _count(self, size: int) -> None:
         self.received += size
@@ -196,7 +222,7 @@ class Download:
 
     async def _resume(self, cause: Exception | None) -> None:
         """Go on where the last connection ended, if the file is provably the same."""
-        self._response.close()
+        self._body.close()
         reason = describe(cause) if cause else "the connection was closed"
         total = "?" if self.length is None else self.length
         broken = f"broken off after {self.received} of {total} bytes: {reason}"
@@ -215,7 +241,7 @@ class Download:
         except BaseException:
             response.close()
             raise
-        self._response = response
+        self._body = self._source._body(response)
 
     def _check_rest(self, response: aiohttp.ClientResponse, broken: str) -> None:
         if response.status == HTTPStatus.OK:

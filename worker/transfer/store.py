@@ -33,7 +33,6 @@ from worker.http import (
     make_session,
     read_some,
 )
-from worker.transfer.pieces import Pieces
 from worker.transfer.signer import EXPIRES, ProfileName, Request, Signer, make_signer
 from worker.transfer.sniff import disposition
 
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.store")
 
 Buffer = bytes | bytearray | memoryview
-Body = Buffer | Pieces
 
 MAX_PARTS = 10_000
 """Parts of a multipart upload (Amazon S3, "multipart upload limits")."""
@@ -429,7 +427,7 @@ class ObjectStore:
         self,
         upload: Upload,
         number: int,
-        body: Body,
+        body: Buffer,
         *,
         sha256: bytes,
         progress: Callable[[], None] = _nothing,
@@ -549,7 +547,7 @@ class ObjectStore:
         self,
         call: str,
         params: Mapping[str, Any],
-        body: Body,
+        body: Buffer,
         create_only: bool,
         progress: Callable[[], None],
     ) -> Outcome:
@@ -575,7 +573,7 @@ class ObjectStore:
         call: str,
         params: Mapping[str, Any],
         key: str,
-        body: Body = b"",
+        body: Buffer = b"",
         progress: Callable[[], None] = _nothing,
     ) -> _Answer:
         """A request that must succeed."""
@@ -588,7 +586,7 @@ class ObjectStore:
         signer: Signer,
         call: str,
         params: Mapping[str, Any],
-        body: Body = b"",
+        body: Buffer = b"",
         *,
         progress: Callable[[], None] = _nothing,
         most: int = _ANSWER_BYTES,
@@ -615,7 +613,7 @@ class ObjectStore:
     async def _opened(
         self,
         request: Request,
-        body: Body = b"",
+        body: Buffer = b"",
         progress: Callable[[], None] = _nothing,
         *,
         stall: float | None = None,
@@ -714,8 +712,8 @@ class _Body(aiohttp.payload.Payload):
 
     _autoclose = True
 
-    def __init__(self, body: Body, progress: Callable[[], None]) -> None:
-        super().__init__(_views(body))
+    def __init__(self, body: Buffer, progress: Callable[[], None]) -> None:
+        super().__init__(memoryview(body))
         self._size = len(body)
         self._progress = progress
 
@@ -725,21 +723,16 @@ class _Body(aiohttp.payload.Payload):
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
-        for piece in self._value:
-            for start in range(0, len(piece), CHUNK_BYTES):
-                await writer.write(piece[start : start + CHUNK_BYTES])
-                self._progress()
+        for start in range(0, len(self._value), CHUNK_BYTES):
+            await writer.write(self._value[start : start + CHUNK_BYTES])
+            self._progress()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return str(b"".join(self._value), encoding, errors)
+        return str(self._value, encoding, errors)
 
     def let_go(self) -> None:
-        """Free the buffers: aiohttp's request and response refer to each other, and linger."""
-        self._value = []
-
-
-def _views(body: Body) -> list[memoryview]:
-    return list(body) if isinstance(body, Pieces) else [memoryview(body)]
+        """Free the buffer: aiohttp's request and response refer to each other, and linger."""
+        self._value = memoryview(b"")
 
 
 def composite_checksum(parts: Sequence[Part]) -> str:
@@ -755,18 +748,15 @@ def _connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
     return aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=15)
 
 
-async def _proof(body: Body, sha256: bytes | None) -> dict[str, str]:
+async def _proof(body: Buffer, sha256: bytes | None) -> dict[str, str]:
     """The parameter that lets the store check the body: its SHA-256 if given, else its MD5."""
     if sha256 is not None:
         return {"ChecksumSHA256": base64.b64encode(sha256).decode()}
     return {"ContentMD5": base64.b64encode(await asyncio.to_thread(_md5, body)).decode()}
 
 
-def _md5(body: Body) -> bytes:
-    digest = hashlib.md5(usedforsecurity=False)
-    for piece in _views(body):
-        digest.update(piece)
-    return digest.digest()
+def _md5(body: Buffer) -> bytes:
+    return hashlib.md5(body, usedforsecurity=False).digest()
 
 
 def _part_xml(part: Part, *, checksum: bool) -> str:
