@@ -1,14 +1,16 @@
-"""A file host that costs next to nothing: ``GET /SIZE`` answers with that many bytes."""
+"""A file host that costs next to nothing: ``GET /SIZE`` answers with a picture of so many bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import random
+import struct
 from typing import cast
 
 CHUNK = 1024 * 1024
-PIECE = b"\x89PNG\r\n\x1a\n" + random.Random(1).randbytes(CHUNK - 8)
+HEAD = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1024, 1024)
+PIECE = HEAD + random.Random(1).randbytes(CHUNK - len(HEAD))
 
 
 def digest(size: int) -> str:
