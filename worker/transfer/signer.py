@@ -208,7 +208,7 @@ class _Shape:
         )
 
 
-@lru_cache(maxsize=64)  # most of a query is the same each time, and escaping it takes a fifth
+@lru_cache(maxsize=64)  # most of a query is the same each time
 def _quoted(text: str) -> str:
     return quote(text, safe="")
 
