@@ -41,17 +41,30 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For commands: an empty working directory; logging is left as it was."""
-    monkeypatch.chdir(tmp_path)
+def kept_logging() -> Iterator[None]:
+    """Leave logging as it was: the handlers, levels and hooks are those of pytest."""
     root = logging.getLogger()
     handlers, level, hook = list(root.handlers), root.level, sys.excepthook
+    levels = {
+        name: logger.level
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger)
+    }
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    sys.excepthook = hook
+    for name in list(logging.root.manager.loggerDict):
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
     logging.captureWarnings(False)
+    sys.excepthook = hook
     structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_logging: None) -> None:
+    """For commands: an empty working directory; logging is left as it was."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
