@@ -40,9 +40,11 @@ class Fleet(Server):
         answer = self.call("claim", kind, token, limit, 0, 1000, LEASE, "upstream", "me", *rate)
         return [(row[0], token) for row in answer[5:]]
 
-    def put_back(self, task_id: str, token: str, *, was: str = "poll", seconds: float) -> None:
+    def put_back(
+        self, task_id: str, token: str, *, was: str = "poll", to: str = "poll", seconds: float
+    ) -> None:
         delay = round(seconds * 1000)
-        assert self.call("save", task_id, token, was, "poll", delay, "", 1, "", 0, 0) == "ok"
+        assert self.call("save", task_id, token, was, to, delay, "", 1, "", 0, 0) == "ok"
 
     def to_poll(self) -> None:
         """Pass the first look of all that are due for it."""
@@ -75,6 +77,22 @@ def test_high_goes_first_and_low_last_while_others_are_overdue(
     first, last = order[:40], order[-40:]
     assert first.count("high") == 20
     assert last == ["normal"] * 20 + ["low"] * 20
+
+
+def test_first_looks_go_before_copies_that_wait(client: Redis, namespace: str) -> None:
+    fleet = Fleet(client, namespace, rate=1000)
+    fleet.submit(None, *(f"old-{n}" for n in range(100)))
+    fleet.to_poll()
+    for task_id, token in fleet.claim("poll", 100):
+        fleet.put_back(task_id, token, to="copy", seconds=0)
+    fleet.sleep(30)
+    for priority in ("low", "normal", "high"):
+        fleet.submit(priority, *(f"{priority}-{n}" for n in range(10)))
+    order = [task_id.partition("-")[0] for task_id, _ in fleet.claim("copy", 1000)]
+    # a low one has its turn with the plain copies, after those that wait longer
+    assert sorted(order[:120]) == ["high"] * 10 + ["normal"] * 10 + ["old"] * 100
+    assert order[:36].count("old") == 16
+    assert order[120:] == ["low"] * 10
 
 
 def test_without_a_backlog_nothing_is_shifted(client: Redis, namespace: str) -> None:

@@ -49,12 +49,13 @@ end
 -- earlier and a low one later by as much as those are late, but by no more than `most_shift`.
 -- Invariant: nothing starves. Whoever goes before a task of score s was put in its place before
 -- s + most_shift; from then on each of the others goes before it once at most. Without a backlog
--- nothing is shifted.
+-- nothing is shifted. `raised`: what is to be done is quick and goes before others of its priority.
 local most_shift, few = 120000, 16
-local function by_priority(kind, id, at, now)
+local function by_priority(kind, id, at, now, raised)
   local fine, options = pcall(cjson.decode, redis.call('HGET', task_key(id), 'options') or '')
-  local sign = fine and type(options) == 'table' and ({high = -1, low = 1})[options.priority]
-  if not sign then return at end
+  local sign = fine and type(options) == 'table' and ({high = -1, low = 1})[options.priority] or 0
+  if raised then sign = math.max(-1, sign - 1) end
+  if sign == 0 then return at end
   -- not the first of all: a task that keeps crashing may have to be passed over for a while
   local late = redis.call('ZRANGE', due_key(kind), few, few, 'WITHSCORES')[2]
   if not late then return at end
