@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument(
         "--aiobotocore",
         metavar="PYTHON",
-        help="interpreter with aiobotocore[boto3] and httpx, which wants a botocore of its own",
+        help="interpreter with aiobotocore, which wants a botocore of its own",
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()

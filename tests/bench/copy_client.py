@@ -19,13 +19,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import boto3
-import httpx
-from botocore.config import Config
+if TYPE_CHECKING:
+    import aiohttp
+    import httpx
 
+# What a way needs is imported by it: aiobotocore has an environment of its own.
 BUCKET = os.environ["HARVESTER_BUCKET"]
 PART = 8 * 1024 * 1024
 BUDGET = int(os.environ.get("HARVESTER_MEMORY_BUDGET", str(96 * 1024 * 1024)))
@@ -46,6 +46,9 @@ class _Hold:
 
 
 def _boto(at_once: int) -> Any:
+    import boto3
+    from botocore.config import Config
+
     return boto3.client("s3", config=Config(max_pool_connections=max(10, 10 * at_once)))
 
 
@@ -75,7 +78,6 @@ class _Hashing:
 
 
 async def harvester(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int) -> None:
-    # not above: other ways may run in an environment without the project's dependencies
     from worker.transfer.budget import Budget
     from worker.transfer.copier import Copier, CopyJob
     from worker.transfer.guard import Guard
@@ -97,6 +99,8 @@ async def harvester(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int
 
 
 async def put_object(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int) -> None:
+    import httpx
+
     store = _boto(at_once)
     with httpx.Client(trust_env=False) as client:
 
@@ -112,6 +116,8 @@ async def put_object(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: in
 
 
 async def upload_fileobj(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int) -> None:
+    import httpx
+
     store = _boto(at_once)
     with httpx.Client(trust_env=False) as client:
 
@@ -126,6 +132,7 @@ async def upload_fileobj(copy_all: Callable[[CopyOne], Awaitable[None]], at_once
 
 
 async def aiobotocore(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int) -> None:
+    import aiohttp
     from aiobotocore.config import AioConfig
     from aiobotocore.session import get_session
 
