@@ -77,7 +77,7 @@ def settings() -> Settings:
         if running or "is not set" not in str(error):
             raise
         raise SettingsError(
-            f"{error}\nOr start `harvester up` in this directory: it supplies what is missing."
+            f"{error}\nOr start `{program()} up` in this directory: it supplies what is missing."
         ) from None
     configure(loaded, level="WARNING")
     for warning in unknown_settings(environment()):
