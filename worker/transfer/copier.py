@@ -274,7 +274,7 @@ class Copier:
                     upload, len(sending) + 1, body, sha256=sha256, room=room, hold=hold
                 )
                 sending.append(asyncio.create_task(sent))
-                del body, sent  # it is to be freed once it has been sent
+                del body  # freed once it has been sent
                 if await self._ended(download):
                     return [await task for task in sending]
                 left = limit if download.length is None else download.length - read
