@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _AT_ONCE = 1024 * 1024  # hashing more of them would hold up all else
 
 
+def _nothing(count: int) -> None:
+    """Take note of nothing."""
+
+
 class Body(Protocol):
     """A body that is not read to its end yet."""
 
@@ -72,7 +76,7 @@ class DirectBody(asyncio.BufferedProtocol):
         self._begun = False
         self._ahead = memoryview(b"")
         self._room = memoryview(b"")
-        self._arrived: Arrived = lambda count: None
+        self._arrived: Arrived = _nothing
         self._moved = 0.0
         self._filled: asyncio.Future[None] | None = None
         self._lost = False
@@ -92,6 +96,7 @@ class DirectBody(asyncio.BufferedProtocol):
     def close(self) -> None:
         """See :class:`Body`."""
         self._response.close()
+        self._error = None  # refers to the frames it went through, and they to this
 
     def _take_over(self) -> None:
         """Take the connection, and what aiohttp has read from it."""
@@ -128,7 +133,7 @@ class DirectBody(asyncio.BufferedProtocol):
                 await asyncio.wait([self._filled], timeout=patience)
         finally:
             self._transport.pause_reading()
-            self._room = memoryview(b"")
+            self._room, self._arrived = memoryview(b""), _nothing  # they hold the reader's buffer
 
     # -- what the transport calls -----------------------------------------------------------------
 
