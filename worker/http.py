@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK_BYTES = 256 * 1024
-"""The most that is read from, or handed to, a connection at once."""
+"""The most that aiohttp reads from, or is handed for, a connection at once."""
 
 BROKEN = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError)
 """What a request raises when it fails on the way; the transport maps most of aiohttp's errors."""

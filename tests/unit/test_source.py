@@ -502,6 +502,20 @@ async def test_a_rest_that_does_not_fit_is_a_fault(rest: Script) -> None:
         await fetched(breaking(1, rest, ETAG))
 
 
+async def test_a_rest_that_is_longer_than_its_range_says_is_a_fault() -> None:
+    async def rest(call: Caller) -> None:
+        await call.send(
+            "206 Partial Content",
+            f"Content-Range: bytes 100-{len(BODY) - 1}/{len(BODY)}",
+            f"Content-Length: {len(BODY)}",
+            ETAG,
+            body=BODY[100:] + BODY[:100],
+        )
+
+    with pytest.raises(SourceFault, match="longer than announced"):
+        await fetched(breaking(1, rest, ETAG))
+
+
 async def test_an_address_that_expired_meanwhile_is_gone() -> None:
     with pytest.raises(SourceGone):
         await fetched(breaking(1, answering("403 Forbidden"), ETAG))

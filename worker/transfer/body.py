@@ -23,13 +23,23 @@ def _nothing(count: int) -> None:
     """Take note of nothing."""
 
 
+def pour(ahead: memoryview, room: memoryview, arrived: Arrived) -> tuple[memoryview, memoryview]:
+    """Move what was read ahead into ``room``, as far as it fits; returns what is left of both."""
+    count = min(len(ahead), len(room))
+    if count:
+        room[:count] = ahead[:count]
+        arrived(count)
+    return ahead[count:], room[count:]
+
+
 class Body(Protocol):
     """A body that is not read to its end yet."""
 
     async def fill(self, room: memoryview, arrived: Arrived) -> None:
         """Read on until ``room`` is full, or the body or its connection ends.
 
-        ``arrived`` is called as bytes come. Raises one of ``worker.http.BROKEN``.
+        ``arrived`` is called as bytes come. Raises one of ``worker.http.BROKEN``, and what
+        ``arrived`` raises.
         """
 
     def close(self) -> None:
@@ -50,10 +60,7 @@ class ParsedBody:
                 self._ahead = memoryview(await read_some(self._response))
                 if not self._ahead:
                     return
-            count = min(len(room), len(self._ahead))
-            room[:count] = self._ahead[:count]
-            room, self._ahead = room[count:], self._ahead[count:]
-            arrived(count)
+            self._ahead, room = pour(self._ahead, room, arrived)
 
     def close(self) -> None:
         """See :class:`Body`."""
@@ -87,7 +94,10 @@ class DirectBody(asyncio.BufferedProtocol):
         if not self._begun:
             self._begun = True
             self._take_over()
-        room = self._from_ahead(room[: self._left], arrived)
+        room = room[: self._left]
+        wanted = len(room)
+        self._ahead, room = pour(self._ahead, room, arrived)
+        self._left -= wanted - len(room)
         if room and not self._lost:
             await self._receive(room, arrived)
         if self._error is not None:
@@ -111,14 +121,6 @@ class DirectBody(asyncio.BufferedProtocol):
         self._parser = transport.get_protocol()
         transport.pause_reading()
         transport.set_protocol(self)
-
-    def _from_ahead(self, room: memoryview, arrived: Arrived) -> memoryview:
-        count = min(len(room), len(self._ahead))
-        if count:
-            room[:count], self._ahead = self._ahead[:count], self._ahead[count:]
-            self._left -= count
-            arrived(count)
-        return room[count:]
 
     async def _receive(self, room: memoryview, arrived: Arrived) -> None:
         self._room, self._arrived = room, arrived

@@ -18,7 +18,7 @@ from yarl import URL
 
 from worker.errors import SourceFault, SourceGone, SourceRejected
 from worker.http import BROKEN, describe
-from worker.transfer.body import DirectBody, ParsedBody
+from worker.transfer.body import DirectBody, ParsedBody, pour
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -174,11 +174,8 @@ class Download:
 
         ``arrived`` is called with the number of bytes as they come; returns that of all of them.
         """
-        ahead = len(self._peeked)
-        if ahead:
-            room[:ahead], self._peeked = self._peeked, self._peeked[ahead:]
-            arrived(ahead)
-        return ahead + await self._fill(room[ahead:], arrived)
+        self._peeked, rest = pour(self._peeked, room, arrived)
+        return len(room) - len(rest) + await self._fill(rest, arrived)
 
     async def at_end(self) -> bool:
         """Whether nothing is left to read."""
@@ -190,28 +187,26 @@ class Download:
         return not self._peeked
 
     async def _fill(self, room: memoryview, arrived: Arrived) -> int:
-        filled = 0
+        begun = self.received
 
         def count(size: int) -> None:
-            nonlocal filled
-            filled += size
             self._count(size)
             arrived(size)
 
-        while filled < len(room):
+        while rest := room[self.received - begun :]:
             cause: Exception | None = None
             try:
-                await self._body.fill(room[filled:], count)
+                await self._body.fill(rest, count)
             except BROKEN as exc:
                 cause = exc
-            if filled == len(room):
+            if self.received - begun == len(room):
                 break
             if cause is None and self.length in (None, self.received):
                 if not self.received:
                     raise SourceFault("the file is empty")
                 break
             await self._resume(cause)
-        return filled
+        return self.received - begun
 
     def _count(self, size: int) -> None:
         self.received += size
