@@ -17,6 +17,7 @@ import trustme
 
 from tests.filehost import Caller, hosted
 from tests.support import eventually
+from worker.errors import SourceFault
 from worker.http import BROKEN
 from worker.transfer.body import DirectBody
 
@@ -111,6 +112,23 @@ async def test_the_end_of_a_connection_is_no_error_and_a_reset_is_one() -> None:
     async with opened(body=part, reset=True) as (_, body):
         with pytest.raises(BROKEN):
             await rest(body, SIZE)
+
+
+async def test_what_the_reader_raises_is_raised_to_it_and_to_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    received = 0
+
+    def arrived(count: int) -> None:
+        nonlocal received
+        received += count
+        if received > SIZE // 2:
+            raise SourceFault("enough")
+
+    async with opened() as (_, body):
+        with pytest.raises(SourceFault, match="enough"):
+            await body.fill(memoryview(bytearray(SIZE)), arrived)
+    assert caplog.messages == []
 
 
 async def test_a_body_that_aiohttp_has_read_to_its_end_is_all_there() -> None:

@@ -148,8 +148,11 @@ class DirectBody(asyncio.BufferedProtocol):
         self._room = self._room[nbytes:]
         self._left -= nbytes
         self._moved = self._loop.time()
-        self._arrived(nbytes)
-        if not self._room:
+        try:
+            self._arrived(nbytes)
+        except Exception as error:  # for the reader; asyncio would log it and break off
+            self._error = error
+        if not self._room or self._error is not None:
             self._transport.pause_reading()
             self._wake()
 
