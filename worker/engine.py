@@ -16,18 +16,21 @@ import time
 from collections import Counter
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from worker.errors import LeaseLost, RegistryUnavailable
-from worker.registry.records import Job, Kind
+from worker.registry.records import Kind
+from worker.work.claim import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
+    from worker.registry.records import Job
     from worker.registry.registry import Registry
+    from worker.work.claim import Work
     from worker.work.intake import Intake
 
 log = structlog.get_logger("harvester.engine")
@@ -39,66 +42,13 @@ _GATHER = 0.025  # seconds from one claim to the next, at least, when nothing is
 _BATCH = 100
 _REPORT = 10.0
 _CRASH_DELAY = 30.0
-_INSIST = 120.0
 _STALL = 60.0  # seconds of silence of the loop, at least, before the process ends itself
 _STALL_SAID = 5.0
 
 
-class Hand:
-    """What a job's work holds while it works: proof of life, and the wish to end it.
-
-    ``cancel`` is set when somebody asked for the task's end.
-    """
-
-    def __init__(self, bound: float) -> None:
-        self.cancel = asyncio.Event()
-        self._until = 0.0
-        self.alive(bound)
-
-    def alive(self, bound: float) -> None:
-        """Promise the next sign of life within ``bound`` seconds; the lease is kept until then."""
-        self._until = asyncio.get_running_loop().time() + bound
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the promised sign of life has not come."""
-        return asyncio.get_running_loop().time() > self._until
-
-
-class Work(Protocol):
-    """The work of one kind. Ends the claim by a save, or raises.
-
-    Returns a word for the report (``stored``, ``pending``…).
-    """
-
-    kind: Kind
-    slots: int
-
-    async def __call__(self, job: Job, hand: Hand) -> str:
-        """Work on a claimed job."""
-
-
-async def insist(call: Callable[[], Awaitable[T]], *, seconds: float = _INSIST) -> T:
-    """Repeat a registry write until Redis takes it; gives up after ``seconds``.
-
-    Safe because every script answers a repeated call as it did the first.
-    """
-    loop = asyncio.get_running_loop()
-    until, pause = loop.time() + seconds, 0.1
-    while True:
-        try:
-            return await call()
-        except RegistryUnavailable:
-            if loop.time() + pause > until:
-                raise
-            await asyncio.sleep(pause)
-            pause = min(2.0, pause * 2)
-
-
 @dataclass
 class _InHand:
-    job: Job
-    hand: Hand
+    claim: Claim
     task: asyncio.Task[None] = field(init=False)
     lost: bool = False
 
@@ -148,51 +98,52 @@ class Drain:
             entry.task.cancel()
         if entries:
             await asyncio.wait([entry.task for entry in entries], timeout=grace)
-        kept = [entry.job for entry in entries if not entry.lost]
+        kept = [entry.claim for entry in entries if not entry.lost]
         await self._release(kept, grace=grace)
 
     async def _claim(self) -> float:
         """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
         kind, slots = self.work.kind, self.work.slots
-        cap = min((entry.job.cap for entry in self._in_hand.values()), default=slots)
+        cap = min((entry.claim.job.cap for entry in self._in_hand.values()), default=slots)
         free = min(slots, cap) - len(self._in_hand)
         if free <= 0:
             self._backlog = True
             return TICK
         try:
-            claim = await self._registry.claim(
+            batch = await self._registry.claim(
                 kind, limit=min(free, _BATCH), in_hand=len(self._in_hand), slots=slots
             )
         except RegistryUnavailable as error:
             log.warning("registry.unavailable", kind=kind, error=str(error))
             return TICK * (1 + random.random())
-        if claim.newer:
-            log.warning("record.newer", kind=kind, count=claim.newer)
-        if self._stopping:  # what was in hand has been handed back before this came
-            await self._release(claim.jobs)
+        if batch.newer:
+            log.warning("record.newer", kind=kind, count=batch.newer)
+        claims = [Claim(self._registry, job) for job in batch.jobs]
+        if self._stopping:  # the claims in hand were released before this answer came
+            await self._release(claims)
             return 0
-        for job in claim.jobs:
-            self._start(job)
-        self._backlog = claim.wait == 0 or bool(claim.held)
-        if claim.held:
+        for claim in claims:
+            self._start(claim)
+        self._backlog = batch.wait == 0 or bool(batch.held)
+        if batch.held:
             return TICK
-        if claim.wait == 0 and len(claim.jobs) == free:
+        if batch.wait == 0 and len(claims) == free:
             self.saturated(kind)
-        if claim.wait == 0:
+        if batch.wait == 0:
             return 0
         # what comes due in the meantime is claimed together
-        return min(max(claim.wait, _GATHER), TICK * (0.8 + 0.4 * random.random()))
+        return min(max(batch.wait, _GATHER), TICK * (0.8 + 0.4 * random.random()))
 
-    def _start(self, job: Job) -> None:
-        entry = _InHand(job, Hand(self._registry.lease))
+    def _start(self, claim: Claim) -> None:
+        entry, job = _InHand(claim), claim.job
         entry.task = asyncio.create_task(self._do(entry), name=f"{job.kind}:{job.task_id}")
         self._in_hand[job.task_id] = entry
 
     async def _do(self, entry: _InHand) -> None:
-        job, outcome = entry.job, "crashed"
+        job, outcome = entry.claim.job, "crashed"
         with structlog.contextvars.bound_contextvars(task_id=job.task_id, run=job.run):
             try:
-                outcome = await self.work(job, entry.hand)
+                outcome = await self.work(entry.claim)
             except LeaseLost:
                 outcome, entry.lost = "lost", True
                 log.warning("lease.lost", kind=job.kind)
@@ -201,7 +152,7 @@ class Drain:
                 log.warning("job.unsaved", kind=job.kind, error=str(error))
             except Exception:
                 log.exception("job.crashed", kind=job.kind)
-                await self._release([job], delay=_CRASH_DELAY)
+                await self._release([entry.claim], delay=_CRASH_DELAY)
             finally:
                 # at a stop the claims stay listed: stop() hands them back
                 if not (self._stopping and outcome == "crashed"):
@@ -217,15 +168,19 @@ class Drain:
             self._registry.tally.observe("poll_lag", max(0, job.claimed_at - job.due_at) / 1000)
 
     async def _release(
-        self, jobs: Sequence[Job], *, delay: float = 0, grace: float | None = None
+        self, claims: Sequence[Claim], *, delay: float = 0, grace: float | None = None
     ) -> None:
-        if not jobs:
+        if not claims:
             return
         try:
             async with asyncio.timeout(grace):
-                await self._registry.release(jobs, delay=delay)
+                await self._registry.release(
+                    [claim.job for claim in claims],
+                    delay=delay,
+                    unsaved={claim.job.task_id: claim.unsaved for claim in claims},
+                )
         except (RegistryUnavailable, TimeoutError):
-            log.warning("claims.not_released", kind=self.work.kind, count=len(jobs))
+            log.warning("claims.not_released", kind=self.work.kind, count=len(claims))
 
     async def _keep(self) -> None:
         """Renew the leases of what shows life; break off what is no longer ours."""
@@ -240,7 +195,7 @@ class Drain:
                 )
                 self._report.clear()
                 reported = loop.time()
-            living = [e.job for e in self._in_hand.values() if not e.hand.overdue]
+            living = [e.claim.job for e in self._in_hand.values() if not e.claim.overdue]
             if not living:
                 continue
             try:
@@ -250,10 +205,10 @@ class Drain:
                 continue
             for job in living:
                 entry = self._in_hand.get(job.task_id)
-                if entry is None or entry.job.token != job.token:
+                if entry is None or entry.claim.job.token != job.token:
                     continue
                 if answers[job.task_id] == "cancel":
-                    entry.hand.cancel.set()
+                    entry.claim.cancel.set()
                 elif answers[job.task_id] == "lost" and not entry.task.done():
                     entry.lost = True
                     entry.task.cancel()

@@ -7,9 +7,10 @@ from typing import Any
 from celery.exceptions import Reject
 
 from worker.app import app, engine
-from worker.engine import Parts, insist
+from worker.engine import Parts
 from worker.errors import RegistryUnavailable
 from worker.registry.records import Kind
+from worker.work.claim import insist
 
 
 @app.task(name="harvester.submit", typing=False)

@@ -13,10 +13,11 @@ from redis.asyncio import Redis
 
 from tests.integration.test_registry import due, make, submission
 from tests.support import eventually
-from worker.engine import Drain, Engine, Hand, Parts, _Watchdog, insist
+from worker.engine import Drain, Engine, Parts, _Watchdog
 from worker.errors import RegistryUnavailable
-from worker.registry.records import Claim, Job, Kind
+from worker.registry.records import Batch, Kind
 from worker.registry.registry import Registry
+from worker.work.claim import Claim, insist
 
 
 class Toy:
@@ -24,19 +25,19 @@ class Toy:
 
     kind = Kind.COPY
 
-    def __init__(self, act: Callable[[Job, Hand], Awaitable[str]], slots: int = 10) -> None:
+    def __init__(self, act: Callable[[Claim], Awaitable[str]], slots: int = 10) -> None:
         self.slots = slots
         self.most = 0
         self.now = 0
         self.seen: list[str] = []
         self._act = act
 
-    async def __call__(self, job: Job, hand: Hand) -> str:
-        self.seen.append(job.task_id)
+    async def __call__(self, claim: Claim) -> str:
+        self.seen.append(claim.job.task_id)
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            return await self._act(job, hand)
+            return await self._act(claim)
         finally:
             self.now -= 1
 
@@ -57,15 +58,15 @@ async def ended(drain: Drain) -> None:
     await drain.task  # type: ignore[attr-defined]
 
 
-async def put_off(registry: Registry, job: Job) -> str:
-    await registry.save(job, to=Kind.POLL)
+async def put_off(claim: Claim) -> str:
+    await claim.save(Kind.POLL)
     return "done"
 
 
 async def test_everything_due_is_worked_within_the_slots(registry: Registry) -> None:
-    async def act(job: Job, hand: Hand) -> str:
+    async def act(claim: Claim) -> str:
         await asyncio.sleep(0)
-        return await put_off(registry, job)
+        return await put_off(claim)
 
     toy = Toy(act, slots=7)
     await registry.submit([submission(f"t{n}") for n in range(100)])
@@ -77,7 +78,7 @@ async def test_everything_due_is_worked_within_the_slots(registry: Registry) -> 
 
 
 async def test_a_wake_is_heard_at_once(registry: Registry) -> None:
-    toy = Toy(lambda job, _: put_off(registry, job))
+    toy = Toy(put_off)
     drain = await running(registry, toy)
     await asyncio.sleep(0.05)
     await registry.submit([submission()])
@@ -87,10 +88,10 @@ async def test_a_wake_is_heard_at_once(registry: Registry) -> None:
 
 
 async def test_long_work_keeps_its_lease(registry: Registry) -> None:
-    async def act(job: Job, hand: Hand) -> str:
-        hand.alive(30)
+    async def act(claim: Claim) -> str:
+        claim.alive(30)
         await asyncio.sleep(1.5)
-        return await put_off(registry, job)
+        return await put_off(claim)
 
     first, second = Toy(act), Toy(act)
     await registry.submit([submission()])
@@ -108,12 +109,12 @@ async def _moved(registry: Registry) -> bool:
 async def test_work_that_shows_no_life_loses_its_lease(registry: Registry) -> None:
     broken_off = []
 
-    async def hang(job: Job, hand: Hand) -> str:
-        hand.alive(0)
+    async def hang(claim: Claim) -> str:
+        claim.alive(0)
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            broken_off.append(job.task_id)
+            broken_off.append(claim.job.task_id)
             raise
         return "never"
 
@@ -121,7 +122,7 @@ async def test_work_that_shows_no_life_loses_its_lease(registry: Registry) -> No
     await registry.submit([submission()])
     stalled.wake()
     await eventually(lambda: stalled.work.seen)  # type: ignore[attr-defined]
-    other = Toy(lambda job, _: put_off(registry, job))
+    other = Toy(put_off)
     drain = await running(registry, other)
     await eventually(lambda: other.seen == ["t1"])
     await ended(drain)
@@ -130,7 +131,7 @@ async def test_work_that_shows_no_life_loses_its_lease(registry: Registry) -> No
 
 
 async def test_a_stop_hands_claims_back_at_once(registry: Registry, redis: Redis) -> None:
-    async def act(job: Job, hand: Hand) -> str:
+    async def act(claim: Claim) -> str:
         await asyncio.sleep(60)
         return "never"
 
@@ -147,16 +148,16 @@ async def test_a_stop_hands_claims_back_at_once(registry: Registry, redis: Redis
 async def test_claims_that_come_after_the_stop_are_handed_back(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim, on_the_way, may_come = registry.claim, asyncio.Event(), asyncio.Event()
+    ask, on_the_way, may_come = registry.claim, asyncio.Event(), asyncio.Event()
 
-    async def late(*args: Any, **options: Any) -> Claim:
-        answer = await claim(*args, **options)
+    async def late(*args: Any, **options: Any) -> Batch:
+        answer = await ask(*args, **options)
         on_the_way.set()
         await may_come.wait()
         return answer
 
-    async def act(job: Job, hand: Hand) -> str:
-        return await put_off(registry, job)
+    async def act(claim: Claim) -> str:
+        return await put_off(claim)
 
     toy = Toy(act)
     await registry.submit([submission("t")])
@@ -167,15 +168,15 @@ async def test_claims_that_come_after_the_stop_are_handed_back(
     may_come.set()
     await drain.task  # type: ignore[attr-defined]
     assert toy.seen == []
-    answer = await claim(Kind.COPY, limit=10, in_hand=0, slots=10)
+    answer = await ask(Kind.COPY, limit=10, in_hand=0, slots=10)
     assert [job.note("lapses") for job in answer.jobs] == [0]
 
 
 async def test_a_crash_of_one_job_disturbs_no_other(registry: Registry) -> None:
-    async def act(job: Job, hand: Hand) -> str:
-        if job.task_id == "t3":
+    async def act(claim: Claim) -> str:
+        if claim.job.task_id == "t3":
             raise ZeroDivisionError
-        return await put_off(registry, job)
+        return await put_off(claim)
 
     toy = Toy(act)
     await registry.submit([submission(f"t{n}") for n in range(6)])
@@ -184,6 +185,34 @@ async def test_a_crash_of_one_job_disturbs_no_other(registry: Registry) -> None:
     await ended(drain)
     assert await due(registry) == {Kind.POLL: 5, Kind.COPY: 1, Kind.TELL: 0}
     assert toy.seen.count("t3") == 1
+
+
+@pytest.mark.parametrize("way_out", ["stop", "crash"])
+async def test_what_work_came_to_is_kept_when_its_claim_is_released(
+    registry: Registry, redis: Redis, way_out: str
+) -> None:
+    async def act(claim: Claim) -> str:
+        claim.unsaved.calls += 2
+        claim.unsaved.notes |= {"try:0": "a note", "faults": ""}
+        if way_out == "crash":
+            raise ZeroDivisionError
+        await asyncio.sleep(60)
+        return "never"
+
+    toy = Toy(act)
+    await registry.submit([submission("t1"), submission("t2")])
+    for task_id in ("t1", "t2"):
+        await redis.hset(registry.key("work", task_id), "faults", "1")
+    drain = await running(registry, toy)
+    await eventually(lambda: len(toy.seen) == 2)
+    await ended(drain)
+    for task_id in ("t1", "t2"):
+        assert await redis.hget(registry.key("task", task_id), "polls") == "2"
+        work = await redis.hgetall(registry.key("work", task_id))
+        assert work["try:0"] == "a note"
+        assert "faults" not in work
+        assert "token" not in work
+    assert await redis.hget(registry.key("counters"), "calls") == "4"
 
 
 async def _polls(registry: Registry, count: int) -> bool:
@@ -223,7 +252,7 @@ async def test_the_engine_starts_ticks_and_stops(
             closed.append(True)
             await registry.close()
 
-        toy = Toy(lambda job, _: put_off(registry, job))
+        toy = Toy(put_off)
         return Parts(registry=registry, works=(toy,), intake=Nothing(), close=close)  # type: ignore[arg-type]
 
     engine = Engine(build, grace=5, heartbeat=heartbeat)

@@ -19,13 +19,13 @@ from redis.asyncio import Redis
 from standardwebhooks import Webhook as Oracle
 
 from tests.integration.test_registry import claim_one, due, finish, make, submission
-from worker.engine import Hand
 from worker.errors import SourceRejected, TellError, TellRejected
 from worker.registry.records import Kind
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook, message_id
 from worker.transfer.guard import Guard
+from worker.work.claim import Claim
 from worker.work.tell import TellWork
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
@@ -172,10 +172,10 @@ async def test_channels_are_settled_each_on_its_own(
     await registry.submit([submission(callbacks=[hook, reply])])
     await finish(registry, await claim_one(registry, Kind.COPY))
     app = Celery("t", broker=redis_url)
-    work = TellWork(registry, {"webhook": Broken(), "reply": CeleryReply(app)}, slots=1)
+    work = TellWork({"webhook": Broken(), "reply": CeleryReply(app)}, slots=1)
     for _ in range(2):
         job = await claim_one(registry, Kind.TELL)
-        assert await work(job, Hand(60)) == "again"
+        assert await work(Claim(registry, job)) == "again"
         await redis.zadd(registry.key("due", "tell"), {"t1": 0})
     app.close()
     record = await registry.record("t1")
@@ -222,8 +222,8 @@ async def test_another_application_that_knows_nothing_of_this_one_is_called(
     await registry.submit([submission(callbacks=[reply])])
     await finish(registry, await claim_one(registry, Kind.COPY))
     app = Celery("t", broker=redis_url)
-    work = TellWork(registry, {"reply": CeleryReply(app)}, slots=1)
-    assert await work(await claim_one(registry, Kind.TELL), Hand(60)) == "told"
+    work = TellWork({"reply": CeleryReply(app)}, slots=1)
+    assert await work(Claim(registry, await claim_one(registry, Kind.TELL))) == "told"
     app.close()
 
     (tmp_path / "shop.py").write_text(SHOP)
@@ -253,8 +253,8 @@ async def test_a_settled_telling_starts_the_time_to_live(
 ) -> None:
     await registry.submit([submission(callbacks=[to(listener.url)])])
     await finish(registry, await claim_one(registry, Kind.COPY))
-    work = TellWork(registry, {"webhook": webhook}, slots=1)
-    assert await work(await claim_one(registry, Kind.TELL), Hand(60)) == "told"
+    work = TellWork({"webhook": webhook}, slots=1)
+    assert await work(Claim(registry, await claim_one(registry, Kind.TELL))) == "told"
     assert await redis.ttl(registry.key("task", "t1")) > 0
     assert (await due(registry))[Kind.TELL] == 0
     assert '"exact":1.10' in listener.calls[0][1]

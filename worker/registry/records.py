@@ -68,8 +68,20 @@ class Job:
         return int(self.work.get(name) or default)
 
 
+@dataclass(slots=True, kw_only=True)
+class Unsaved:
+    """What work on a job has come to and no script has written yet.
+
+    ``calls`` are those made to the upstream; ``notes`` are fields of the job's ``work``, where an
+    empty value removes the note.
+    """
+
+    calls: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Batch:
     """The answer to a claim: jobs, and when it is worth asking again.
 
     ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand. ``newer``

@@ -11,6 +11,7 @@ import asyncio
 import json
 import secrets
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
@@ -20,7 +21,7 @@ from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
 from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable
-from worker.registry.records import Claim, Job, Kind, Overview
+from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
 
@@ -80,6 +81,14 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [part for pair in fields.items() for part in pair]
+
+
+def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """The jobs by the claim that they came with."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.token, []).append(job)
+    return found
 
 
 class Registry:
@@ -267,7 +276,7 @@ class Registry:
 
     # -- claims -------------------------------------------------------------------------------
 
-    async def claim(self, kind: Kind, *, limit: int, in_hand: int, slots: int) -> Claim:
+    async def claim(self, kind: Kind, *, limit: int, in_hand: int, slots: int) -> Batch:
         """Claim up to ``limit`` due tasks for one lease."""
         token = secrets.token_hex(16)
         polling = kind is Kind.POLL
@@ -305,34 +314,54 @@ class Registry:
         if newer:
             await self.release(newer, delay=_NEWER_DELAY)
             jobs = tuple(job for job in jobs if job not in newer)
-        return Claim(jobs=jobs, wait=int(wait) / 1000, held=int(held), newer=len(newer))
+        return Batch(jobs=jobs, wait=int(wait) / 1000, held=int(held), newer=len(newer))
 
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
         answers: dict[str, str] = {}
-        for ids, said in await self._by_token("renew", jobs, self._lease_ms):
-            answers.update(zip(ids, said, strict=True))
-        return answers
-
-    async def release(self, jobs: Sequence[Job], *, delay: float = 0) -> None:
-        """Hand claims of one kind back, due again after ``delay`` seconds."""
-        await self._by_token("release", jobs, round(delay * 1000))
-
-    async def _by_token(
-        self, script: str, jobs: Sequence[Job], argument: int
-    ) -> list[tuple[list[str], Any]]:
-        """Call a script for each claim that the jobs came by; their ids and its answer."""
-        by_token: dict[str, list[str]] = {}
-        for job in jobs:
-            by_token.setdefault(job.token, []).append(job.task_id)
+        by_token = _by_token(jobs)
         with _seam():
             said = await asyncio.gather(
                 *(
-                    self._scripts.call_together(script, jobs[0].kind, token, argument, *ids)
-                    for token, ids in by_token.items()
+                    self._scripts.call_together(
+                        "renew",
+                        claimed[0].kind,
+                        token,
+                        self._lease_ms,
+                        *(j.task_id for j in claimed),
+                    )
+                    for token, claimed in by_token.items()
                 )
             )
-        return list(zip(by_token.values(), said, strict=True))
+        for claimed, each in zip(by_token.values(), said, strict=True):
+            answers.update(zip((job.task_id for job in claimed), each, strict=True))
+        return answers
+
+    async def release(
+        self,
+        jobs: Sequence[Job],
+        *,
+        delay: float = 0,
+        unsaved: Mapping[str, Unsaved] = MappingProxyType({}),
+    ) -> None:
+        """Give claims of one kind back, due again after ``delay`` seconds.
+
+        ``unsaved``, by task id, is what the work on them had come to.
+        """
+        nothing = Unsaved()
+        calls = []
+        for token, claimed in _by_token(jobs).items():
+            words: list[str | int] = []
+            for job in claimed:
+                left = unsaved.get(job.task_id, nothing)
+                words += [job.task_id, left.calls, 2 * len(left.notes), *_flat(left.notes)]
+            calls.append(
+                self._scripts.call_together(
+                    "release", claimed[0].kind, token, round(delay * 1000), *words
+                )
+            )
+        with _seam():
+            await asyncio.gather(*calls)
 
     async def save(
         self,

@@ -6,18 +6,36 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.engine import insist
+from worker.work.claim import insist
 
 if TYPE_CHECKING:
+    from worker.registry.records import Job
     from worker.registry.registry import Registry
 
 log = structlog.get_logger("harvester.circuit")
 
 
-async def report_blocked(
-    registry: Registry, circuit: str, kind: str, message: str, probe: bool
-) -> None:
-    """Open the circuit, and say so loudly once a minute for the whole fleet."""
-    await insist(lambda: registry.trip(circuit, kind=kind, message=message, probe=probe))
-    if await insist(lambda: registry.say_once(f"circuit:{circuit}")):
-        log.error("circuit.open", circuit=circuit, kind=kind, error=message)
+class Circuit:
+    """The circuit called ``name``, as one job meets it."""
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        self._registry = registry
+        self._name = name
+
+    async def blocked(self, kind: str, error: Exception, *, probe: bool) -> None:
+        """Open it, and say so loudly once a minute for the whole fleet."""
+        await insist(
+            lambda: self._registry.trip(self._name, kind=kind, message=str(error), probe=probe)
+        )
+        if await insist(lambda: self._registry.say_once(f"circuit:{self._name}")):
+            log.error("circuit.open", circuit=self._name, kind=kind, error=str(error))
+
+    async def unproven(self, job: Job) -> None:
+        """A probe that proved nothing: the next one comes after the same gap."""
+        if job.probe:
+            await insist(lambda: self._registry.postpone(self._name))
+
+    async def proven(self, job: Job) -> None:
+        """A probe that succeeded closes it."""
+        if job.probe and await insist(lambda: self._registry.close_circuit(self._name)):
+            log.warning("circuit.closed", circuit=self._name)

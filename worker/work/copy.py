@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,7 +17,6 @@ import structlog
 from worker.core import jsontext, keys, machine, manifest, outputs, schedule
 from worker.core.models import NotFound, Reason, State, Succeeded
 from worker.core.redact import one_line
-from worker.engine import insist
 from worker.errors import (
     SourceFault,
     SourceGone,
@@ -31,19 +30,20 @@ from worker.errors import (
 )
 from worker.registry.records import Kind
 from worker.transfer.copier import CopyJob
-from worker.work.circuit import report_blocked
+from worker.work.circuit import Circuit
+from worker.work.claim import insist
 from worker.work.group import first_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from worker.core.models import FoundFile, PlannedFile
-    from worker.engine import Hand
     from worker.registry.records import Job
     from worker.registry.registry import Registry
     from worker.transfer.copier import Copier
     from worker.transfer.store import ObjectStore
     from worker.upstream.gateway import Gateway
+    from worker.work.claim import Claim
 
 log = structlog.get_logger("harvester.copy")
 
@@ -77,17 +77,21 @@ class Places:
 class _Task:
     """One task's files while they are copied."""
 
-    job: Job
-    hand: Hand
+    claim: Claim
     data: str
     plan: Sequence[PlannedFile]
     outcomes: dict[int, outputs.FileOutcome]
     trials: dict[int, tuple[machine.Trial, int]]
-    now: int
     found: Sequence[FoundFile] = ()
     fresh: bool = False
-    calls: int = 0
-    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def job(self) -> Job:
+        return self.claim.job
+
+    @property
+    def now(self) -> int:
+        return self.claim.now
 
     def pending(self) -> list[int]:
         return [n for n in range(len(self.plan)) if n not in self.outcomes]
@@ -104,32 +108,23 @@ class _InVain:
 class _Hold:
     """The claim as the copier sees it: where a file goes, and whether it is still ours to write."""
 
-    def __init__(self, registry: Registry, task: _Task, number: int) -> None:
-        self._registry = registry
-        self._task = task
+    def __init__(self, claim: Claim, number: int) -> None:
+        self._claim = claim
         self._number = number
 
     async def reserve(self, key: str) -> str:
         """Fix the file's object key; the first one ever fixed stands."""
-        return await self._note(f"key:{self._number}", key)
+        self.progress()
+        return await self._claim.note(f"key:{self._number}", key)
 
     async def check(self) -> None:
         """Renew the claim; raises ``LeaseLost`` if it is not ours any more."""
-        await self._note("", "")
+        self.progress()
+        await self._claim.note()
 
     def progress(self) -> None:
         """Bytes have moved."""
-        self._task.hand.alive(_STORE_STEP)
-
-    async def _note(self, name: str, value: str) -> str:
-        self.progress()
-        stands, now, cancel = await insist(
-            lambda: self._registry.progress(self._task.job, name, value)
-        )
-        self._task.now = now
-        if cancel:
-            self._task.hand.cancel.set()
-        return stands
+        self._claim.alive(_STORE_STEP)
 
 
 class CopyWork:
@@ -165,40 +160,37 @@ class CopyWork:
         self._bound = bound
         self.slots = slots
         self._wake = wake
+        self._circuit = Circuit(registry, "store")
+        self._upstream = Circuit(registry, "upstream")
 
-    async def __call__(self, job: Job, hand: Hand) -> str:
+    async def __call__(self, claim: Claim) -> str:
         """Do the next step of the task; every way out saves or finishes."""
-        hand.alive(_STORE_STEP)
+        job = claim.job
+        claim.alive(_STORE_STEP)
         try:
-            outcome = await self._step(job, hand)
+            outcome = await self._step(claim)
         except StoreBlocked as error:
-            await report_blocked(self._registry, "store", "store", str(error), job.probe)
-            await insist(lambda: self._registry.save(job, to=Kind.COPY, delay=1))
+            await self._circuit.blocked("store", error, probe=job.probe)
+            await claim.save(Kind.COPY, delay=1)
             return "blocked"
         except (StoreUnavailable, StoreRefused) as error:
             # a manifest or the first look failed; files have trials of their own
             log.warning("store.unavailable", error=str(error))
-            if job.probe:
-                await insist(lambda: self._registry.postpone("store"))
+            await self._circuit.unproven(job)
             faults = job.note("faults") + 1
             delay = schedule.backoff(faults, longest=60, chance=random.random())
-            await insist(
-                lambda: self._registry.save(
-                    job, to=Kind.COPY, delay=delay, work={"faults": str(faults)}
-                )
-            )
+            await claim.save(Kind.COPY, delay=delay, work={"faults": str(faults)})
             return "unavailable"
         except manifest.NewerSchemaError:
             # written by a newer version during an upgrade: a worker of that version goes on
             log.warning("record.newer", kind=Kind.COPY, count=1)
-            await insist(lambda: self._registry.save(job, to=Kind.COPY, delay=_NEWER_DELAY))
+            await claim.save(Kind.COPY, delay=_NEWER_DELAY)
             outcome = "newer"
-        if job.probe and await insist(lambda: self._registry.close_circuit("store")):
-            log.warning("circuit.closed", circuit="store")
+        await self._circuit.proven(job)
         return outcome
 
-    async def _step(self, job: Job, hand: Hand) -> str:
-        task = self._gather(job, hand)
+    async def _step(self, claim: Claim) -> str:
+        job, task = claim.job, self._gather(claim)
         await self._abort_orphans(job)
         if job.note("lapses") >= machine.POISON_LAPSES:
             task.data = ""  # it may be the reply that kills whoever reads it
@@ -209,7 +201,7 @@ class CopyWork:
             ending = json.loads(job.work["ending"])
             return await self._end(task, Reason(ending["reason"]), ending["error"])
         if job.state is State.WAITING:
-            return await self._first_look(job)
+            return await self._first_look(claim)
         return await self._copy(task)
 
     async def _abort_orphans(self, job: Job) -> None:
@@ -240,13 +232,13 @@ class CopyWork:
 
     # -- a new id -----------------------------------------------------------------------------
 
-    async def _first_look(self, job: Job) -> str:
+    async def _first_look(self, claim: Claim) -> str:
         """Restore the record if the bucket has it already; otherwise the upstream is asked."""
-        there = await self._stored_manifest(job.task_id)
+        there = await self._stored_manifest(claim.job.task_id)
         if there is not None:
-            await self._restore(job, there)
+            await self._restore(claim, there)
             return "restored"
-        await insist(lambda: self._registry.save(job, to=Kind.POLL))
+        await claim.save(Kind.POLL)
         self._wake(Kind.POLL)
         return "new"
 
@@ -267,22 +259,20 @@ class CopyWork:
             log.warning("manifest.unreadable", key=self._manifest_key(task_id), error=str(error))
             return None
 
-    async def _restore(self, job: Job, there: dict[str, str]) -> None:
+    async def _restore(self, claim: Claim, there: dict[str, str]) -> None:
+        job = claim.job
         kept = {name: there[name] for name in _RESTORED if name in there}
         # what this submission says of itself stands; what it leaves open comes from the first one
         if job.record["metadata"] == "{}":
             kept["metadata"] = there["metadata"]
         if not job.record["label"]:
             kept["label"] = there.get("label", "")
-        await insist(
-            lambda: self._registry.finish(
-                job,
-                state=State.STORED,
-                reason="",
-                finished_at=int(there["finished_at"]),
-                record=kept,
-                restored=True,
-            )
+        await claim.finish(
+            state=State.STORED,
+            reason="",
+            finished_at=int(there["finished_at"]),
+            record=kept,
+            restored=True,
         )
         log.info("task.final", state="stored", restored=True)
         self._wake(Kind.TELL)
@@ -292,8 +282,9 @@ class CopyWork:
 
     # -- copying ------------------------------------------------------------------------------
 
-    def _gather(self, job: Job, hand: Hand) -> _Task:
+    def _gather(self, claim: Claim) -> _Task:
         """The task as the notes tell it."""
+        job = claim.job
         plan = outputs.plan_from_json(job.work["plan"]) if "plan" in job.work else ()
         outcomes, trials = {}, {}
         for name, value in job.work.items():
@@ -304,23 +295,18 @@ class CopyWork:
                 note = json.loads(value)
                 trials[int(number)] = (machine.Trial(**note["trial"]), note["at"])
         return _Task(
-            job=job,
-            hand=hand,
+            claim=claim,
             data=job.work.get("data", ""),
             plan=plan,
             outcomes=outcomes,
             trials=trials,
-            now=job.claimed_at,
         )
 
     async def _copy(self, task: _Task) -> str:
-        job = task.job
         task.found = outputs.find_files(jsontext.loads(task.data))
         if not task.plan:
             task.plan = outputs.plan_files(task.found)
-            await insist(
-                lambda: self._registry.progress(job, "plan", outputs.plan_to_json(task.plan))
-            )
+            await task.claim.note("plan", outputs.plan_to_json(task.plan))
         for number in task.pending():
             if task.plan[number].rejected:
                 self._lose(task, number, Reason.FILES_REJECTED, task.plan[number].rejected)
@@ -334,12 +320,12 @@ class CopyWork:
     async def _unless_canceled(self, task: _Task) -> bool:
         """Copy what can be copied now; true if somebody asked for the end meanwhile."""
         rounds = asyncio.create_task(self._rounds(task))
-        asked = asyncio.create_task(task.hand.cancel.wait())
+        asked = asyncio.create_task(task.claim.cancel.wait())
         try:
             await asyncio.wait([rounds, asked], return_when=asyncio.FIRST_COMPLETED)
             if rounds.done():
                 rounds.result()
-            return task.hand.cancel.is_set()
+            return task.claim.cancel.is_set()
         finally:
             for helper in (rounds, asked):
                 helper.cancel()
@@ -405,13 +391,13 @@ class CopyWork:
         wait, allowed = await insist(self._registry.take_call)
         if not allowed:
             return _InVain("fresh addresses have to wait: the upstream is blocked or too busy")
-        task.hand.alive(wait + self._bound + 5)
+        task.claim.alive(wait + self._bound + 5)
         await asyncio.sleep(wait)
-        task.calls += 1
+        task.claim.unsaved.calls += 1
         try:
             answer = await self._gateway.get_result(task.job.task_id)
         except UpstreamBlocked as error:
-            await report_blocked(self._registry, "upstream", error.kind, str(error), False)
+            await self._upstream.blocked(error.kind, error, probe=False)
             return _InVain(str(error))
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
@@ -448,7 +434,7 @@ class CopyWork:
         async with limit:
             began = asyncio.get_running_loop().time()
             try:
-                stored = await self._copier.copy(copying, _Hold(self._registry, task, number))
+                stored = await self._copier.copy(copying, _Hold(task.claim, number))
             except SourceRejected as error:
                 self._lose(task, number, Reason.FILES_REJECTED, str(error))
             except SourceGone as error:
@@ -464,9 +450,7 @@ class CopyWork:
                 )
             else:
                 outcome = outputs.FileOutcome(stored=stored, stored_at=task.now)
-                await insist(
-                    lambda: self._registry.progress(job, f"file:{number}", outcome.to_json())
-                )
+                await task.claim.note(f"file:{number}", outcome.to_json())
                 task.outcomes[number] = outcome
                 tally = self._registry.tally
                 tally.count("files_stored")
@@ -483,8 +467,8 @@ class CopyWork:
     def _lose(self, task: _Task, number: int, reason: Reason, error: str) -> None:
         outcome = outputs.FileOutcome(error=one_line(error), reason=reason)
         task.outcomes[number] = outcome
-        task.notes[f"lost:{number}"] = outcome.to_json()
-        task.notes[f"try:{number}"] = ""
+        task.claim.unsaved.notes[f"lost:{number}"] = outcome.to_json()
+        task.claim.unsaved.notes[f"try:{number}"] = ""
         log.warning("file.lost", file=task.plan[number].name, reason=reason, error=outcome.error)
 
     def _gone(self, task: _Task, number: int, error: str) -> None:
@@ -506,20 +490,16 @@ class CopyWork:
         at = task.now + round(what.delay * 1000)
         trial = replace(what.trial, error=one_line(what.trial.error))
         task.trials[number] = (trial, at)
-        task.notes[f"try:{number}"] = json.dumps({"trial": asdict(trial), "at": at})
+        task.claim.unsaved.notes[f"try:{number}"] = json.dumps({"trial": asdict(trial), "at": at})
         log.info("file.failed", file=task.plan[number].name, error=trial.error, again_in=what.delay)
 
     async def _later(self, task: _Task) -> str:
         at = min((task.trials[n][1] for n in task.pending() if n in task.trials), default=task.now)
-        _, now, _ = await insist(lambda: self._registry.progress(task.job))
-        await insist(
-            lambda: self._registry.save(
-                task.job,
-                to=Kind.COPY,
-                delay=max(0.0, (at - now) / 1000),
-                calls=task.calls,
-                work={**task.notes, "faults": ""},
-            )
+        await task.claim.note()
+        await task.claim.save(
+            Kind.COPY,
+            delay=max(0.0, (at - task.now) / 1000),
+            work={"faults": ""},
         )
         return "again"
 
@@ -541,7 +521,8 @@ class CopyWork:
                 state = State.STORED
         if not all(outcome.stored for outcome in task.outcomes.values()):
             await self._abort_uploads(job)  # of files that were given up on the way
-        _, now, _ = await insist(lambda: self._registry.progress(job))
+        await task.claim.note()
+        now = task.now
         record = self._final(
             task,
             state,
@@ -551,22 +532,18 @@ class CopyWork:
         )
         there = await self._manifest(job.task_id)
         if there and there["state"] == State.STORED and state is not State.STORED:
-            await self._restore(job, there)
+            await self._restore(task.claim, there)
             return "restored"
         if there is None or not manifest.richer(there, record):
             await self._put_manifest(task, record)
         public: dict[str, str] = {
             k: record[k] for k in ("error", "files", "result", "manifest") if k in record
         }
-        await insist(
-            lambda: self._registry.finish(
-                job,
-                state=state,
-                reason=record["reason"],
-                finished_at=now,
-                record=public,
-                calls=task.calls,
-            )
+        await task.claim.finish(
+            state=state,
+            reason=record["reason"],
+            finished_at=now,
+            record=public,
         )
         log.info(
             "task.final",
@@ -594,7 +571,7 @@ class CopyWork:
             "error": one_line(error),
             "finished_at": str(now),
             "updated_at": str(now),
-            "polls": str(int(task.job.record.get("polls", "0")) + task.calls),
+            "polls": str(int(task.job.record.get("polls", "0")) + task.claim.unsaved.calls),
             "files": jsontext.dumps(files),
             "manifest": self._manifest_key(task.job.task_id),
         }
@@ -607,7 +584,8 @@ class CopyWork:
     async def _put_manifest(self, task: _Task, record: Mapping[str, str]) -> None:
         """Store the manifest and read it back."""
         key, body = self._manifest_key(task.job.task_id), manifest.manifest_from_record(record)
-        await _Hold(self._registry, task, 0).check()
+        task.claim.alive(_STORE_STEP)
+        await task.claim.note()
         await self._store.put_document(key, body, task_id=task.job.task_id)
         if await self._store.get(key, max_bytes=manifest.MAX_BYTES) != body:
             raise StoreUnavailable(f"the manifest {key} does not read back as it was written")

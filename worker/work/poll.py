@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from worker.core import durations, jsontext, machine, outputs, schedule
 from worker.core.models import Pending, Reason, State
-from worker.engine import insist
 from worker.errors import (
     RegistryUnavailable,
     UpstreamBlocked,
@@ -19,17 +18,18 @@ from worker.errors import (
     UpstreamUnavailable,
 )
 from worker.registry.records import Kind
-from worker.work.circuit import report_blocked
+from worker.work.circuit import Circuit
+from worker.work.claim import insist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.core.durations import Durations
     from worker.core.models import Answer
-    from worker.engine import Hand
     from worker.registry.records import Job
     from worker.registry.registry import Registry
     from worker.upstream.gateway import Gateway
+    from worker.work.claim import Claim
 
 _KNOWN_FOR = 10.0  # seconds for which a label's durations are believed
 _LABELS_KEPT = 1000
@@ -62,38 +62,40 @@ class PollWork:
         self._bound = bound
         self.slots = slots
         self._wake = wake
+        self._circuit = Circuit(registry, "upstream")
         self._known: dict[str, tuple[float, Durations | None]] = {}
 
-    async def __call__(self, job: Job, hand: Hand) -> str:
+    async def __call__(self, claim: Claim) -> str:
         """Poll once; every way out saves and gives the claim up."""
+        job = claim.job
         if job.work.get("cancel"):
-            await self._to_copy(job, {})
+            await self._to_copy(claim, {})
             return "canceled"
         if job.note("lapses") >= machine.POISON_LAPSES:
-            await self._to_copy(job, ending_note(Reason.POISONED, machine.POISONED_ERROR))
+            await self._to_copy(claim, ending_note(Reason.POISONED, machine.POISONED_ERROR))
             return "poisoned"
-        hand.alive(self._bound + 5)
+        claim.alive(self._bound + 5)
+        claim.unsaved.calls += 1
         try:
             answer = await self._gateway.get_result(job.task_id)
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
             log.info("upstream.throttled", error=str(error))
-            await self._later(job)
+            await self._later(claim)
             return "throttled"
         except UpstreamUnavailable as error:
             log.info("upstream.unavailable", error=str(error))
-            await self._later(job)
+            await self._later(claim)
             return "unavailable"
         except UpstreamBlocked as error:
-            await report_blocked(self._registry, "upstream", error.kind, str(error), job.probe)
-            await insist(lambda: self._registry.save(job, to=Kind.POLL, delay=1, calls=1))
+            await self._circuit.blocked(error.kind, error, probe=job.probe)
+            await claim.save(Kind.POLL, delay=1)
             return "blocked"
-        if job.probe and await insist(lambda: self._registry.close_circuit("upstream")):
-            log.warning("circuit.closed", circuit="upstream")
-        return await self._apply(job, answer)
+        await self._circuit.proven(job)
+        return await self._apply(claim, answer)
 
-    async def _apply(self, job: Job, answer: Answer) -> str:
-        said = answer.observation
+    async def _apply(self, claim: Claim, answer: Answer) -> str:
+        job, said = claim.job, answer.observation
         expected = json.loads(job.record["options"]).get("expected_seconds")
         pending = isinstance(said, Pending)
         began = answer.began_at
@@ -127,28 +129,20 @@ class PollWork:
                         "doubted_at": str(waiting.doubted_at or job.claimed_at),
                     }
                     log.info("upstream.doubtful", answer=type(said).__name__)
-                await insist(
-                    lambda: self._registry.save(
-                        job, to=Kind.POLL, delay=again.delay, calls=1, record=seen, work=work
-                    )
-                )
+                await claim.save(Kind.POLL, delay=again.delay, record=seen, work=work)
                 return "pending" if again.seen else "unsure"
             case machine.Copy() as copy:
                 now = job.claimed_at
                 delay = schedule.copy_delay(_soonest_expiry(copy.data), now / 1000)
                 work = {"data": copy.data, "succeeded_at": str(now), "faults": ""}
                 learned = _learn(job, answer)
-                await insist(
-                    lambda: self._registry.save(
-                        job,
-                        to=Kind.COPY,
-                        delay=delay,
-                        state=State.COPYING,
-                        calls=1,
-                        record=seen,
-                        work=work,
-                        learned=learned,
-                    )
+                await claim.save(
+                    Kind.COPY,
+                    delay=delay,
+                    state=State.COPYING,
+                    record=seen,
+                    work=work,
+                    learned=learned,
                 )
                 if learned is not None and answer.ended_at is not None:
                     lag = max(0.0, now / 1000 - answer.ended_at)
@@ -157,7 +151,7 @@ class PollWork:
                 self._wake(Kind.COPY)
                 return "succeeded"
             case machine.End() as end:
-                await self._to_copy(job, ending_note(end.reason, end.error), record=seen, calls=1)
+                await self._to_copy(claim, ending_note(end.reason, end.error), record=seen)
                 return "ended"
 
     async def _durations(self, label: str) -> Durations | None:
@@ -179,28 +173,15 @@ class PollWork:
         self._known[label] = (now + _KNOWN_FOR, found)
         return found
 
-    async def _later(self, job: Job) -> None:
-        if job.probe:
-            await insist(lambda: self._registry.postpone("upstream"))
-        faults = job.note("faults") + 1
+    async def _later(self, claim: Claim) -> None:
+        await self._circuit.unproven(claim.job)
+        faults = claim.job.note("faults") + 1
         delay = schedule.backoff(faults, longest=30, chance=random.random())
-        await insist(
-            lambda: self._registry.save(
-                job, to=Kind.POLL, delay=delay, calls=1, work={"faults": str(faults)}
-            )
-        )
+        await claim.save(Kind.POLL, delay=delay, work={"faults": str(faults)})
 
-    async def _to_copy(
-        self,
-        job: Job,
-        work: dict[str, str],
-        record: dict[str, str] | None = None,
-        calls: int = 0,
-    ) -> None:
+    async def _to_copy(self, claim: Claim, work: dict[str, str], **step: Any) -> None:
         """Hand over to where endings are written."""
-        await insist(
-            lambda: self._registry.save(job, to=Kind.COPY, calls=calls, record=record, work=work)
-        )
+        await claim.save(Kind.COPY, work=work, **step)
         self._wake(Kind.COPY)
 
 

@@ -11,16 +11,13 @@ import structlog
 from worker.core import manifest, schedule
 from worker.core.redact import one_line, strip_query
 from worker.core.submission import callback_id
-from worker.engine import insist
 from worker.errors import TellRejected
 from worker.registry.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.engine import Hand
-    from worker.registry.records import Job
-    from worker.registry.registry import Registry
+    from worker.work.claim import Claim
 
 log = structlog.get_logger("harvester.tell")
 
@@ -41,13 +38,13 @@ class TellWork:
 
     kind = Kind.TELL
 
-    def __init__(self, registry: Registry, channels: Mapping[str, Channel], *, slots: int) -> None:
-        self._registry = registry
+    def __init__(self, channels: Mapping[str, Channel], *, slots: int) -> None:
         self._channels = channels
         self.slots = slots
 
-    async def __call__(self, job: Job, hand: Hand) -> str:
+    async def __call__(self, claim: Claim) -> str:
         """Call every channel that is due, and note how it went."""
+        job = claim.job
         callbacks = json.loads(job.record["options"])["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
         # as the manifest holds it: no target learns the secrets in another one's address
@@ -68,21 +65,18 @@ class TellWork:
                 },
             )
             if entry["done_at"] is None and entry["next_at"] <= job.claimed_at:
-                hand.alive(_BOUND)
+                claim.alive(_BOUND)
                 await self._tell(callback, record, entry, job.claimed_at)
                 attempt = {"at": job.claimed_at, "error": entry["last_error"]}
                 # an entry written by an older version has no log
                 entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
             if entry["done_at"] is None:
                 waits.append(max(0.0, (entry["next_at"] - job.claimed_at) / 1000))
-        await insist(
-            lambda: self._registry.told(
-                job,
-                told=json.dumps(list(told.values())),
-                settled=not waits,
-                delay=min(waits, default=0),
-                callbacks=len(callbacks),
-            )
+        await claim.told(
+            told=json.dumps(list(told.values())),
+            settled=not waits,
+            delay=min(waits, default=0),
+            callbacks=len(callbacks),
         )
         return "again" if waits else "told"
 

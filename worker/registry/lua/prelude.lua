@@ -29,6 +29,15 @@ local function ownership(id, token)
   return 'lost'
 end
 
+-- Writes the fleet's notes about a task from ARGV[from .. to], fields and values in turns; a value ''
+-- removes the field.
+local function write_work(id, from, to)
+  for i = from, to, 2 do
+    if ARGV[i + 1] == '' then redis.call('HDEL', work_key(id), ARGV[i])
+    else redis.call('HSET', work_key(id), ARGV[i], ARGV[i + 1]) end
+  end
+end
+
 -- Gives the claim up for good and remembers by whom, for a repeated call.
 local function settle(id, token)
   redis.call('HDEL', work_key(id), 'token')

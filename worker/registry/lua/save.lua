@@ -35,13 +35,7 @@ local record_end = 11 + tonumber(ARGV[11])
 redis.call('HSET', task_key(id), 'updated_at', ms(now))
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[8])
 for i = 12, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
-for i = record_end + 1, #ARGV, 2 do
-  if ARGV[i + 1] == '' then
-    redis.call('HDEL', work_key(id), ARGV[i])
-  else
-    redis.call('HSET', work_key(id), ARGV[i], ARGV[i + 1])
-  end
-end
+write_work(id, record_end + 1, #ARGV)
 if ARGV[7] ~= '' and ARGV[7] ~= state then
   to_state(id, state, ARGV[7], redis.call('HGET', task_key(id), 'submitted_at'))
 end

@@ -1,0 +1,123 @@
+"""One claimed task in the hands of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from worker.errors import RegistryUnavailable
+from worker.registry.records import Unsaved
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from worker.core.durations import Lesson
+    from worker.core.models import State
+    from worker.registry.records import Job, Kind
+    from worker.registry.registry import Registry
+
+T = TypeVar("T")
+
+_INSIST = 120.0
+
+
+async def insist(call: Callable[[], Awaitable[T]], *, seconds: float = _INSIST) -> T:
+    """Repeat a registry write until Redis takes it; gives up after ``seconds``.
+
+    Safe because every script answers a repeated call as it did the first.
+    """
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + seconds, 0.1
+    while True:
+        try:
+            return await call()
+        except RegistryUnavailable:
+            if loop.time() + pause > until:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2.0, pause * 2)
+
+
+class Claim:
+    """A claimed job, and the only way to write about it.
+
+    Upstream calls and notes are counted in :attr:`unsaved` as they happen; whichever write ends the
+    claim takes them along, so that no way out can forget them. Writes are repeated until Redis
+    takes them (``RegistryUnavailable`` after two minutes) and raise ``LeaseLost`` once another
+    worker owns the task.
+
+    ``now`` is Redis time in Unix milliseconds, as last heard. ``cancel`` is set when somebody asked
+    for the task's end.
+    """
+
+    def __init__(self, registry: Registry, job: Job) -> None:
+        self.job = job
+        self.now = job.claimed_at
+        self.cancel = asyncio.Event()
+        self.unsaved = Unsaved()
+        self._registry = registry
+        self._until = 0.0
+        self.alive(registry.lease)
+
+    def alive(self, bound: float) -> None:
+        """Promise the next sign of life within ``bound`` seconds; the lease is kept until then."""
+        self._until = asyncio.get_running_loop().time() + bound
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the promised sign of life has not come."""
+        return asyncio.get_running_loop().time() > self._until
+
+    async def note(self, name: str = "", value: str = "") -> str:
+        """Renew the claim, and write one note now; returns the value that Redis keeps."""
+        kept, self.now, cancel = await insist(
+            lambda: self._registry.progress(self.job, name, value)
+        )
+        if cancel:
+            self.cancel.set()
+        return kept
+
+    async def save(
+        self,
+        to: Kind,
+        *,
+        delay: float = 0,
+        state: State | None = None,
+        record: Mapping[str, str] | None = None,
+        work: Mapping[str, str] | None = None,
+        learned: Lesson | None = None,
+    ) -> None:
+        """End the claim with a step that is not final; see :meth:`Registry.save`."""
+        await insist(
+            lambda: self._registry.save(
+                self.job,
+                to=to,
+                delay=delay,
+                state=state,
+                calls=self.unsaved.calls,
+                record=record,
+                work={**self.unsaved.notes, **(work or {})},
+                learned=learned,
+            )
+        )
+
+    async def finish(self, **ending: Any) -> None:
+        """End the run; see :meth:`Registry.finish`."""
+        await insist(lambda: self._registry.finish(self.job, calls=self.unsaved.calls, **ending))
+
+    async def told(self, **telling: Any) -> None:
+        """Note which callbacks were delivered; see :meth:`Registry.told`."""
+        await insist(lambda: self._registry.told(self.job, **telling))
+
+
+class Work(Protocol):
+    """The work of one kind. Ends the claim by a save, or raises.
+
+    Returns a word for the report (``stored``, ``pending``…).
+    """
+
+    kind: Kind
+    slots: int
+
+    async def __call__(self, claim: Claim) -> str:
+        """Work on a claimed job."""
