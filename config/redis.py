@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff, NoBackoff
+
+from worker.registry.client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +112,7 @@ class RedisAddress:
         ]
 
 
-def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) -> Redis:
+def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) -> Client:
     """Build the registry's client; nothing is connected until the first command.
 
     ``socket_timeout`` (seconds) bounds each reply, so blocking reads must block for less. A failed
@@ -136,7 +137,7 @@ def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) ->
         host, port = address.hosts[0]
         if address.tls is not None:
             options |= {"ssl": True, **address.tls}
-        return Redis(host=host, port=port, **options)
+        return Client(host=host, port=port, **options)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it without types
         list(address.hosts),
         sentinel_kwargs={
@@ -146,7 +147,7 @@ def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) ->
             "retry": Retry(NoBackoff(), retries=0),
         },
     )
-    client: Redis = sentinel.master_for(address.master_name, redis_class=_SentinelRedis, **options)
+    client: Client = sentinel.master_for(address.master_name, redis_class=Client, **options)
     return client
 
 
@@ -164,17 +165,6 @@ def unfit(info: Mapping[str, Any]) -> str:
             "Set maxmemory-policy to noeviction."
         )
     return ""
-
-
-class _SentinelRedis(Redis):
-    """A client that also closes the connections to the sentinels it was found through."""
-
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        await super().aclose(close_connection_pool)
-        pool = self.connection_pool
-        if isinstance(pool, SentinelConnectionPool):
-            for sentinel in pool.sentinel_manager.sentinels:
-                await sentinel.aclose()
 
 
 def _query(query: str, scheme: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ import structlog
 from redis.asyncio import Redis
 
 from tests.support import BucketEnv
+from worker.registry.client import Client
 from worker.sandbox.servers import SeaweedFS, Valkey
 from worker.sandbox.simulator import Simulator
 
@@ -88,7 +89,7 @@ def redis_url(valkey: Valkey) -> str:
 @pytest.fixture(name="redis")
 async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
     """A client of the empty Valkey, as the registry makes its own."""
-    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    client = Client.from_url(redis_url, decode_responses=True, protocol=2)
     yield client
     await client.aclose()
 

@@ -15,6 +15,7 @@ from tests.integration.test_registry import due, make, submission
 from tests.support import eventually
 from worker.engine import Drain, Engine, Parts, _Watchdog
 from worker.errors import RegistryUnavailable
+from worker.registry.client import Client
 from worker.registry.records import Batch, Kind
 from worker.registry.registry import Registry
 from worker.work.claim import Claim, insist
@@ -245,7 +246,7 @@ async def test_the_engine_starts_ticks_and_stops(
             return 0
 
     async def build(_wake: Callable[[Kind], None]) -> Parts:
-        client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+        client = Client.from_url(redis_url, decode_responses=True, protocol=2)
         registry = make(client, namespace)
 
         async def close() -> None:
@@ -282,7 +283,7 @@ async def test_the_engine_starts_ticks_and_stops(
     with pytest.raises(RegistryUnavailable):
         engine.call(workers)
     assert closed == [True]
-    client = Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    client = Client.from_url(redis_url, decode_responses=True, protocol=2)
     assert await make(client, namespace).workers() == {}
     await client.aclose()
 

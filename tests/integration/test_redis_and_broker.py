@@ -12,12 +12,12 @@ import pytest
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.celery import celery_config
 from config.redis import make_redis
 from config.settings import Settings, load_settings
 from worker.broker import AMQP, SentinelTransport, Transport
+from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 
 PASSWORD = "p@ss/word:1"
@@ -83,7 +83,7 @@ async def test_registry_client_comes_back_after_the_server_was_killed(tmp_path: 
         async with make_redis(settings(server.url)) as client:
             await client.ping()
             server.kill()
-            with pytest.raises(RedisConnectionError):
+            with pytest.raises(RegistryUnavailable):
                 await client.ping()
             server.start()
             assert await client.ping()

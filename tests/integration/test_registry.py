@@ -18,6 +18,7 @@ from worker.core.durations import Lesson
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission
 from worker.errors import LeaseLost, RegistryUnavailable
+from worker.registry.client import Client
 from worker.registry.records import Job, Kind
 from worker.registry.registry import Registry
 from worker.registry.scripts import NAMES, source
@@ -763,7 +764,7 @@ async def test_pages_hold_every_id_once(registry: Registry, redis: Redis, namesp
 
 
 async def test_a_dead_server_is_named() -> None:
-    registry = make(Redis(port=1, retry=None), "nobody")
+    registry = make(Client(port=1, retry=None), "nobody")
     with pytest.raises(RegistryUnavailable, match="out of reach"):
         await registry.record("t1")
 

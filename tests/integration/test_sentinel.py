@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from config.celery import celery_config
@@ -19,6 +18,7 @@ from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BucketEnv, eventually
 from worker.cli.checks import Level, examine
+from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 
@@ -136,7 +136,7 @@ async def test_a_failover_loses_nothing(
         async def again() -> bool:
             try:
                 await hand_in(early + under_way)
-            except redis_errors.RedisError:
+            except RegistryUnavailable:
                 return False
             return True
 

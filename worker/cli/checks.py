@@ -200,10 +200,9 @@ async def _redis(registry: Registry, settings: Settings) -> Findings:
 
 async def _snapshot_rule(registry: Registry) -> str | None:
     """When snapshots are made, or ``None`` if the server does not say."""
-
     try:
         found: dict[Any, Any] = await registry.redis.config_get("save")
-    except ResponseError:  # hosted servers hide their configuration
+    except (ResponseError, RegistryUnavailable):  # hosted servers hide their configuration
         return None
     saves = found.get("save")
     return None if saves is None else str(saves)

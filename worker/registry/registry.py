@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +25,10 @@ from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-
-    from redis.asyncio import Redis
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from worker.core.durations import Durations, Lesson
+    from worker.registry.client import Client
 
 REFUSED_KEPT = 1000
 INTAKE_GROUP = "harvester"
@@ -43,36 +41,6 @@ _DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 _INTAKE_IDLE_MS = 30_000
 _INTAKE_AT_ONCE = 4  # Redis bounds the size of an entry, not the fleet
-# Redis says these of itself, not of the command: it is worth waiting for it to mend.
-_SERVER_STATES = (
-    "OOM",
-    "READONLY",
-    "MISCONF",
-    "NOREPLICAS",
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "NOPERM",
-)
-
-
-@contextmanager
-def _seam() -> Iterator[None]:
-    try:
-        yield
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
-        raise RegistryUnavailable(f"Redis is out of reach: {type(error).__name__}") from error
-    except redis_errors.NoPermissionError as error:
-        raise RegistryUnavailable(f"Redis refuses: {str(error)[:200]}") from error
-    except redis_errors.ResponseError as error:
-        message = str(error)
-        if any(state in message for state in _SERVER_STATES) or isinstance(
-            error, redis_errors.ReadOnlyError | redis_errors.OutOfMemoryError
-        ):
-            raise RegistryUnavailable(f"Redis takes no writes: {message[:200]}") from error
-        raise
-    except redis_errors.RedisError as error:
-        raise RegistryUnavailable(f"no Redis answers: {type(error).__name__}") from error
 
 
 def _pairs(flat: Sequence[str]) -> dict[str, str]:
@@ -100,7 +68,7 @@ class Registry:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Client,
         *,
         namespace: str,
         lease: float,
@@ -135,8 +103,7 @@ class Registry:
 
     async def now(self) -> int:
         """Redis time in Unix milliseconds."""
-        with _seam():
-            seconds, micros = await self.redis.time()
+        seconds, micros = await self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
     # -- intake -------------------------------------------------------------------------------
@@ -160,10 +127,9 @@ class Registry:
             deadline = int(float(options.get("deadline", self._deadline)) * 1000)
             for start in range(0, len(ids), _CHUNK):
                 chunk = ids[start : start + _CHUNK]
-                with _seam():
-                    flags = await self._scripts.call(
-                        "submit", metadata, label, text, callbacks, deadline, *chunk
-                    )
+                flags = await self._scripts.call(
+                    "submit", metadata, label, text, callbacks, deadline, *chunk
+                )
                 new.update(zip(chunk, map(bool, flags), strict=True))
             if callbacks:
                 for task_id in ids:
@@ -185,32 +151,29 @@ class Registry:
         replication keeps the order. Raises ``RegistryUnavailable`` if none confirms within 1 s.
         """
         loop = asyncio.get_running_loop()
-        with _seam():
-            if loop.time() >= self._replicas_until:
-                info = await self.redis.info("replication")
-                self._replicas = int(info.get("connected_slaves", 0))
-                self._replicas_until = loop.time() + _REPLICAS_KNOWN
-            if not self._replicas:
-                return
-            async with self.redis.pipeline(transaction=False) as pipe:
-                pipe.set(self.key("said", "replicated"), "1", px=60_000)
-                pipe.execute_command("WAIT", 1, _WAIT_MS)
-                _, confirmed = await pipe.execute()
+        if loop.time() >= self._replicas_until:
+            info = await self.redis.info("replication")
+            self._replicas = int(info.get("connected_slaves", 0))
+            self._replicas_until = loop.time() + _REPLICAS_KNOWN
+        if not self._replicas:
+            return
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.set(self.key("said", "replicated"), "1", px=60_000)
+            pipe.execute_command("WAIT", 1, _WAIT_MS)
+            _, confirmed = await pipe.execute()
         if not confirmed:
             self._replicas_until = 0.0
             raise RegistryUnavailable("no replica has confirmed what was written")
 
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:
-            with _seam():
-                before: Any = await self.redis.hget(self.key("task", task_id), "options")
+            before: Any = await self.redis.hget(self.key("task", task_id), "options")
             after = merge_callbacks(before, callbacks) if before else None
             if before is None or after is None:
                 return
-            with _seam():
-                done = await self._scripts.call(
-                    "add_callbacks", task_id, before, after, len(json.loads(after)["callbacks"])
-                )
+            done = await self._scripts.call(
+                "add_callbacks", task_id, before, after, len(json.loads(after)["callbacks"])
+            )
             if done != "changed":
                 return
 
@@ -225,54 +188,48 @@ class Registry:
             )
             for r in refusals
         ]
-        with _seam():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                pipe.lpush(self.key("refused"), *entries)
-                pipe.ltrim(self.key("refused"), 0, REFUSED_KEPT - 1)
-                await pipe.execute()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.lpush(self.key("refused"), *entries)
+            pipe.ltrim(self.key("refused"), 0, REFUSED_KEPT - 1)
+            await pipe.execute()
 
     async def refused(self, limit: int = REFUSED_KEPT) -> list[dict[str, Any]]:
         """What was refused lately, newest first."""
-        with _seam():
-            entries = await self.redis.lrange(self.key("refused"), 0, limit - 1)
+        entries = await self.redis.lrange(self.key("refused"), 0, limit - 1)
         return [json.loads(entry) for entry in entries]
 
     async def take_intake(self, count: int = _INTAKE_AT_ONCE) -> list[tuple[str, dict[str, str]]]:
         """Entries of the intake stream: those a dead worker left first, then new ones."""
         stream = self.key("intake")
-        with _seam():
+        try:
+            stale = await self.redis.xautoclaim(
+                stream, INTAKE_GROUP, "fleet", min_idle_time=_INTAKE_IDLE_MS, count=count
+            )
+        except redis_errors.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
             try:
-                stale = await self.redis.xautoclaim(
-                    stream, INTAKE_GROUP, "fleet", min_idle_time=_INTAKE_IDLE_MS, count=count
-                )
-            except redis_errors.ResponseError as error:
-                if "NOGROUP" not in str(error):
+                await self.redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
+            except redis_errors.ResponseError as created:
+                if "BUSYGROUP" not in str(created):
                     raise
-                try:
-                    await self.redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
-                except redis_errors.ResponseError as created:
-                    if "BUSYGROUP" not in str(created):
-                        raise
-                stale = [None, []]
-            entries = list(stale[1])
-            if not entries:
-                fresh = await self.redis.xreadgroup(
-                    INTAKE_GROUP, "fleet", {stream: ">"}, count=count
-                )
-                streams = fresh.values() if isinstance(fresh, dict) else [s[1] for s in fresh or []]
-                for batch in streams:
-                    entries += batch[0] if isinstance(fresh, dict) else batch
+            stale = [None, []]
+        entries = list(stale[1])
+        if not entries:
+            fresh = await self.redis.xreadgroup(INTAKE_GROUP, "fleet", {stream: ">"}, count=count)
+            streams = fresh.values() if isinstance(fresh, dict) else [s[1] for s in fresh or []]
+            for batch in streams:
+                entries += batch[0] if isinstance(fresh, dict) else batch
         return [(str(entry_id), dict(fields or {})) for entry_id, fields in entries]
 
     async def ack_intake(self, entry_ids: Sequence[str]) -> None:
         """Acknowledge and remove entries whose ids are accepted (or refused) by now."""
         if not entry_ids:
             return
-        with _seam():
-            async with self.redis.pipeline() as pipe:
-                pipe.xack(self.key("intake"), INTAKE_GROUP, *entry_ids)
-                pipe.xdel(self.key("intake"), *entry_ids)
-                await pipe.execute()
+        async with self.redis.pipeline() as pipe:
+            pipe.xack(self.key("intake"), INTAKE_GROUP, *entry_ids)
+            pipe.xdel(self.key("intake"), *entry_ids)
+            await pipe.execute()
 
     # -- claims -------------------------------------------------------------------------------
 
@@ -281,20 +238,19 @@ class Registry:
         token = secrets.token_hex(16)
         polling = kind is Kind.POLL
         circuit = {Kind.POLL: "upstream", Kind.COPY: "store", Kind.TELL: "tell"}[kind]
-        with _seam():
-            answer = await self._scripts.call(
-                "claim",
-                kind,
-                token,
-                limit,
-                in_hand,
-                slots,
-                self._lease_ms,
-                circuit,
-                self.owner,
-                self.poll_rate if polling else "",
-                self._burst if polling else "",
-            )
+        answer = await self._scripts.call(
+            "claim",
+            kind,
+            token,
+            limit,
+            in_hand,
+            slots,
+            self._lease_ms,
+            circuit,
+            self.owner,
+            self.poll_rate if polling else "",
+            self._burst if polling else "",
+        )
         now, wait, probe, held, behind, *rows = answer
         jobs = tuple(
             Job(
@@ -320,19 +276,18 @@ class Registry:
         """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
         answers: dict[str, str] = {}
         by_token = _by_token(jobs)
-        with _seam():
-            said = await asyncio.gather(
-                *(
-                    self._scripts.call_together(
-                        "renew",
-                        claimed[0].kind,
-                        token,
-                        self._lease_ms,
-                        *(j.task_id for j in claimed),
-                    )
-                    for token, claimed in by_token.items()
+        said = await asyncio.gather(
+            *(
+                self._scripts.call_together(
+                    "renew",
+                    claimed[0].kind,
+                    token,
+                    self._lease_ms,
+                    *(j.task_id for j in claimed),
                 )
+                for token, claimed in by_token.items()
             )
+        )
         for claimed, each in zip(by_token.values(), said, strict=True):
             answers.update(zip((job.task_id for job in claimed), each, strict=True))
         return answers
@@ -360,8 +315,7 @@ class Registry:
                     "release", claimed[0].kind, token, round(delay * 1000), *words
                 )
             )
-        with _seam():
-            await asyncio.gather(*calls)
+        await asyncio.gather(*calls)
 
     async def save(
         self,
@@ -384,29 +338,27 @@ class Registry:
         fields = _flat(record or {})
         # what goes to be copied may carry megabytes: not with others
         call = self._scripts.call_together if to is Kind.POLL else self._scripts.call
-        with _seam():
-            said = await call(
-                "save",
-                job.task_id,
-                job.token,
-                job.kind,
-                to,
-                round(delay * 1000),
-                state or "",
-                calls,
-                " ".join(learned.fields) if learned else "",
-                round(learned.lag * 1000) if learned else 0,
-                len(fields),
-                *fields,
-                *_flat(work or {}),
-            )
+        said = await call(
+            "save",
+            job.task_id,
+            job.token,
+            job.kind,
+            to,
+            round(delay * 1000),
+            state or "",
+            calls,
+            " ".join(learned.fields) if learned else "",
+            round(learned.lag * 1000) if learned else 0,
+            len(fields),
+            *fields,
+            *_flat(work or {}),
+        )
         if said == "lost":
             raise LeaseLost(job.task_id)
 
     async def durations(self, label: str) -> Durations:
         """What the fleet has learned of a label; a label not seen for a week is forgotten."""
-        with _seam():
-            fields: Any = await self.redis.hgetall(self.key("durations", label))
+        fields: Any = await self.redis.hgetall(self.key("durations", label))
         return from_fields(fields, unit=_DURATION_WEIGHT)
 
     async def progress(self, job: Job, name: str = "", value: str = "") -> tuple[str, int, bool]:
@@ -415,10 +367,9 @@ class Registry:
         Returns the value that stands, Redis time in milliseconds, and whether somebody asked for
         the task's end.
         """
-        with _seam():
-            said, stands, now = await self._scripts.call(
-                "progress", job.task_id, job.token, self._lease_ms, name, value
-            )
+        said, stands, now = await self._scripts.call(
+            "progress", job.task_id, job.token, self._lease_ms, name, value
+        )
         if said == "lost":
             raise LeaseLost(job.task_id)
         return stands, int(now), said == "cancel"
@@ -435,20 +386,19 @@ class Registry:
         restored: bool = False,
     ) -> None:
         """End the run: record, index, event and the due entry for telling; or LeaseLost."""
-        with _seam():
-            said = await self._scripts.call(
-                "finish",
-                job.task_id,
-                job.token,
-                state,
-                reason,
-                finished_at,
-                self._ttl,
-                self._events_maxlen,
-                int(restored),
-                calls,
-                *_flat(record),
-            )
+        said = await self._scripts.call(
+            "finish",
+            job.task_id,
+            job.token,
+            state,
+            reason,
+            finished_at,
+            self._ttl,
+            self._events_maxlen,
+            int(restored),
+            calls,
+            *_flat(record),
+        )
         if said == "lost":
             raise LeaseLost(job.task_id)
 
@@ -456,17 +406,16 @@ class Registry:
         self, job: Job, *, told: str, settled: bool, delay: float, callbacks: int
     ) -> None:
         """Note what was told; raises :class:`LeaseLost`."""
-        with _seam():
-            said = await self._scripts.call(
-                "told",
-                job.task_id,
-                job.token,
-                told,
-                int(settled),
-                round(delay * 1000),
-                callbacks,
-                self._ttl,
-            )
+        said = await self._scripts.call(
+            "told",
+            job.task_id,
+            job.token,
+            told,
+            int(settled),
+            round(delay * 1000),
+            callbacks,
+            self._ttl,
+        )
         if said == "lost":
             raise LeaseLost(job.task_id)
 
@@ -481,83 +430,71 @@ class Registry:
         record = await self.record(task_id)
         options = json.loads(record["options"]) if record else {}
         own = options.get("deadline")
-        with _seam():
-            said: str = await self._scripts.call(
-                "retry",
-                task_id,
-                secrets.token_hex(16),
-                round(self._deadline * 1000),
-                "" if own is None else round(float(own) * 1000),
-            )
+        said: str = await self._scripts.call(
+            "retry",
+            task_id,
+            secrets.token_hex(16),
+            round(self._deadline * 1000),
+            "" if own is None else round(float(own) * 1000),
+        )
         return said
 
     async def cancel(self, task_id: str) -> str:
         """Ask for a task's end: ``ok``, ``unknown`` or the final state it is in."""
-        with _seam():
-            said: str = await self._scripts.call("cancel", task_id)
+        said: str = await self._scripts.call("cancel", task_id)
         return said
 
     async def notify(self, task_id: str) -> str:
         """Have a final task told again: ``ok``, ``unknown``, ``nobody`` or its state."""
-        with _seam():
-            said: str = await self._scripts.call("notify", task_id)
+        said: str = await self._scripts.call("notify", task_id)
         return said
 
     async def purge(self, task_id: str, finished_at: str) -> str:
         """Remove a final task as it was read: ``ok``, ``changed``, ``telling`` or its state."""
-        with _seam():
-            said: str = await self._scripts.call("purge", task_id, finished_at)
+        said: str = await self._scripts.call("purge", task_id, finished_at)
         return said
 
     async def restore(self, record: Mapping[str, str]) -> bool:
         """Write a final record back as its manifest holds it; whether there was none."""
-        with _seam():
-            return bool(
-                await self._scripts.call("restore", record["task_id"], self._ttl, *_flat(record))
-            )
+        return bool(
+            await self._scripts.call("restore", record["task_id"], self._ttl, *_flat(record))
+        )
 
     # -- rate and circuits --------------------------------------------------------------------
 
     async def take_call(self) -> tuple[float, bool]:
         """Reserve one upstream call: the seconds to wait first, and whether it may be made."""
-        with _seam():
-            wait, refused = await self._scripts.call("take", self.poll_rate, self._burst)
+        wait, refused = await self._scripts.call("take", self.poll_rate, self._burst)
         return int(wait) / 1000, not refused
 
     async def throttle(self) -> None:
         """Halve the fleet's rate of upstream calls."""
-        with _seam():
-            await self._scripts.call("throttle", self.poll_rate, self._burst)
+        await self._scripts.call("throttle", self.poll_rate, self._burst)
 
     async def trip(self, circuit: str, *, kind: str, message: str, probe: bool) -> bool:
         """Open a circuit (or lengthen its gap after a failed probe); whether it was closed."""
-        with _seam():
-            return bool(await self._scripts.call("trip", circuit, kind, message, int(probe)))
+        return bool(await self._scripts.call("trip", circuit, kind, message, int(probe)))
 
     async def postpone(self, circuit: str) -> None:
         """Note that a probe proved nothing: the next one comes after the same gap."""
-        with _seam():
-            await self._scripts.call("postpone", circuit)
+        await self._scripts.call("postpone", circuit)
 
     async def close_circuit(self, circuit: str) -> bool:
         """Close a circuit after a success; whether it was open."""
-        with _seam():
-            return bool(await self._scripts.call("close", circuit))
+        return bool(await self._scripts.call("close", circuit))
 
     async def circuits(self) -> dict[str, dict[str, str]]:
         """The open circuits, with kind, message and times."""
         found: dict[str, dict[str, str]] = {}
         for name in ("upstream", "store"):
-            with _seam():
-                fields: Any = await self.redis.hgetall(self.key("circuit", name))
+            fields: Any = await self.redis.hgetall(self.key("circuit", name))
             if fields:
                 found[name] = fields
         return found
 
     async def say_once(self, event: str, *, seconds: int = 60) -> bool:
         """Whether the fleet has not said ``event`` within the last ``seconds``."""
-        with _seam():
-            return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))
+        return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))
 
     # -- ticking ------------------------------------------------------------------------------
 
@@ -566,18 +503,16 @@ class Registry:
         now = await self.now()
         counts = self.tally.take()
         try:
-            with _seam():
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    pipe.zadd(self.key("workers"), {worker: now})
-                    pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
-                    for name, by in counts.items():
-                        pipe.hincrby(self.key("counters"), name, by)
-                    await pipe.execute()
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.zadd(self.key("workers"), {worker: now})
+                pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
+                for name, by in counts.items():
+                    pipe.hincrby(self.key("counters"), name, by)
+                await pipe.execute()
         except RegistryUnavailable:
             self.tally.put_back(counts)
             raise
-        with _seam():
-            await self._scripts.call("sweep", 500)
+        await self._scripts.call("sweep", 500)
 
     async def reconcile(self) -> int:
         """Put tasks that stand in no due set back to work; returns how many there were.
@@ -589,43 +524,37 @@ class Registry:
             return 0
         found = 0
         for state in (State.WAITING, State.COPYING):
-            with _seam():
-                rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
+            rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
             for _ in range(_RECONCILE_STEPS):
-                with _seam():
-                    looked_at, back = map(
-                        int, await self._scripts.call("reconcile", state, rank, _RECONCILED)
-                    )
+                looked_at, back = map(
+                    int, await self._scripts.call("reconcile", state, rank, _RECONCILED)
+                )
                 found += back
                 rank = rank + looked_at if looked_at == _RECONCILED else 0
                 if not rank:
                     break
-            with _seam():
-                await self.redis.set(self.key("reconciled", state), rank, ex=3600)
+            await self.redis.set(self.key("reconciled", state), rank, ex=3600)
         return found
 
     async def leave(self, worker: str) -> None:
         """Forget a worker that ends."""
-        with _seam():
-            await self.redis.zrem(self.key("workers"), worker)
+        await self.redis.zrem(self.key("workers"), worker)
 
     # -- reading ------------------------------------------------------------------------------
 
     async def record(self, task_id: str) -> dict[str, str] | None:
         """The record of a task, or ``None``."""
-        with _seam():
-            fields: Any = await self.redis.hgetall(self.key("task", task_id))
+        fields: Any = await self.redis.hgetall(self.key("task", task_id))
         return fields or None
 
     async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
         """The records of several tasks, in order."""
         found: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), _CHUNK):
-            with _seam():
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    for task_id in task_ids[start : start + _CHUNK]:
-                        pipe.hgetall(self.key("task", task_id))
-                    found += [fields or None for fields in await pipe.execute()]
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids[start : start + _CHUNK]:
+                    pipe.hgetall(self.key("task", task_id))
+                found += [fields or None for fields in await pipe.execute()]
         return found
 
     async def fields(
@@ -637,11 +566,10 @@ class Registry:
         """
         found: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), _CHUNK):
-            with _seam():
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    for task_id in task_ids[start : start + _CHUNK]:
-                        pipe.hmget(self.key("task", task_id), names)
-                    rows = await pipe.execute()
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids[start : start + _CHUNK]:
+                    pipe.hmget(self.key("task", task_id), names)
+                rows = await pipe.execute()
             found += [
                 {n: value for n, value in zip(names, row, strict=True) if value is not None} or None
                 for row in rows
@@ -653,11 +581,10 @@ class Registry:
         found: dict[str, State | None] = {}
         for start in range(0, len(task_ids), 1000):
             chunk = task_ids[start : start + 1000]
-            with _seam():
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    for task_id in chunk:
-                        pipe.hget(self.key("task", task_id), "state")
-                    states = await pipe.execute()
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in chunk:
+                    pipe.hget(self.key("task", task_id), "state")
+                states = await pipe.execute()
             found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
         return found
 
@@ -666,16 +593,15 @@ class Registry:
 
         Final ones by the time they finished, the others by the time of their submission.
         """
-        with _seam():
-            found = await self.redis.zrange(
-                self.key("index", state),
-                "+inf",
-                since,
-                byscore=True,
-                desc=True,
-                offset=0,
-                num=limit,
-            )
+        found = await self.redis.zrange(
+            self.key("index", state),
+            "+inf",
+            since,
+            byscore=True,
+            desc=True,
+            offset=0,
+            num=limit,
+        )
         return [str(task_id) for task_id in found]
 
     async def pages(
@@ -688,16 +614,15 @@ class Registry:
         """
         start, skip = since, 0
         while True:
-            with _seam():
-                rows: Any = await self.redis.zrange(
-                    self.key("index", state),
-                    start,
-                    "+inf" if until is None else until,
-                    byscore=True,
-                    withscores=True,
-                    offset=skip,
-                    num=_CHUNK,
-                )
+            rows: Any = await self.redis.zrange(
+                self.key("index", state),
+                start,
+                "+inf" if until is None else until,
+                byscore=True,
+                withscores=True,
+                offset=skip,
+                num=_CHUNK,
+            )
             if not rows:
                 return
             yield [str(task_id) for task_id, _ in rows]
@@ -716,26 +641,24 @@ class Registry:
         found: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
         starts = dict.fromkeys(found, 0)
         if after is not None:
-            with _seam():
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    for state in found:
-                        pipe.zrevrank(self.key("index", state), after[1])
-                        pipe.zcount(self.key("index", state), f"({after[0]}", "+inf")
-                    answers = iter(await pipe.execute())
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for state in found:
+                    pipe.zrevrank(self.key("index", state), after[1])
+                    pipe.zcount(self.key("index", state), f"({after[0]}", "+inf")
+                answers = iter(await pipe.execute())
             for state in found:
                 rank, above = next(answers), next(answers)
                 starts[state] = int(above) if rank is None else int(rank) + 1
         left = list(found)
         while left:
-            with _seam():
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    for state in left:
-                        start = starts[state]
-                        pipe.zrange(
-                            self.key("index", state), start, start + limit - 1,
-                            desc=True, withscores=True,
-                        )  # fmt: skip
-                    pages = await pipe.execute()
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for state in left:
+                    start = starts[state]
+                    pipe.zrange(
+                        self.key("index", state), start, start + limit - 1,
+                        desc=True, withscores=True,
+                    )  # fmt: skip
+                pages = await pipe.execute()
             for state, rows in zip(tuple(left), pages, strict=True):
                 starts[state] += limit
                 each = [(int(score), str(task_id)) for task_id, score in rows]
@@ -748,19 +671,18 @@ class Registry:
     async def overview(self) -> Overview:
         """What the fleet as a whole is doing, in one round trip."""
         now = await self.now()
-        with _seam():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for state in State:
-                    pipe.zcard(self.key("index", state))
-                for kind in Kind:
-                    pipe.zcard(self.key("due", kind))
-                    pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
-                    pipe.zcount(self.key("due", kind), "-inf", now)
-                pipe.zrange(self.key("workers"), 0, -1, withscores=True)
-                pipe.hgetall(self.key("counters"))
-                for name in ("upstream", "store"):
-                    pipe.hgetall(self.key("circuit", name))
-                answers = iter(await pipe.execute())
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for state in State:
+                pipe.zcard(self.key("index", state))
+            for kind in Kind:
+                pipe.zcard(self.key("due", kind))
+                pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
+                pipe.zcount(self.key("due", kind), "-inf", now)
+            pipe.zrange(self.key("workers"), 0, -1, withscores=True)
+            pipe.hgetall(self.key("counters"))
+            for name in ("upstream", "store"):
+                pipe.hgetall(self.key("circuit", name))
+            answers = iter(await pipe.execute())
         counts = {state: int(next(answers)) for state in State}
         due: dict[Kind, tuple[int, float]] = {}
         overdue: dict[Kind, int] = {}
@@ -785,29 +707,25 @@ class Registry:
 
     async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Events after an entry id of the stream, oldest first."""
-        with _seam():
-            found: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)
+        found: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)
         return [(str(entry), dict(fields)) for entry, fields in found]
 
     async def newest_event(self) -> str:
         """The entry id of the newest event."""
-        with _seam():
-            newest: Any = await self.redis.xrevrange(self.key("events"), count=1)
+        newest: Any = await self.redis.xrevrange(self.key("events"), count=1)
         return str(newest[0][0]) if newest else "0-0"
 
     async def counts(self) -> dict[State, int]:
         """How many tasks are in each state."""
-        with _seam():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for state in State:
-                    pipe.zcard(self.key("index", state))
-                sizes = await pipe.execute()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for state in State:
+                pipe.zcard(self.key("index", state))
+            sizes = await pipe.execute()
         return dict(zip(State, map(int, sizes), strict=True))
 
     async def rate(self, now: int) -> float:
         """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""
-        with _seam():
-            factor, at = await self.redis.hmget(self.key("rate"), "factor", "at")
+        factor, at = await self.redis.hmget(self.key("rate"), "factor", "at")
         if not factor or not at:
             return self.poll_rate
         # as the scripts do: it comes back by a sixtieth a second
@@ -815,12 +733,10 @@ class Registry:
 
     async def workers(self) -> dict[str, int]:
         """The last tick of each worker, in Unix milliseconds."""
-        with _seam():
-            rows: Any = await self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
+        rows: Any = await self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
         return {str(name): int(score) for name, score in rows}
 
     async def info(self) -> dict[str, Any]:
         """The server's ``INFO``."""
-        with _seam():
-            found: dict[str, Any] = await self.redis.info()
+        found: dict[str, Any] = await self.redis.info()
         return found

@@ -7,8 +7,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
     from redis.commands.core import AsyncScript
+
+    from worker.registry.client import Client
 
 _TOGETHER = 0.002  # seconds within which calls are sent together
 _MOST = 100
@@ -47,7 +48,7 @@ def source(name: str) -> str:
 class Scripts:
     """Calls scripts by name; each is loaded into Redis once and called by its digest."""
 
-    def __init__(self, redis: Redis, namespace: str) -> None:
+    def __init__(self, redis: Client, namespace: str) -> None:
         self._namespace = namespace
         self._scripts: dict[str, AsyncScript] = {
             name: redis.register_script(source(name)) for name in NAMES

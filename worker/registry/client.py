@@ -1,0 +1,85 @@
+"""The client of Redis: whatever the server is to blame for comes out as ``RegistryUnavailable``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from worker.errors import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Redis says these of itself, not of the command: it is worth waiting for it to recover.
+_SERVER_STATES = (
+    "OOM",
+    "READONLY",
+    "MISCONF",
+    "NOREPLICAS",
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "NOPERM",
+)
+
+
+def outage(error: Exception) -> RegistryUnavailable | None:
+    """What an error of redis-py says of the server; ``None`` if the command itself was wrong."""
+    match error:
+        case redis_errors.ConnectionError() | redis_errors.TimeoutError() | OSError():
+            return RegistryUnavailable(f"Redis is out of reach: {type(error).__name__}")
+        case redis_errors.NoPermissionError():
+            return RegistryUnavailable(f"Redis refuses: {str(error)[:200]}")
+        case redis_errors.ReadOnlyError() | redis_errors.OutOfMemoryError():
+            return RegistryUnavailable(f"Redis takes no writes: {str(error)[:200]}")
+        case redis_errors.ResponseError():
+            if any(state in str(error) for state in _SERVER_STATES):
+                return RegistryUnavailable(f"Redis takes no writes: {str(error)[:200]}")
+            return None
+        case redis_errors.RedisError():
+            return RegistryUnavailable(f"no Redis answers: {type(error).__name__}")
+    return None
+
+
+@contextmanager
+def _seam() -> Iterator[None]:
+    try:
+        yield
+    except (redis_errors.RedisError, OSError) as error:
+        known = outage(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+class Client(Redis):
+    """redis-py's client, with its errors translated by :func:`outage`, those of pipelines too."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command; raises ``RegistryUnavailable``."""
+        with _seam():
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Commands sent together; their ``execute`` raises ``RegistryUnavailable``."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close the connections, those to the sentinels that named the primary included."""
+        await super().aclose(close_connection_pool)
+        pool = self.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+class _Pipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with _seam():
+            answers = await super().execute(raise_on_error)
+        return [(outage(a) or a) if isinstance(a, Exception) else a for a in answers]
