@@ -8,6 +8,7 @@ import aiohttp
 
 from config.redis import make_redis, unfit
 from config.settings import BROKER_SCHEMES
+from worker.core.layout import Layout
 from worker.core.submission import Policy
 from worker.engine import Parts, worker_name
 from worker.errors import RegistryUnavailable, SettingsError
@@ -21,7 +22,7 @@ from worker.transfer.guard import Guard
 from worker.transfer.source import Source
 from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
-from worker.work.copy import CopyWork, Places
+from worker.work.copy import CopyWork
 from worker.work.intake import Intake
 from worker.work.poll import PollWork
 from worker.work.tell import Channel, TellWork
@@ -74,12 +75,6 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
             await close_one()
         await registry.close()
 
-    places = Places(
-        bucket=settings.bucket,
-        prefix=settings.prefix,
-        manifest_prefix=settings.manifest_prefix,
-        public_base_url=settings.public_base_url,
-    )
     return Parts(
         registry=registry,
         works=(
@@ -96,7 +91,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 gateway,
                 store,
                 copier,
-                places=places,
+                layout=make_layout(settings),
                 copy_deadline=settings.copy_deadline,
                 grace=settings.unknown_task_grace,
                 bound=_POLL_TIMEOUT,
@@ -135,8 +130,17 @@ def make_policy(settings: Settings) -> Policy:
         reply_allow=settings.reply_allow,
         webhooks=settings.webhook_secret is not None,
         namespace=settings.namespace,
+        layout=make_layout(settings),
+    )
+
+
+def make_layout(settings: Settings) -> Layout:
+    """Where objects go."""
+    return Layout(
+        bucket=settings.bucket,
         prefix=settings.prefix,
         manifest_prefix=settings.manifest_prefix,
+        public_base=settings.public_base_url,
     )
 
 

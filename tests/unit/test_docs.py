@@ -20,6 +20,7 @@ from typer.main import get_command
 from config.settings import Settings, secret_variables, variable
 from worker.cli.main import app
 from worker.core import manifest, outputs, reply
+from worker.core.layout import Layout
 from worker.core.models import Priority, Reason, State, StoredFile
 from worker.core.schedule import webhook_gap
 from worker.core.submission import Options, Policy, read_body, read_submission
@@ -253,7 +254,7 @@ def test_every_field_of_upstream_files_and_told_is_described() -> None:
         plan[0].name: outputs.FileOutcome(stored=stored, stored_at=1),
         plan[1].name: outputs.FileOutcome(error="gone", reason=Reason.FILES_UNAVAILABLE),
     }
-    files = outputs.files_field(plan, outcomes, bucket="b", public_base="https://base")
+    files = outputs.files_field(plan, outcomes, Layout(bucket="b", public_base="https://base"))
     _, _, table = text.partition("An entry of `files`")
     assert rows(table).keys() == {name for file in files for name in file}
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core import jsontext
+from worker.core.layout import Layout
 from worker.core.models import FoundFile, PlannedFile, Reason, State, StoredFile
 from worker.core.outputs import (
     NOT_HTTP,
@@ -26,7 +27,6 @@ from worker.core.outputs import (
     plan_files,
     plan_from_json,
     plan_to_json,
-    public_url,
     rejections,
     shape_result,
     url_expiry,
@@ -518,7 +518,7 @@ def lost(reason: Reason) -> FileOutcome:
 def test_files_field() -> None:
     data = {**SAMPLE, "images": [PNG, f"{HOST}/2"]}
     files = files_field(
-        plan_of(data), {"result/poster": STORED, "images/1": LOST}, bucket="b", public_base=None
+        plan_of(data), {"result/poster": STORED, "images/1": LOST}, Layout(bucket="b")
     )
     assert files == [
         {
@@ -550,8 +550,7 @@ def test_files_field_with_a_public_base() -> None:
     [file] = files_field(
         plan_of({"images": [PNG]}),
         {"images/0": outcome},
-        bucket="b",
-        public_base="https://cdn.example/media",
+        Layout(bucket="b", public_base="https://cdn.example/media"),
     )
     assert list(file) == [
         "name", "refs", "key", "uri", "url", "bytes", "sha256", "content_type", "stored_at",
@@ -564,17 +563,12 @@ def test_no_signature_reaches_the_files_field() -> None:
     data = {"result": {sign(PNG): {"url": f"{HOST}/1", "filename": f"from {sign(PNG)}"}}}
     plan = plan_of(data)
     text = json.dumps(
-        files_field(plan, {plan[0].name: STORED}, bucket="b", public_base=None)
-        + files_field(plan, {plan[0].name: LOST}, bucket="b", public_base=None)
+        files_field(plan, {plan[0].name: STORED}, Layout(bucket="b"))
+        + files_field(plan, {plan[0].name: LOST}, Layout(bucket="b"))
     )
     assert "Signature" not in text
     shaped = shape_result(data, {plan[0].name: "x"}, plan)
     assert shaped == {"result": {PNG: {"url": "x", "filename": f"from {PNG}"}}}
-
-
-@pytest.mark.parametrize("base", ["https://cdn.example", "https://cdn.example/"])
-def test_public_url(base: str) -> None:
-    assert public_url(base, "a/b c.png") == "https://cdn.example/a/b%20c.png"
 
 
 CLIP = FileOutcome(

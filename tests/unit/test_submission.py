@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core import jsontext
+from worker.core.layout import Layout
 from worker.core.submission import (
     Policy,
     Refusal,
@@ -29,8 +30,7 @@ OPEN = Policy(
     reply_allow=("orders/*", "*/shop.done"),
     webhooks=True,
     namespace="harvester",
-    prefix="media/",
-    manifest_prefix="manifests/",
+    layout=Layout(prefix="media/", manifest_prefix="manifests/"),
 )
 CLOSED = Policy()
 HOOK = "https://shop.example/hook?token=s3cret"
@@ -118,7 +118,7 @@ def test_files_never_mix_with_manifests() -> None:
     [submission], [refusal] = read_submission(["manifests", "x"], {}, OPEN)
     assert (submission.task_id, refusal.reason) == ("x", mixed)
     assert read_submission("manifests", {"prefix": "a"}, OPEN)[1] == []
-    nested = Policy(prefix="p/", manifest_prefix="a/b/")
+    nested = Policy(layout=Layout(prefix="p/", manifest_prefix="a/b/"))
     assert read_submission("b", {"prefix": "a"}, nested)[1][0].reason == mixed
     assert read_submission("a", {}, nested)[1][0].reason == mixed
     assert read_submission("b", {}, nested)[1] == []
@@ -132,7 +132,7 @@ def test_files_never_mix_with_manifests() -> None:
 def test_no_prefix_and_id_lead_below_the_manifests(
     prefix: str, task_id: str, manifest_prefix: str
 ) -> None:
-    policy = Policy(manifest_prefix=manifest_prefix)
+    policy = Policy(layout=Layout(manifest_prefix=manifest_prefix))
     for submission in read_submission(task_id, {"prefix": prefix}, policy)[0]:
         chosen = json.loads(submission.options).get("prefix", "")
         assert not f"{chosen}{task_id}/result/x".startswith(manifest_prefix)

@@ -71,6 +71,7 @@ def rebuild(
 
 async def _rebuild(chosen: Settings) -> Rebuilt:
     from worker.transfer.store import ObjectStore
+    from worker.wiring import make_layout
     from worker.work.rebuild import rebuild as restore_all
 
     store = ObjectStore.from_settings(chosen)
@@ -80,7 +81,7 @@ async def _rebuild(chosen: Settings) -> Rebuilt:
                 return await restore_all(
                     fleet,
                     store,
-                    chosen.prefix + chosen.manifest_prefix,
+                    make_layout(chosen),
                     seen=lambda found: line.update(f"{found.restored} restored"),
                 )
     finally:

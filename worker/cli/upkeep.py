@@ -180,17 +180,18 @@ def verify(
 
 async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) -> Verified:
     from worker.transfer.store import ObjectStore
+    from worker.wiring import make_layout
     from worker.work import verify as work
 
     store = ObjectStore.from_settings(chosen)
-    prefix = chosen.prefix + chosen.manifest_prefix
+    layout = make_layout(chosen)
 
     async def ids() -> AsyncIterator[str]:
         if task_ids:
             for task_id in dict.fromkeys(task_ids):
                 yield task_id
         elif since is None:
-            async for task_id in work.manifest_ids(store, prefix):
+            async for task_id in work.manifest_ids(store, layout):
                 yield task_id
         else:
             async with registry(chosen) as fleet:
@@ -204,7 +205,7 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
         with console(stderr=True).status("") as line:
             return await work.verify(
                 store,
-                prefix,
+                layout,
                 ids(),
                 seen=lambda found: line.update(f"{found.tasks} tasks, {size(found.bytes)}"),
             )

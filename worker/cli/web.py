@@ -56,7 +56,7 @@ def make(chosen: Settings, host: str) -> Any:
     from worker.transfer.store import ObjectStore
     from worker.web.access import is_loopback
     from worker.web.app import Desk, make_app
-    from worker.wiring import make_policy, make_registry
+    from worker.wiring import make_layout, make_policy, make_registry
 
     token = "" if chosen.web_token is None else chosen.web_token.get_secret_value()
     if not token and not is_loopback(host):
@@ -70,7 +70,7 @@ def make(chosen: Settings, host: str) -> Any:
             registry=make_registry(chosen),
             store=ObjectStore.from_settings(chosen),
             policy=make_policy(chosen),
-            probe_key=f"{chosen.prefix}{chosen.manifest_prefix}readiness.json",
+            probe_key=make_layout(chosen).manifest_key("readiness"),
         )
 
     return make_app(open_desk, token=token, version=version("comfy-harvester"))

@@ -56,13 +56,12 @@ def file_name(ref: str) -> str:
     return "/".join(map(safe_segment, segments))
 
 
-def object_base(prefix: str, task_prefix: str, task_id: str, name: str) -> str:
-    """The key of a file without its extension.
+def object_base(folder: str, name: str) -> str:
+    """The key of a file in a task's ``folder`` (with its closing ``/``), without its extension.
 
     Leaves room for an extension within the 1,024 bytes of a key; a name that is too long for
     that is cut and ends with a hash of the whole.
     """
-    folder = f"{prefix}{task_prefix}{task_id}/"
     room = MAX_KEY_BYTES - _EXTENSION_ROOM - len(folder)
     if len(name) > room:
         name = f"{name[: room - _HASH_DIGITS - 1]}_{short_hash(name)}"
@@ -73,11 +72,6 @@ def object_key(base: str, ext: str) -> str:
     """The key of a file; ``ext`` is like ``.png``, and left out if it is anything else."""
     fits = len(ext) <= _EXTENSION_ROOM and _EXTENSION.fullmatch(ext)
     return base + ext if fits else base
-
-
-def manifest_key(prefix: str, manifest_prefix: str, task_id: str) -> str:
-    """The key of a task's manifest."""
-    return f"{prefix}{manifest_prefix}{task_id}.json"
 
 
 def check_prefix(prefix: str) -> str:

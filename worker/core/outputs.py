@@ -14,10 +14,11 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from worker.core import jsontext, keys
 from worker.core.jsontext import Json
+from worker.core.layout import Layout
 from worker.core.models import FoundFile, PlannedFile, Reason, State, StoredFile
 from worker.core.redact import has_signature, is_signing_parameter, one_line, strip_signatures
 
@@ -349,37 +350,26 @@ def ending(outcomes: Collection[FileOutcome]) -> tuple[State, Reason]:
     return (State.PARTIAL if len(lost) < len(outcomes) else State.FAILED), reason
 
 
-def public_url(base: str, key: str) -> str:
-    """The public URL of an object: a base URL and its key, percent-encoded."""
-    return base.removesuffix("/") + "/" + quote(key, safe="/")
-
-
 def files_field(
-    plan: Iterable[PlannedFile],
-    outcomes: Mapping[str, FileOutcome],
-    *,
-    bucket: str,
-    public_base: str | None,
+    plan: Iterable[PlannedFile], outcomes: Mapping[str, FileOutcome], layout: Layout
 ) -> list[dict[str, Json]]:
     """The record's ``files``: one entry for each planned file, ``outcomes`` by name.
 
-    ``url`` stands only if there is a public base, ``width``, ``height`` and ``duration`` only if
+    ``url`` is there only if the bucket is public, ``width``, ``height`` and ``duration`` only if
     known, ``filename`` only if the upstream gave one. Raises ``KeyError`` if a file has no outcome.
     """
-    return [_entry(file, outcomes[file.name], bucket, public_base) for file in plan]
+    return [_entry(file, outcomes[file.name], layout) for file in plan]
 
 
-def _entry(
-    file: PlannedFile, outcome: FileOutcome, bucket: str, public_base: str | None
-) -> dict[str, Json]:
+def _entry(file: PlannedFile, outcome: FileOutcome, layout: Layout) -> dict[str, Json]:
     entry: dict[str, Json] = {"name": file.name, "refs": [_safe_ref(ref) for ref in file.refs]}
     filename = {"filename": strip_signatures(file.filename)} if file.filename else {}
     stored = outcome.stored
     if stored is None:
         return entry | filename | {"error": one_line(outcome.error)}
-    entry |= {"key": stored.key, "uri": f"s3://{bucket}/{stored.key}"}
-    if public_base is not None:
-        entry["url"] = public_url(public_base, stored.key)
+    entry |= {"key": stored.key, "uri": layout.uri(stored.key)}
+    if (url := layout.url(stored.key)) is not None:
+        entry["url"] = url
     entry |= {
         "bytes": stored.bytes,
         "sha256": stored.sha256,

@@ -14,6 +14,7 @@ import simplejson
 from worker.core import jsontext
 from worker.core.jsontext import Json
 from worker.core.keys import check_prefix, short_hash
+from worker.core.layout import Layout
 from worker.core.models import Priority
 from worker.core.redact import one_line
 from worker.errors import InvalidSubmission
@@ -38,20 +39,13 @@ _URL_TEXT = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 class Policy:
     """What this fleet accepts.
 
-    ``reply_allow`` are globs ``queue/task``; ``webhooks`` is whether webhooks can be signed;
-    ``prefix`` and ``manifest_prefix`` are those of the settings, with their closing ``/``.
+    ``reply_allow`` are globs ``queue/task``; ``webhooks`` is whether webhooks can be signed.
     """
 
     reply_allow: tuple[str, ...] = ()
     webhooks: bool = False
     namespace: str = "harvester"
-    prefix: str = ""
-    manifest_prefix: str = "manifests/"
-
-    @property
-    def manifests(self) -> str:
-        """Where every manifest's key begins."""
-        return self.prefix + self.manifest_prefix
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +167,8 @@ def _refuse_id(value: object, task_prefix: str, policy: Policy) -> str:
         return "must be a string"
     if not TASK_ID.fullmatch(value):
         return "must be 1-128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
-    folder, manifests = f"{policy.prefix}{task_prefix}{value}/", policy.manifests
+    folder = policy.layout.folder(value, {"prefix": task_prefix})
+    manifests = policy.layout.manifests
     if folder.startswith(manifests) or manifests.startswith(folder):
         return "its files would mix with the manifests"
     return ""
@@ -285,7 +280,7 @@ def _prefix(value: object, policy: Policy) -> str:
         prefix = check_prefix(value)
     except ValueError as error:
         raise InvalidSubmission(str(error)) from error
-    if (policy.prefix + prefix).startswith(policy.manifests):
+    if (policy.layout.prefix + prefix).startswith(policy.layout.manifests):
         raise InvalidSubmission("lies within the manifests")
     return prefix
 

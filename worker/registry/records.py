@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker.core.models import State
 
@@ -57,6 +58,12 @@ class Job:
     def run(self) -> int:
         """The number of the run, from 1."""
         return int(self.record.get("run", "1"))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the submission."""
+        options: dict[str, Any] = json.loads(self.record["options"])
+        return options
 
     @property
     def cap(self) -> int:

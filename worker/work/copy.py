@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core import jsontext, keys, machine, manifest, outputs, schedule
+from worker.core import jsontext, machine, manifest, outputs, schedule
 from worker.core.models import NotFound, Reason, State, Succeeded
 from worker.core.redact import one_line
 from worker.errors import (
@@ -37,6 +37,7 @@ from worker.work.group import first_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from worker.core.layout import Layout
     from worker.core.models import FoundFile, PlannedFile
     from worker.registry.records import Job
     from worker.registry.registry import Registry
@@ -61,16 +62,6 @@ _RESTORED = (
 _STORE_STEP = 60.0  # seconds within which a single step against the store shows life
 _NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
 _EXPIRY_MARGIN = 20.0  # an address that dies sooner than this is asked for anew
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where things go: bucket, key prefixes, and the public address of the bucket if it has one."""
-
-    bucket: str
-    prefix: str
-    manifest_prefix: str
-    public_base_url: str | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,7 +134,7 @@ class CopyWork:
         store: ObjectStore,
         copier: Copier,
         *,
-        places: Places,
+        layout: Layout,
         copy_deadline: float,
         grace: float,
         bound: float,
@@ -154,7 +145,7 @@ class CopyWork:
         self._gateway = gateway
         self._store = store
         self._copier = copier
-        self._places = places
+        self._layout = layout
         self._copy_deadline = copy_deadline
         self._grace = grace
         self._bound = bound
@@ -218,17 +209,14 @@ class CopyWork:
     async def _abort_uploads(self, job: Job) -> None:
         """Abort what is open below the exact prefix of this task, which is ours."""
         try:
-            for upload in await self._store.list_uploads(self._folder(job)):
+            for upload in await self._store.list_uploads(
+                self._layout.folder(job.task_id, job.options)
+            ):
                 await self._store.abort(upload)
                 log.info("upload.aborted", key=upload.key)
         except (StoreBlocked, StoreRefused) as error:
             # the right to list uploads may be missing; the rest works without it
             log.warning("upload.not_aborted", error=str(error))
-
-    def _folder(self, job: Job) -> str:
-        """The prefix of the keys of one task's files."""
-        prefix = json.loads(job.record["options"]).get("prefix", "")
-        return keys.object_base(self._places.prefix, prefix, job.task_id, "")
 
     # -- a new id -----------------------------------------------------------------------------
 
@@ -248,7 +236,9 @@ class CopyWork:
         return record if record and record["state"] == State.STORED else None
 
     async def _manifest(self, task_id: str) -> dict[str, str] | None:
-        body = await self._store.get(self._manifest_key(task_id), max_bytes=manifest.MAX_BYTES)
+        body = await self._store.get(
+            self._layout.manifest_key(task_id), max_bytes=manifest.MAX_BYTES
+        )
         if body is None:
             return None
         try:
@@ -256,7 +246,9 @@ class CopyWork:
         except manifest.NewerSchemaError:
             raise
         except ValueError as error:
-            log.warning("manifest.unreadable", key=self._manifest_key(task_id), error=str(error))
+            log.warning(
+                "manifest.unreadable", key=self._layout.manifest_key(task_id), error=str(error)
+            )
             return None
 
     async def _restore(self, claim: Claim, there: dict[str, str]) -> None:
@@ -276,9 +268,6 @@ class CopyWork:
         )
         log.info("task.final", state="stored", restored=True)
         self._wake(Kind.TELL)
-
-    def _manifest_key(self, task_id: str) -> str:
-        return keys.manifest_key(self._places.prefix, self._places.manifest_prefix, task_id)
 
     # -- copying ------------------------------------------------------------------------------
 
@@ -420,12 +409,10 @@ class CopyWork:
 
     async def _file(self, task: _Task, number: int, url: str, limit: asyncio.Semaphore) -> None:
         planned, job = task.plan[number], task.job
-        prefix = json.loads(job.record["options"]).get("prefix", "")
-        base = keys.object_base(self._places.prefix, prefix, job.task_id, planned.name)
         copying = CopyJob(
             task_id=job.task_id,
             url=url,
-            base=base,
+            base=self._layout.file_base(job.task_id, job.options, planned.name),
             key=job.work.get(f"key:{number}", ""),
             filename=planned.filename,
             format=planned.format,
@@ -561,8 +548,7 @@ class CopyWork:
         files = outputs.files_field(
             task.plan,
             {task.plan[n].name: outcome for n, outcome in task.outcomes.items()},
-            bucket=self._places.bucket,
-            public_base=self._places.public_base_url,
+            self._layout,
         )
         record = {
             **task.job.record,
@@ -573,7 +559,7 @@ class CopyWork:
             "updated_at": str(now),
             "polls": str(int(task.job.record.get("polls", "0")) + task.claim.unsaved.calls),
             "files": jsontext.dumps(files),
-            "manifest": self._manifest_key(task.job.task_id),
+            "manifest": self._layout.manifest_key(task.job.task_id),
         }
         if task.data:
             links = outputs.links(files)
@@ -583,7 +569,10 @@ class CopyWork:
 
     async def _put_manifest(self, task: _Task, record: Mapping[str, str]) -> None:
         """Store the manifest and read it back."""
-        key, body = self._manifest_key(task.job.task_id), manifest.manifest_from_record(record)
+        key, body = (
+            self._layout.manifest_key(task.job.task_id),
+            manifest.manifest_from_record(record),
+        )
         task.claim.alive(_STORE_STEP)
         await task.claim.note()
         await self._store.put_document(key, body, task_id=task.job.task_id)

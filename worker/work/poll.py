@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +95,7 @@ class PollWork:
 
     async def _apply(self, claim: Claim, answer: Answer) -> str:
         job, said = claim.job, answer.observation
-        expected = json.loads(job.record["options"]).get("expected_seconds")
+        expected = job.options.get("expected_seconds")
         pending = isinstance(said, Pending)
         began = answer.began_at
         waiting = machine.Waiting(

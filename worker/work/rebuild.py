@@ -12,11 +12,11 @@ from worker.work.group import first_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from worker.core.layout import Layout
     from worker.registry.registry import Registry
     from worker.transfer.store import ObjectStore
 
 _AT_ONCE = 16
-_SUFFIX = ".json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,11 +31,11 @@ class Rebuilt:
 async def rebuild(
     registry: Registry,
     store: ObjectStore,
-    prefix: str,
+    layout: Layout,
     *,
     seen: Callable[[Rebuilt], None] = lambda _: None,
 ) -> Rebuilt:
-    """Restore the record of every manifest below ``prefix`` that has none.
+    """Restore the record of every manifest that has none.
 
     Records that exist are left as they are; nothing is announced or told, since manifests hold no
     secrets of callbacks. ``seen`` is called after each manifest. Raises the errors of the store
@@ -44,12 +44,12 @@ async def rebuild(
     found = Rebuilt()
     limit = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(key: str) -> None:
+    async def one(task_id: str) -> None:
+        key = layout.manifest_key(task_id)
         try:
             body = await store.get(key, max_bytes=manifest.MAX_BYTES)
             if body is None:
                 return
-            task_id = key.removeprefix(prefix).removesuffix(_SUFFIX)
             try:
                 record = manifest.record_from_manifest(body, task_id)
             except ValueError as error:
@@ -65,8 +65,8 @@ async def rebuild(
 
     with first_error():
         async with asyncio.TaskGroup() as group:
-            async for key in store.keys(prefix):
-                if key.endswith(_SUFFIX):
+            async for key in store.keys(layout.manifests):
+                if (task_id := layout.task_of(key)) is not None:
                     await limit.acquire()
-                    group.create_task(one(key))
+                    group.create_task(one(task_id))
     return found

@@ -45,7 +45,7 @@ class TellWork:
     async def __call__(self, claim: Claim) -> str:
         """Call every channel that is due, and note how it went."""
         job = claim.job
-        callbacks = json.loads(job.record["options"])["callbacks"]
+        callbacks = job.options["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
         # as the manifest holds it: no target learns the secrets in another one's address
         record = manifest.shown(job.record)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from worker.core.jsontext import Json
+    from worker.core.layout import Layout
     from worker.transfer.store import ObjectStore
 
 _AT_ONCE = 8
-_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +38,23 @@ class Verified:
     differences: list[Difference] = field(default_factory=list)
 
 
-async def manifest_ids(store: ObjectStore, prefix: str) -> AsyncIterator[str]:
-    """The task ids of all manifests below ``prefix``."""
-    async for key in store.keys(prefix):
-        if key.endswith(_SUFFIX):
-            yield key.removeprefix(prefix).removesuffix(_SUFFIX)
+async def manifest_ids(store: ObjectStore, layout: Layout) -> AsyncIterator[str]:
+    """The task ids of all manifests."""
+    async for key in store.keys(layout.manifests):
+        if (task_id := layout.task_of(key)) is not None:
+            yield task_id
 
 
 async def verify(
     store: ObjectStore,
-    prefix: str,
+    layout: Layout,
     task_ids: AsyncIterator[str],
     *,
     seen: Callable[[Verified], None] = lambda _: None,
 ) -> Verified:
     """Read every stored file of these tasks again and compare length and SHA-256 to the manifest.
 
-    ``prefix`` is where manifests live; Redis is not asked. ``seen`` is called after each task.
+    Redis is not asked. ``seen`` is called after each task.
     Raises the errors of the store.
     """
     found = Verified()
@@ -62,7 +62,7 @@ async def verify(
 
     async def one(task_id: str) -> None:
         try:
-            await _task(store, f"{prefix}{task_id}{_SUFFIX}", task_id, found)
+            await _task(store, layout.manifest_key(task_id), task_id, found)
         finally:
             limit.release()
             seen(found)
