@@ -229,6 +229,19 @@ def _split(value: object) -> object:
     return tuple(item.strip() for item in items if item.strip())
 
 
+def _gaps(value: object) -> tuple[float, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not 1 <= len(items) <= 10:
+        raise ValueError("must be 1 to 10 numbers of seconds, separated by commas")
+    try:
+        gaps = tuple(float(item) for item in items)
+    except (TypeError, ValueError):
+        raise ValueError("must be numbers of seconds, separated by commas") from None
+    if not all(0 <= gap <= 3600 for gap in gaps):  # also refuses nan
+        raise ValueError("must be numbers from 0 to 3600")
+    return gaps
+
+
 def _each(rule: Callable[[str], str]) -> AfterValidator:
     def check(items: tuple[str, ...]) -> tuple[str, ...]:
         checked = []
@@ -385,6 +398,13 @@ class Settings(BaseSettings):
         21_600,
         description="Seconds after the upstream's success for which files that keep failing are "
         "tried.",
+    )
+    fresh_address_gaps: Annotated[tuple[float, ...], BeforeValidator(_gaps)] = Field(
+        (0, 15, 30),
+        description="Comma-separated waits in seconds, one before each fresh address that is "
+        "asked for when a file's address answers 403, 404 or 410. If the last one answers so too, "
+        "the file is lost. 1 to 10 numbers from 0 to 3600.",
+        examples=["0,15,30"],
     )
     unknown_task_grace: float = Field(
         120,

@@ -9,6 +9,7 @@ import aiohttp
 from config.redis import make_redis, unfit
 from config.settings import BROKER_SCHEMES
 from worker.core.layout import Layout
+from worker.core.schedule import Gaps
 from worker.core.submission import Policy
 from worker.engine import Parts, worker_name
 from worker.errors import RegistryUnavailable, SettingsError
@@ -23,7 +24,9 @@ from worker.transfer.source import Source
 from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.work.copy import CopyWork
+from worker.work.endings import Endings
 from worker.work.intake import Intake
+from worker.work.manifests import Manifests
 from worker.work.poll import PollWork
 from worker.work.tell import Channel, TellWork
 
@@ -75,12 +78,14 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
             await close_one()
         await registry.close()
 
+    layout, gaps = make_layout(settings), Gaps(fresh=settings.fresh_address_gaps)
     return Parts(
         registry=registry,
         works=(
             PollWork(
                 registry,
                 gateway,
+                gaps=gaps,
                 grace=settings.unknown_task_grace,
                 bound=_POLL_TIMEOUT,
                 slots=POLL_SLOTS,
@@ -91,7 +96,9 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 gateway,
                 store,
                 copier,
-                layout=make_layout(settings),
+                Endings(Manifests(store, layout), layout, wake=wake),
+                layout=layout,
+                gaps=gaps,
                 copy_deadline=settings.copy_deadline,
                 grace=settings.unknown_task_grace,
                 bound=_POLL_TIMEOUT,

@@ -21,9 +21,11 @@ from tests.fleet import environ, verify
 from tests.strict_store import StrictStore
 from tests.support import BucketEnv, eventually
 from worker import wiring
+from worker.core.layout import Layout
 from worker.engine import Engine, Parts
 from worker.sandbox.simulator import Simulator
 from worker.transfer.store import ObjectStore
+from worker.work.manifests import Manifests
 from worker.work.rebuild import Rebuilt, rebuild
 
 Start = Callable[..., AbstractAsyncContextManager["Harness"]]
@@ -306,7 +308,8 @@ async def test_records_are_rebuilt_from_the_manifests(start: Start) -> None:
         store = ObjectStore.from_settings(load_settings())
 
         async def again(parts: Parts) -> Rebuilt:
-            return await rebuild(parts.registry, store, f"{harness.namespace}/manifests/")
+            layout = Layout(prefix=f"{harness.namespace}/")
+            return await rebuild(parts.registry, Manifests(store, layout))
 
         assert (await harness.ask(again)).restored == 3
         found = await harness.ask(again)

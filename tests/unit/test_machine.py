@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from worker.core import machine
 from worker.core.machine import Again, Copy, End, GiveUp, Trial, TryAgain, Waiting
 from worker.core.models import Doubtful, Failed, NotFound, Pending, Reason, Succeeded
+from worker.core.schedule import Gaps
 
+GAPS = Gaps()
 T0 = 1_700_000_000_000
 TASK = Waiting(now=T0 + 10_000, asked_from=T0, deadline_at=T0 + 3_600_000, grace=120)
 
 
 def decide(task: Waiting, said: object, chance: float = 0.5) -> Again | Copy | End:
-    return machine.on_answer(task, said, chance=chance)  # type: ignore[arg-type]
+    return machine.on_answer(task, said, GAPS, chance=chance)  # type: ignore[arg-type]
 
 
 def test_success_is_copied_even_past_the_deadline() -> None:
@@ -96,7 +98,7 @@ def test_a_pending_task_is_looked_at_again_in_bounded_time(
 
 def test_a_file_is_gone_after_three_fresh_addresses_over_about_a_minute() -> None:
     trial, delays = Trial(), []
-    while isinstance(step := machine.on_gone(trial, "403"), TryAgain):
+    while isinstance(step := machine.on_gone(trial, "403", GAPS), TryAgain):
         trial = step.trial
         assert trial.stale
         delays.append(step.delay)
@@ -106,32 +108,32 @@ def test_a_file_is_gone_after_three_fresh_addresses_over_about_a_minute() -> Non
 
 
 def test_a_fault_is_tried_again_until_the_copy_deadline() -> None:
-    step = machine.on_fault(Trial(faults=50), "reset", store=False, late=False, chance=0.5)
+    step = machine.on_fault(Trial(faults=50), "reset", GAPS, store=False, late=False, chance=0.5)
     assert isinstance(step, TryAgain)
     assert step.delay <= 132
     assert step.trial.faults == 51
-    late = machine.on_fault(Trial(faults=50), "reset", store=False, late=True, chance=0.5)
+    late = machine.on_fault(Trial(faults=50), "reset", GAPS, store=False, late=True, chance=0.5)
     assert late == GiveUp(reason=Reason.FILES_UNAVAILABLE, error="reset")
 
 
 def test_a_store_out_of_reach_never_ends_a_file() -> None:
-    step = machine.on_fault(Trial(), "503", store=True, late=True, chance=0.5)
+    step = machine.on_fault(Trial(), "503", GAPS, store=True, late=True, chance=0.5)
     assert isinstance(step, TryAgain)
 
 
 def test_a_fault_between_gone_answers_does_not_forget_them() -> None:
-    gone = machine.on_gone(Trial(), "403")
+    gone = machine.on_gone(Trial(), "403", GAPS)
     assert isinstance(gone, TryAgain)
-    fault = machine.on_fault(gone.trial, "reset", store=False, late=False, chance=0.5)
+    fault = machine.on_fault(gone.trial, "reset", GAPS, store=False, late=False, chance=0.5)
     assert isinstance(fault, TryAgain)
     assert fault.trial.gone == 1
     assert fault.trial.stale  # the dead address is not counted a second time
 
 
 def test_a_refusal_between_gone_answers_does_not_forget_them() -> None:
-    gone = machine.on_gone(Trial(), "403")
+    gone = machine.on_gone(Trial(), "403", GAPS)
     assert isinstance(gone, TryAgain)
-    refused = machine.on_refused(gone.trial, "400", chance=0.5)
+    refused = machine.on_refused(gone.trial, "400", GAPS, chance=0.5)
     assert isinstance(refused, TryAgain)
     assert refused.trial.gone == 1
     assert refused.trial.stale
@@ -139,7 +141,7 @@ def test_a_refusal_between_gone_answers_does_not_forget_them() -> None:
 
 def test_refusals_of_a_reachable_store_end_as_storage_error() -> None:
     trial, steps = Trial(), 0
-    while isinstance(step := machine.on_refused(trial, "400", chance=0.5), TryAgain):
+    while isinstance(step := machine.on_refused(trial, "400", GAPS, chance=0.5), TryAgain):
         trial, steps = step.trial, steps + 1
     assert step == GiveUp(reason=Reason.STORAGE_ERROR, error="400")
     assert steps == machine.REFUSALS - 1

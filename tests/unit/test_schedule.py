@@ -37,7 +37,7 @@ def test_the_price_rises_with_what_is_behind_up_to_a_bound(behind: float, more: 
 
 @given(st.integers(0, 10_000), chances)
 def test_backoff_is_bounded(faults: int, chance: float) -> None:
-    assert 0.9 <= schedule.backoff(faults, chance=chance) <= 66
+    assert 0.9 <= schedule.Backoff().after(faults, chance=chance) <= 66
 
 
 def test_webhooks_are_tried_for_about_three_days() -> None:

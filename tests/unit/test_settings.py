@@ -58,6 +58,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.poll_rate == 20
     assert settings.deadline == 86400
     assert settings.copy_deadline == 21600
+    assert settings.fresh_address_gaps == (0, 15, 30)
     assert settings.unknown_task_grace == 120
     assert settings.lease == 60
     assert settings.max_file_bytes == 5368709120
@@ -278,6 +279,11 @@ def test_all_that_is_wrong_is_listed_at_once(environ: dict[str, str]) -> None:
         ("HARVESTER_DEADLINE", "-1"),
         ("HARVESTER_DEADLINE", "1e30"),
         ("HARVESTER_COPY_DEADLINE", "0"),
+        ("HARVESTER_FRESH_ADDRESS_GAPS", ","),
+        ("HARVESTER_FRESH_ADDRESS_GAPS", "0,soon"),
+        ("HARVESTER_FRESH_ADDRESS_GAPS", "0,-1"),
+        ("HARVESTER_FRESH_ADDRESS_GAPS", "0,nan"),
+        ("HARVESTER_FRESH_ADDRESS_GAPS", "1,1,1,1,1,1,1,1,1,1,1"),
         ("HARVESTER_UNKNOWN_TASK_GRACE", "-0.5"),
         ("HARVESTER_LEASE", "4.9"),
         ("HARVESTER_MAX_FILE_BYTES", "0"),
@@ -323,6 +329,7 @@ def test_values_are_normalised(environ: dict[str, str]) -> None:
         "HARVESTER_PUT_OPTIONS": '{"ACL": "private", "StorageClass": "STANDARD_IA"}',
         "HARVESTER_DEADLINE": "20.0",
         "HARVESTER_RECORD_TTL": "20.0",
+        "HARVESTER_FRESH_ADDRESS_GAPS": "0, 2.5",
         "HARVESTER_UNKNOWN_TASK_GRACE": "0",
         "HARVESTER_SOURCE_HOSTS": " *.Aliyuncs.com , files.example.com,,",
         "HARVESTER_SOURCE_ALLOW_PRIVATE": "10.1.2.3/8,::1,fd00::/8,*.internal",
@@ -332,6 +339,7 @@ def test_values_are_normalised(environ: dict[str, str]) -> None:
     }
     settings = load_settings()
     assert settings.speedpix_endpoint == "http://127.0.0.1:8099"
+    assert settings.fresh_address_gaps == (0, 2.5)
     assert settings.prefix == "media/comfy/"
     assert settings.manifest_prefix == "m/"
     assert settings.public_base_url == "https://cdn.example.com/"
@@ -420,7 +428,7 @@ def row(field: str) -> str:
     elif info.default is None or info.default in ((), ""):
         default = "unset"
     elif isinstance(info.default, tuple):
-        default = f"`{','.join(info.default)}`"
+        default = f"`{','.join(map(str, info.default))}`"
     else:
         default = f"`{info.default}`"
     return f"| `{variable(field)}` | {default} | {info.description} |"

@@ -72,6 +72,7 @@ def rebuild(
 async def _rebuild(chosen: Settings) -> Rebuilt:
     from worker.transfer.store import ObjectStore
     from worker.wiring import make_layout
+    from worker.work.manifests import Manifests
     from worker.work.rebuild import rebuild as restore_all
 
     store = ObjectStore.from_settings(chosen)
@@ -80,8 +81,7 @@ async def _rebuild(chosen: Settings) -> Rebuilt:
             with console(stderr=True).status("") as line:
                 return await restore_all(
                     fleet,
-                    store,
-                    make_layout(chosen),
+                    Manifests(store, make_layout(chosen)),
                     seen=lambda found: line.update(f"{found.restored} restored"),
                 )
     finally:

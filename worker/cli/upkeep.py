@@ -182,16 +182,17 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
     from worker.transfer.store import ObjectStore
     from worker.wiring import make_layout
     from worker.work import verify as work
+    from worker.work.manifests import Manifests
 
     store = ObjectStore.from_settings(chosen)
-    layout = make_layout(chosen)
+    manifests = Manifests(store, make_layout(chosen))
 
     async def ids() -> AsyncIterator[str]:
         if task_ids:
             for task_id in dict.fromkeys(task_ids):
                 yield task_id
         elif since is None:
-            async for task_id in work.manifest_ids(store, layout):
+            async for task_id in manifests.ids():
                 yield task_id
         else:
             async with registry(chosen) as fleet:
@@ -205,7 +206,7 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
         with console(stderr=True).status("") as line:
             return await work.verify(
                 store,
-                layout,
+                manifests,
                 ids(),
                 seen=lambda found: line.update(f"{found.tasks} tasks, {size(found.bytes)}"),
             )

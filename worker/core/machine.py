@@ -28,8 +28,6 @@ DOUBTS_SECONDS = 60.0
 POISON_LAPSES = 6
 POISONED_ERROR = "its worker died several times while working on this task alone"
 
-FRESH_ADDRESSES = 3
-_FRESH_GAPS = (0.0, 15.0, 30.0)  # before the first, second and third fresh address
 REFUSALS = 5
 
 
@@ -81,7 +79,9 @@ class End:
     error: str
 
 
-def on_answer(task: Waiting, said: Observation, *, chance: float) -> Again | Copy | End:
+def on_answer(
+    task: Waiting, said: Observation, gaps: schedule.Gaps, *, chance: float
+) -> Again | Copy | End:
     """What follows from a conclusive answer about a waiting task."""
     match said:
         case Succeeded():
@@ -98,7 +98,7 @@ def on_answer(task: Waiting, said: Observation, *, chance: float) -> Again | Cop
             long_enough = task.now - task.doubted_at >= DOUBTS_SECONDS * 1000
             if task.doubts + 1 >= DOUBTS and task.doubted_at and long_enough:
                 return End(reason=Reason.UPSTREAM_ERROR, error=said.error)
-            delay = schedule.backoff(task.doubts + 1, first=2, longest=15, chance=chance)
+            delay = gaps.doubt.after(task.doubts + 1, chance=chance)
             return Again(delay=delay, doubt=True)
         case Pending():
             if task.now >= task.deadline_at:
@@ -164,19 +164,19 @@ class GiveUp:
     error: str
 
 
-def on_gone(trial: Trial, error: str) -> TryAgain | GiveUp:
+def on_gone(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
     """The address answered 403, 404 or 410, or the upstream no longer names the file.
 
-    Lost once three fresh addresses, asked for over about 45 s, have answered so too.
+    Lost once as many fresh addresses as there are gaps have answered so too.
     """
-    if trial.gone >= FRESH_ADDRESSES:
+    if trial.gone >= len(gaps.fresh):
         return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
     after = replace(trial, gone=trial.gone + 1, error=error, stale=True)
-    return TryAgain(trial=after, delay=_FRESH_GAPS[trial.gone])
+    return TryAgain(trial=after, delay=gaps.fresh[trial.gone])
 
 
 def on_fault(
-    trial: Trial, error: str, *, store: bool, late: bool, chance: float
+    trial: Trial, error: str, gaps: schedule.Gaps, *, store: bool, late: bool, chance: float
 ) -> TryAgain | GiveUp:
     """The transfer failed on the way: tried again, more and more seldom.
 
@@ -187,15 +187,15 @@ def on_fault(
         return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
     faults = trial.faults + 1
     after = replace(trial, faults=faults, error=error)
-    return TryAgain(trial=after, delay=schedule.backoff(faults, longest=120, chance=chance))
+    return TryAgain(trial=after, delay=gaps.file.after(faults, chance=chance))
 
 
-def on_refused(trial: Trial, error: str, *, chance: float) -> TryAgain | GiveUp:
+def on_refused(
+    trial: Trial, error: str, gaps: schedule.Gaps, *, chance: float
+) -> TryAgain | GiveUp:
     """A reachable store refused this object: given up after several refusals, a minute apart."""
     refusals = trial.refusals + 1
     if refusals >= REFUSALS:
         return GiveUp(reason=Reason.STORAGE_ERROR, error=error)
     after = replace(trial, refusals=refusals, error=error)
-    return TryAgain(
-        trial=after, delay=schedule.backoff(refusals, first=2, longest=60, chance=chance)
-    )
+    return TryAgain(trial=after, delay=gaps.refused.after(refusals, chance=chance))

@@ -5,6 +5,7 @@ All times are seconds. ``chance`` is a number in [0, 1) from the caller's random
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,9 +67,53 @@ def _growing(age: float) -> float:
     return min(LONGEST, max(SHORTEST, age / 10))
 
 
-def backoff(faults: int, *, first: float = 1.0, longest: float = 60.0, chance: float) -> float:
-    """The wait after the ``faults``-th fault in a row (from 1): doubling, with jitter."""
-    return jittered(min(longest, first * 2.0 ** min(max(0, faults - 1), 30)), chance)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Waits that double from ``first`` to ``longest`` seconds."""
+
+    first: float = 1.0
+    longest: float = 60.0
+
+    def after(self, faults: int, *, chance: float) -> float:
+        """The wait after the ``faults``-th fault in a row (from 1), with jitter."""
+        seconds = min(self.longest, self.first * 2.0 ** min(max(0, faults - 1), 30))
+        return jittered(seconds, chance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaps:
+    """Every wait between one try and the next, in seconds.
+
+    ``upstream``: after a call that failed. ``doubt``: after an answer that cannot be used.
+    ``blocked``: while a circuit is open; it decides itself when a probe may go. ``store``: after
+    the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
+    store refused the object. ``fresh``: before the first, second, third… fresh address of a file
+    that is gone. ``newer``: until a newer worker may take what only it can read.
+    """
+
+    upstream: Backoff = Backoff(longest=30)
+    doubt: Backoff = Backoff(first=2, longest=15)
+    blocked: float = 1.0
+    store: Backoff = Backoff(longest=60)
+    file: Backoff = Backoff(longest=120)
+    refused: Backoff = Backoff(first=2, longest=60)
+    fresh: tuple[float, ...] = (0.0, 15.0, 30.0)
+    newer: float = 5.0
+
+    @classmethod
+    def none(cls) -> Gaps:
+        """No wait at all, for tests."""
+        never = Backoff(first=0, longest=0)
+        return cls(
+            upstream=never,
+            doubt=never,
+            blocked=0,
+            store=never,
+            file=never,
+            refused=never,
+            fresh=(0.0, 0.0, 0.0),
+            newer=0,
+        )
 
 
 def jittered(seconds: float, chance: float) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core import durations, jsontext, machine, outputs, schedule
+from worker.core import machine, polling, schedule
 from worker.core.models import Pending, Reason, State
+from worker.core.polling import Step, ending_note
 from worker.errors import (
     RegistryUnavailable,
     UpstreamBlocked,
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from worker.core.durations import Durations
     from worker.core.models import Answer
-    from worker.registry.records import Job
     from worker.registry.registry import Registry
     from worker.upstream.gateway import Gateway
     from worker.work.claim import Claim
@@ -40,7 +41,8 @@ class PollWork:
     """One upstream call for each claimed task.
 
     ``grace`` is the time in seconds during which "cannot find task" is not believed; ``bound`` the
-    longest a call can take; ``wake`` is called when a task is due for copying.
+    longest a call can take; ``wake`` is called when a task is due for copying; ``chance`` gives
+    numbers in [0, 1).
     """
 
     kind = Kind.POLL
@@ -54,6 +56,8 @@ class PollWork:
         bound: float,
         slots: int,
         wake: Callable[[Kind], None],
+        gaps: schedule.Gaps,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._registry = registry
         self._gateway = gateway
@@ -61,6 +65,8 @@ class PollWork:
         self._bound = bound
         self.slots = slots
         self._wake = wake
+        self._gaps = gaps
+        self._chance = chance
         self._circuit = Circuit(registry, "upstream")
         self._known: dict[str, tuple[float, Durations | None]] = {}
 
@@ -68,11 +74,10 @@ class PollWork:
         """Poll once; every way out saves and gives the claim up."""
         job = claim.job
         if job.work.get("cancel"):
-            await self._to_copy(claim, {})
-            return "canceled"
+            return await self._apply(claim, Step(outcome="canceled", copy=True))
         if job.note("lapses") >= machine.POISON_LAPSES:
-            await self._to_copy(claim, ending_note(Reason.POISONED, machine.POISONED_ERROR))
-            return "poisoned"
+            note = ending_note(Reason.POISONED, machine.POISONED_ERROR)
+            return await self._apply(claim, Step(outcome="poisoned", copy=True, work=note))
         claim.alive(self._bound + 5)
         claim.unsaved.calls += 1
         try:
@@ -80,25 +85,31 @@ class PollWork:
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
             log.info("upstream.throttled", error=str(error))
-            await self._later(claim)
-            return "throttled"
+            return await self._failed(claim, "throttled")
         except UpstreamUnavailable as error:
             log.info("upstream.unavailable", error=str(error))
-            await self._later(claim)
-            return "unavailable"
+            return await self._failed(claim, "unavailable")
         except UpstreamBlocked as error:
             await self._circuit.blocked(error.kind, error, probe=job.probe)
-            await claim.save(Kind.POLL, delay=1)
-            return "blocked"
+            return await self._apply(claim, Step(outcome="blocked", delay=self._gaps.blocked))
         await self._circuit.proven(job)
-        return await self._apply(claim, answer)
+        return await self._answered(claim, answer)
 
-    async def _apply(self, claim: Claim, answer: Answer) -> str:
+    async def _failed(self, claim: Claim, outcome: str) -> str:
+        await self._circuit.unproven(claim.job)
+        faults = claim.job.note("faults") + 1
+        step = polling.failed(faults, self._gaps, chance=self._chance())
+        return await self._apply(claim, replace(step, outcome=outcome))
+
+    async def _answered(self, claim: Claim, answer: Answer) -> str:
         job, said = claim.job, answer.observation
-        expected = job.options.get("expected_seconds")
         pending = isinstance(said, Pending)
-        began = answer.began_at
-        waiting = machine.Waiting(
+        if isinstance(said, Pending) and not said.known:
+            event = f"status:{said.status[:64]}"
+            if await insist(lambda: self._registry.say_once(event, seconds=3600)):
+                log.warning("upstream.unknown_status", status=said.status)
+        expected, began = job.options.get("expected_seconds"), answer.began_at
+        task = machine.Waiting(
             now=job.claimed_at,
             asked_from=job.note("asked_from"),
             deadline_at=job.note("deadline_at"),
@@ -111,47 +122,36 @@ class PollWork:
             price=schedule.price(job.behind),
             grace=self._grace,
         )
-        if isinstance(said, Pending) and not said.known:
-            event = f"status:{said.status[:64]}"
-            if await insist(lambda: self._registry.say_once(event, seconds=3600)):
-                log.warning("upstream.unknown_status", status=said.status)
-        changed = job.record.get("upstream") != answer.upstream
-        seen = {"upstream": answer.upstream} if changed else {}
-        match machine.on_answer(waiting, said, chance=random.random()):
-            case machine.Again() as again:
-                work = {"faults": ""}
-                if again.seen:
-                    work |= {"seen_at": str(job.claimed_at), "doubts": "", "doubted_at": ""}
-                if again.doubt:
-                    work |= {
-                        "doubts": str(waiting.doubts + 1),
-                        "doubted_at": str(waiting.doubted_at or job.claimed_at),
-                    }
-                    log.info("upstream.doubtful", answer=type(said).__name__)
-                await claim.save(Kind.POLL, delay=again.delay, record=seen, work=work)
-                return "pending" if again.seen else "unsure"
-            case machine.Copy() as copy:
-                now = job.claimed_at
-                delay = schedule.copy_delay(_soonest_expiry(copy.data), now / 1000)
-                work = {"data": copy.data, "succeeded_at": str(now), "faults": ""}
-                learned = _learn(job, answer)
-                await claim.save(
-                    Kind.COPY,
-                    delay=delay,
-                    state=State.COPYING,
-                    record=seen,
-                    work=work,
-                    learned=learned,
-                )
-                if learned is not None and answer.ended_at is not None:
-                    lag = max(0.0, now / 1000 - answer.ended_at)
-                    self._registry.tally.observe("detection_lag", lag)
-                log.info("task.succeeded_upstream")
-                self._wake(Kind.COPY)
-                return "succeeded"
-            case machine.End() as end:
-                await self._to_copy(claim, ending_note(end.reason, end.error), record=seen)
-                return "ended"
+        step = polling.answered(
+            task,
+            answer,
+            self._gaps,
+            upstream=job.record.get("upstream"),
+            first_run=job.run == 1,
+            chance=self._chance(),
+        )
+        if step.outcome == "unsure":
+            log.info("upstream.doubtful", answer=type(said).__name__)
+        outcome = await self._apply(claim, step)
+        if step.learned is not None and answer.ended_at is not None:
+            lag = max(0.0, job.claimed_at / 1000 - answer.ended_at)
+            self._registry.tally.observe("detection_lag", lag)
+        if step.state is State.COPYING:
+            log.info("task.succeeded_upstream")
+        return outcome
+
+    async def _apply(self, claim: Claim, step: Step) -> str:
+        await claim.save(
+            Kind.COPY if step.copy else Kind.POLL,
+            delay=step.delay,
+            state=step.state,
+            record=step.record,
+            work=step.work,
+            learned=step.learned,
+        )
+        if step.copy:
+            self._wake(Kind.COPY)
+        return step.outcome
 
     async def _durations(self, label: str) -> Durations | None:
         """What is known of a label; ``None`` if Redis cannot tell: nothing waits for it."""
@@ -171,38 +171,3 @@ class PollWork:
             return before
         self._known[label] = (now + _KNOWN_FOR, found)
         return found
-
-    async def _later(self, claim: Claim) -> None:
-        await self._circuit.unproven(claim.job)
-        faults = claim.job.note("faults") + 1
-        delay = schedule.backoff(faults, longest=30, chance=random.random())
-        await claim.save(Kind.POLL, delay=delay, work={"faults": str(faults)})
-
-    async def _to_copy(self, claim: Claim, work: dict[str, str], **step: Any) -> None:
-        """Hand over to where endings are written."""
-        await claim.save(Kind.COPY, work=work, **step)
-        self._wake(Kind.COPY)
-
-
-def _learn(job: Job, answer: Answer) -> durations.Lesson | None:
-    """What a task that is done teaches; a retry teaches nothing, its task was done long before."""
-    if job.run > 1:
-        return None
-    asked_from = job.note("asked_from") / 1000
-    return durations.to_learn(
-        asked_from=asked_from,
-        seen_at=max(asked_from, job.note("seen_at") / 1000),
-        now=job.claimed_at / 1000,
-        began=answer.began_at,
-        ended=answer.ended_at,
-    )
-
-
-def _soonest_expiry(data: str) -> float | None:
-    found = outputs.find_files(jsontext.loads(data))
-    return min(filter(None, (outputs.url_expiry(file.url) for file in found)), default=None)
-
-
-def ending_note(reason: Reason, error: str) -> dict[str, str]:
-    """The note by which an ending is handed over."""
-    return {"ending": jsontext.dumps({"reason": reason, "error": error})}

@@ -6,15 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from worker.core import manifest
 from worker.work.group import first_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.core.layout import Layout
     from worker.registry.registry import Registry
-    from worker.transfer.store import ObjectStore
+    from worker.work.manifests import Manifests
 
 _AT_ONCE = 16
 
@@ -30,8 +28,7 @@ class Rebuilt:
 
 async def rebuild(
     registry: Registry,
-    store: ObjectStore,
-    layout: Layout,
+    manifests: Manifests,
     *,
     seen: Callable[[Rebuilt], None] = lambda _: None,
 ) -> Rebuilt:
@@ -45,15 +42,13 @@ async def rebuild(
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def one(task_id: str) -> None:
-        key = layout.manifest_key(task_id)
         try:
-            body = await store.get(key, max_bytes=manifest.MAX_BYTES)
-            if body is None:
-                return
             try:
-                record = manifest.record_from_manifest(body, task_id)
+                record = await manifests.load(task_id)
             except ValueError as error:
-                found.unreadable.append((key, str(error)))
+                found.unreadable.append((manifests.key(task_id), str(error)))
+                return
+            if record is None:  # removed since it was listed
                 return
             if await registry.restore(record):
                 found.restored += 1
@@ -65,8 +60,7 @@ async def rebuild(
 
     with first_error():
         async with asyncio.TaskGroup() as group:
-            async for key in store.keys(layout.manifests):
-                if (task_id := layout.task_of(key)) is not None:
-                    await limit.acquire()
-                    group.create_task(one(task_id))
+            async for task_id in manifests.ids():
+                await limit.acquire()
+                group.create_task(one(task_id))
     return found

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from worker.core.jsontext import Json
-    from worker.core.layout import Layout
     from worker.transfer.store import ObjectStore
+    from worker.work.manifests import Manifests
 
 _AT_ONCE = 8
 
@@ -38,16 +38,9 @@ class Verified:
     differences: list[Difference] = field(default_factory=list)
 
 
-async def manifest_ids(store: ObjectStore, layout: Layout) -> AsyncIterator[str]:
-    """The task ids of all manifests."""
-    async for key in store.keys(layout.manifests):
-        if (task_id := layout.task_of(key)) is not None:
-            yield task_id
-
-
 async def verify(
     store: ObjectStore,
-    layout: Layout,
+    manifests: Manifests,
     task_ids: AsyncIterator[str],
     *,
     seen: Callable[[Verified], None] = lambda _: None,
@@ -62,7 +55,7 @@ async def verify(
 
     async def one(task_id: str) -> None:
         try:
-            await _task(store, layout.manifest_key(task_id), task_id, found)
+            await _task(store, manifests, task_id, found)
         finally:
             limit.release()
             seen(found)
@@ -75,15 +68,16 @@ async def verify(
     return found
 
 
-async def _task(store: ObjectStore, key: str, task_id: str, found: Verified) -> None:
+async def _task(store: ObjectStore, manifests: Manifests, task_id: str, found: Verified) -> None:
     found.tasks += 1
-    body = await store.get(key, max_bytes=manifest.MAX_BYTES)
+    reason = "there is no manifest"
     try:
-        if body is None:
-            raise ValueError("there is no manifest")  # noqa: TRY301  one place reports all
-        record = manifest.record_from_manifest(body, task_id)
+        record = await manifests.load(task_id)
     except ValueError as error:
-        found.differences.append(Difference(task_id=task_id, key=key, reason=str(error)))
+        record, reason = None, str(error)
+    if record is None:
+        key = manifests.key(task_id)
+        found.differences.append(Difference(task_id=task_id, key=key, reason=reason))
         return
     files = jsontext.loads(
         record.get("files") or "[]", max_bytes=manifest.MAX_BYTES, max_depth=jsontext.MAX_DEPTH

@@ -1,0 +1,146 @@
+"""One task's files while they are copied: which can be tried now, and what became of each.
+
+Functions of values and of the state they are given: nothing is read or written, and time (Unix
+milliseconds) and chance are passed in.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from worker.core import jsontext, machine, outputs
+from worker.core.models import NotFound, Succeeded
+from worker.core.redact import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from worker.core.models import FoundFile, Observation, PlannedFile
+    from worker.core.schedule import Gaps
+
+EXPIRY_MARGIN = 20.0
+"""Seconds: an address that expires sooner than this is replaced by a fresh one first."""
+
+Verdict = machine.TryAgain | machine.GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class InVain:
+    """No fresh addresses came; ``answered`` says that the upstream did answer."""
+
+    error: str
+    answered: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Files:
+    """The files of one task.
+
+    ``plan`` is fixed at the first look. Both other members are by a file's place in it:
+    ``outcomes`` of files that are stored or lost; ``trials`` of those that failed so far, with the
+    time of the next try. ``found`` are the addresses of the newest reply.
+    """
+
+    plan: Sequence[PlannedFile] = ()
+    outcomes: dict[int, outputs.FileOutcome] = field(default_factory=dict)
+    trials: dict[int, tuple[machine.Trial, int]] = field(default_factory=dict)
+    found: Sequence[FoundFile] = ()
+
+    @classmethod
+    def from_notes(cls, work: Mapping[str, str]) -> Files:
+        """The files as a task's notes tell; raises ``ValueError`` if these are malformed."""
+        files = cls(plan=outputs.plan_from_json(work["plan"]) if "plan" in work else ())
+        for name, value in work.items():
+            what, _, number = name.partition(":")
+            if what in ("file", "lost"):
+                files.outcomes[int(number)] = outputs.FileOutcome.from_json(value)
+            elif what == "try":
+                note = json.loads(value)
+                files.trials[int(number)] = (machine.Trial(**note["trial"]), note["at"])
+        return files
+
+    # -- what can be tried --------------------------------------------------------------------
+
+    @property
+    def pending(self) -> list[int]:
+        """The files that are neither stored nor lost."""
+        return [number for number in range(len(self.plan)) if number not in self.outcomes]
+
+    def ready(self, now: int) -> list[int]:
+        """The pending files that may be tried now."""
+        return [n for n in self.pending if n not in self.trials or self.trials[n][1] <= now]
+
+    def next_try(self, now: int) -> int:
+        """When the next pending file may be tried."""
+        return min((self.trials[n][1] for n in self.pending if n in self.trials), default=now)
+
+    def addresses(self) -> dict[int, str]:
+        """The address of each pending file that the newest reply names."""
+        stored = {self.plan[number].name for number in self.outcomes}
+        by_name = outputs.addresses(self.plan, self.found, stored)
+        return {n: by_name[self.plan[n].name] for n in self.pending if self.plan[n].name in by_name}
+
+    def stale(self, numbers: Iterable[int], now: int) -> list[int]:
+        """Those of some files that need a fresh address before they are tried."""
+        known = self.addresses()
+        return [number for number in numbers if self._is_stale(number, known.get(number), now)]
+
+    def _is_stale(self, number: int, url: str | None, now: int) -> bool:
+        if url is None or (number in self.trials and self.trials[number][0].stale):
+            return True
+        expiry = outputs.url_expiry(url)
+        return expiry is not None and expiry < now / 1000 + EXPIRY_MARGIN
+
+    def soonest_first(self, numbers: Iterable[int]) -> list[tuple[int, str]]:
+        """Some files with their addresses, those that expire soonest first."""
+        known = self.addresses()
+        pairs = [(number, known[number]) for number in numbers if number in known]
+        return sorted(pairs, key=lambda pair: outputs.url_expiry(pair[1]) or 1e18)
+
+    # -- what became of one -------------------------------------------------------------------
+
+    def on_gone(self, number: int, error: str, gaps: Gaps) -> Verdict:
+        """Its address is gone, or the upstream no longer names the file."""
+        return machine.on_gone(self._trial(number), error, gaps)
+
+    def on_fault(
+        self, number: int, error: str, gaps: Gaps, *, store: bool, late: bool, chance: float
+    ) -> Verdict:
+        """Its transfer failed, because of the ``store`` or not; ``late``: past the deadline."""
+        trial = self._trial(number)
+        return machine.on_fault(trial, error, gaps, store=store, late=late, chance=chance)
+
+    def on_refused(self, number: int, error: str, gaps: Gaps, *, chance: float) -> Verdict:
+        """The store refused the object."""
+        return machine.on_refused(self._trial(number), error, gaps, chance=chance)
+
+    def _trial(self, number: int) -> machine.Trial:
+        return self.trials[number][0] if number in self.trials else machine.Trial()
+
+    def follow(self, number: int, verdict: Verdict, now: int) -> dict[str, str]:
+        """Keep a verdict on a file; the notes of it (an empty one is removed)."""
+        error = one_line(
+            verdict.error if isinstance(verdict, machine.GiveUp) else verdict.trial.error
+        )
+        if isinstance(verdict, machine.GiveUp):
+            outcome = outputs.FileOutcome(error=error, reason=verdict.reason)
+            self.outcomes[number] = outcome
+            return {f"lost:{number}": outcome.to_json(), f"try:{number}": ""}
+        trial, at = replace(verdict.trial, error=error), now + round(verdict.delay * 1000)
+        self.trials[number] = (trial, at)
+        return {f"try:{number}": json.dumps({"trial": asdict(trial), "at": at})}
+
+
+def fresh_addresses(said: Observation, *, now: int, believed_from: int) -> list[FoundFile] | InVain:
+    """The files that a new answer names.
+
+    That the task cannot be found is believed from ``believed_from`` on: then it names none.
+    """
+    if isinstance(said, Succeeded):
+        return outputs.find_files(jsontext.loads(said.data))
+    if isinstance(said, NotFound) and now >= believed_from:
+        return []
+    why = f"the upstream gives no fresh address: {type(said).__name__}"
+    return InVain(why, answered=True)

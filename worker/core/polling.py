@@ -1,0 +1,105 @@
+"""One poll: what is known of a waiting task, and what an answer about it leads to.
+
+Functions of values: nothing is read or written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from worker.core import durations, jsontext, machine, outputs, schedule
+from worker.core.models import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.core.durations import Lesson
+    from worker.core.models import Answer, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What to save after a poll, and the ``outcome`` in one word for the report.
+
+    ``copy`` says that the task goes on to the bucket, to be copied or ended there; otherwise it is
+    polled again after ``delay`` seconds (negative: sooner than others). ``record`` and ``work`` are
+    fields to write; an empty ``work`` value removes the note.
+    """
+
+    outcome: str
+    copy: bool = False
+    delay: float = 0.0
+    state: State | None = None
+    record: Mapping[str, str] = field(default_factory=dict)
+    work: Mapping[str, str] = field(default_factory=dict)
+    learned: Lesson | None = None
+
+
+def ending_note(reason: Reason, error: str) -> dict[str, str]:
+    """The note by which a poll leaves an ending to be written."""
+    return {"ending": jsontext.dumps({"reason": reason, "error": error})}
+
+
+def failed(faults: int, gaps: schedule.Gaps, *, chance: float) -> Step:
+    """A call that brought no answer, the ``faults``-th in a row."""
+    return Step(
+        outcome="unavailable",
+        delay=gaps.upstream.after(faults, chance=chance),
+        work={"faults": str(faults)},
+    )
+
+
+def answered(
+    task: machine.Waiting,
+    answer: Answer,
+    gaps: schedule.Gaps,
+    *,
+    upstream: str | None,
+    first_run: bool,
+    chance: float,
+) -> Step:
+    """What a conclusive answer leads to; ``upstream`` is that field of the record so far."""
+    record = {} if upstream == answer.upstream else {"upstream": answer.upstream}
+    match machine.on_answer(task, answer.observation, gaps, chance=chance):
+        case machine.Again() as again:
+            work = {"faults": ""}
+            if again.seen:
+                work |= {"seen_at": str(task.now), "doubts": "", "doubted_at": ""}
+            if again.doubt:
+                work |= {
+                    "doubts": str(task.doubts + 1),
+                    "doubted_at": str(task.doubted_at or task.now),
+                }
+            outcome = "pending" if again.seen else "unsure"
+            return Step(outcome=outcome, delay=again.delay, record=record, work=work)
+        case machine.Copy() as copy:
+            return Step(
+                outcome="succeeded",
+                copy=True,
+                delay=schedule.copy_delay(_soonest_expiry(copy.data), task.now / 1000),
+                state=State.COPYING,
+                record=record,
+                work={"data": copy.data, "succeeded_at": str(task.now), "faults": ""},
+                # a retry teaches nothing: its task was done long before
+                learned=_lesson(task, answer) if first_run else None,
+            )
+        case machine.End() as end:
+            note = ending_note(end.reason, end.error)
+            return Step(outcome="ended", copy=True, record=record, work=note)
+
+
+def _lesson(task: machine.Waiting, answer: Answer) -> Lesson | None:
+    asked_from = task.asked_from / 1000
+    return durations.to_learn(
+        asked_from=asked_from,
+        seen_at=max(asked_from, task.seen_at / 1000),
+        now=task.now / 1000,
+        began=answer.began_at,
+        ended=answer.ended_at,
+    )
+
+
+def _soonest_expiry(data: str) -> float | None:
+    found = outputs.find_files(jsontext.loads(data))
+    return min(filter(None, (outputs.url_expiry(file.url) for file in found)), default=None)
