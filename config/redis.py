@@ -1,7 +1,7 @@
-"""Where Redis is, and how the harvester connects to it.
+"""Where Redis is, and whether that server can be used.
 
-One parser serves both sides: the registry's own client (:func:`make_redis`) and Celery's broker
-(:mod:`config.celery`), so that ``REDIS_URL`` means the same to both.
+One parser serves both sides: the registry's own client (:func:`worker.registry.client.connect`) and
+Celery's broker (:mod:`config.celery`), so that ``REDIS_URL`` means the same to both.
 """
 
 from __future__ import annotations
@@ -10,24 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import ExponentialBackoff, NoBackoff
-
-from worker.registry.client import Client
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from config.settings import Settings
 
 SCHEMES = ("redis", "rediss", "redis+sentinel")
 
 SOCKET_TIMEOUT = 5.0  # seconds; a blocking read must ask for less than this
 CONNECT_TIMEOUT = 5.0
-HEALTH_CHECK_INTERVAL = 15
 SENTINEL_TIMEOUT = 2.0  # a sentinel answers from memory; the next one is asked after this
-_MAX_CONNECTIONS = 512
 
 _DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379}
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -110,45 +100,6 @@ class RedisAddress:
             f"{scheme}://{credentials}{f'[{host}]' if ':' in host else host}:{port}/{self.db}"
             for host, port in self.hosts
         ]
-
-
-def make_redis(settings: Settings, *, socket_timeout: float = SOCKET_TIMEOUT) -> Client:
-    """Build the registry's client; nothing is connected until the first command.
-
-    ``socket_timeout`` (seconds) bounds each reply, so blocking reads must block for less. A failed
-    command is sent once more at most: the scripts of the registry answer a repetition as the
-    first time, and a longer wait belongs to the caller, who knows whether it still matters.
-    """
-    address = RedisAddress.parse(settings.redis_url.get_secret_value())
-    options: dict[str, Any] = {
-        "db": address.db,
-        "username": address.username,
-        "password": address.password,
-        "decode_responses": True,
-        "protocol": 2,  # the same reply shapes from every redis-py the project allows
-        "socket_timeout": socket_timeout,
-        "socket_connect_timeout": CONNECT_TIMEOUT,
-        "socket_keepalive": True,
-        "health_check_interval": HEALTH_CHECK_INTERVAL,
-        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
-        "max_connections": _MAX_CONNECTIONS,
-    }
-    if address.master_name is None:
-        host, port = address.hosts[0]
-        if address.tls is not None:
-            options |= {"ssl": True, **address.tls}
-        return Client(host=host, port=port, **options)
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it without types
-        list(address.hosts),
-        sentinel_kwargs={
-            **address.sentinel_credentials,
-            "socket_timeout": SENTINEL_TIMEOUT,
-            "socket_connect_timeout": SENTINEL_TIMEOUT,
-            "retry": Retry(NoBackoff(), retries=0),
-        },
-    )
-    client: Client = sentinel.master_for(address.master_name, redis_class=Client, **options)
-    return client
 
 
 def unfit(info: Mapping[str, Any]) -> str:

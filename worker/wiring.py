@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from config.redis import make_redis, unfit
+from config.redis import RedisAddress, unfit
 from config.settings import BROKER_SCHEMES
 from worker.core.layout import Layout
 from worker.core.schedule import Gaps
@@ -14,6 +14,7 @@ from worker.core.submission import Policy
 from worker.engine import Parts, worker_name
 from worker.errors import RegistryUnavailable, SettingsError
 from worker.http import make_session
+from worker.registry.client import connect
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from config.settings import Settings
+    from worker.registry.client import Client
     from worker.registry.records import Kind
 
 POLL_SLOTS = 384
@@ -115,6 +117,11 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
 def copy_slots(memory_budget: int) -> int:
     """How many tasks a process may copy at once: as many as the budget has parts of a file."""
     return max(1, min(COPY_SLOTS, memory_budget // PART_BYTES))
+
+
+def make_redis(settings: Settings) -> Client:
+    """A client of the Redis that holds the records."""
+    return connect(RedisAddress.parse(settings.redis_url.get_secret_value()))
 
 
 def make_registry(settings: Settings, *, owner: str = "") -> Registry:

@@ -14,11 +14,11 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from config.celery import celery_config
-from config.redis import make_redis
 from config.settings import Settings, load_settings
 from worker.broker import AMQP, SentinelTransport, Transport
 from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
+from worker.wiring import make_redis
 
 PASSWORD = "p@ss/word:1"
 SENTINEL_PASSWORD = "s3ntinel?#"

@@ -19,17 +19,17 @@ import trustme
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.celery import celery_config
-from config.redis import make_redis
 from config.settings import Settings, load_settings
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BucketEnv
 from worker.cli.checks import Level, examine
+from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
+from worker.wiring import make_redis
 
 REDIS_SERVER = shutil.which("redis-server")
 
@@ -122,8 +122,9 @@ def settings(url: str) -> Settings:
 async def refuses(url: str) -> None:
     """Neither the registry nor the broker connects."""
     async with make_redis(settings(url)) as client:
-        with pytest.raises(RedisConnectionError, match="certificate"):
+        with pytest.raises(RegistryUnavailable) as refused:
             await client.ping()
+    assert "certificate" in str(refused.value.__cause__)
     with pytest.raises(OperationalError, match="certificate"):
         await send(settings(url), "t1")
 

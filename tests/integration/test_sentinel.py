@@ -13,7 +13,6 @@ from celery import Celery
 from redis.asyncio import Redis
 
 from config.celery import celery_config
-from config.redis import make_redis
 from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BucketEnv, eventually
@@ -21,6 +20,7 @@ from worker.cli.checks import Level, examine
 from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
+from worker.wiring import make_redis
 
 NAME = "fleet"
 

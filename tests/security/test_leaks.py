@@ -18,7 +18,7 @@ from celery import Celery
 from redis.asyncio import Redis
 
 from config.celery import celery_config
-from config.redis import RedisAddress, make_redis
+from config.redis import RedisAddress
 from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ
 from tests.support import BucketEnv, Ran, command, eventually, run
@@ -405,7 +405,8 @@ async def test_no_repr_holds_a_secret(
     async with httpx.AsyncClient(trust_env=False) as client, wiring.upstream_session() as session:
         signer = await store._ready()
         things: list[object] = [
-            settings, address, store, signer, registry, registry.redis, make_redis(settings), app,
+            settings, address, store, signer, registry, registry.redis, app,
+            wiring.make_redis(settings),
             app.conf.humanize(with_defaults=False), app.connection_for_read(),
             signer.sign("get_object", {"Bucket": "b", "Key": "k"}),
             Gateway(session, endpoint=f"https://u:{MARK}@h?a={MARK}", app_key="k",

@@ -12,8 +12,9 @@ from kombu import Connection
 from redis.connection import SSLConnection
 
 from config.celery import VISIBILITY_TIMEOUT, celery_config
-from config.redis import RedisAddress, make_redis
+from config.redis import RedisAddress
 from config.settings import Settings, load_settings
+from worker.wiring import make_redis
 
 
 def settings(**overrides: Any) -> Settings:

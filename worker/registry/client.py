@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import ExponentialBackoff, NoBackoff
 
+from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT
 from worker.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from config.redis import RedisAddress
+
+_HEALTH_CHECK_INTERVAL = 15
+_MAX_CONNECTIONS = 512
 
 # Redis says these of itself, not of the command: it is worth waiting for it to recover.
 _SERVER_STATES = (
@@ -83,3 +91,40 @@ class _Pipeline(Pipeline):
         with _seam():
             answers = await super().execute(raise_on_error)
         return [(outage(a) or a) if isinstance(a, Exception) else a for a in answers]
+
+
+def connect(address: RedisAddress) -> Client:
+    """Build the client for an address; nothing is connected until the first command.
+
+    A failed command is sent once more at most: the scripts of the registry answer a repetition as
+    the first time, and a longer wait belongs to the caller, who knows whether it still matters.
+    """
+    options: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "decode_responses": True,
+        "protocol": 2,  # the same reply shapes from every redis-py the project allows
+        "socket_timeout": SOCKET_TIMEOUT,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_keepalive": True,
+        "health_check_interval": _HEALTH_CHECK_INTERVAL,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
+        "max_connections": _MAX_CONNECTIONS,
+    }
+    if address.master_name is None:
+        host, port = address.hosts[0]
+        if address.tls is not None:
+            options |= {"ssl": True, **address.tls}
+        return Client(host=host, port=port, **options)
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it without types
+        list(address.hosts),
+        sentinel_kwargs={
+            **address.sentinel_credentials,
+            "socket_timeout": SENTINEL_TIMEOUT,
+            "socket_connect_timeout": SENTINEL_TIMEOUT,
+            "retry": Retry(NoBackoff(), retries=0),
+        },
+    )
+    client: Client = sentinel.master_for(address.master_name, redis_class=Client, **options)
+    return client
