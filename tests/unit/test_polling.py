@@ -1,0 +1,107 @@
+"""What a poll leads to, as values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.core import polling
+from worker.core.machine import Waiting
+from worker.core.models import Answer, Doubtful, Failed, NotFound, Pending, Reason, State, Succeeded
+from worker.core.polling import Step
+from worker.core.schedule import Gaps
+
+T0 = 1_700_000_000_000
+TASK = Waiting(now=T0 + 50_000, asked_from=T0, deadline_at=T0 + 3_600_000, grace=120)
+SIGNED = "https://host.example/a.png?Expires={}&OSSAccessKeyId=k&Signature=s"
+
+
+def step(said: Any, task: Waiting = TASK, **changes: Any) -> Step:
+    given = {"upstream": "{}", "first_run": True, "chance": 0.5} | changes
+    times = {name: given.pop(name) for name in ("began_at", "ended_at") if name in given}
+    answer = Answer(observation=said, upstream='{"status":10}', **times)
+    return polling.answered(task, answer, Gaps(), **given)
+
+
+def test_a_task_that_is_not_done_is_asked_about_again() -> None:
+    found = step(Pending(status="running"), replace(TASK, doubts=3, doubted_at=T0))
+    assert (found.outcome, found.copy, found.state) == ("pending", False, None)
+    assert found.delay > 0
+    assert found.work == {"faults": "", "seen_at": str(TASK.now), "doubts": "", "doubted_at": ""}
+    assert found.record == {"upstream": '{"status":10}'}
+
+
+def test_what_the_record_holds_already_is_not_written_again() -> None:
+    assert step(Pending(status="running"), upstream='{"status":10}').record == {}
+
+
+def test_doubts_are_counted_from_the_first_one() -> None:
+    first = step(Doubtful(error="odd"))
+    assert first.outcome == "unsure"
+    assert first.work == {"faults": "", "doubts": "1", "doubted_at": str(TASK.now)}
+    later = step(Doubtful(error="odd"), replace(TASK, doubts=4, doubted_at=T0))
+    assert (later.work["doubts"], later.work["doubted_at"]) == ("5", str(T0))
+
+
+def test_an_unknown_task_is_no_doubt_within_its_grace() -> None:
+    found = step(NotFound(error="no"))
+    assert (found.outcome, found.work) == ("unsure", {"faults": ""})
+
+
+def test_a_success_goes_to_be_copied_sooner_the_sooner_its_addresses_die() -> None:
+    def delay(expires: int) -> float:
+        data = json.dumps({"images": [SIGNED.format(expires), "https://host.example/b.png"]})
+        found = step(Succeeded(data=data))
+        assert (found.outcome, found.copy, found.state) == ("succeeded", True, State.COPYING)
+        assert found.work == {"data": data, "succeeded_at": str(TASK.now), "faults": ""}
+        return found.delay
+
+    now = TASK.now // 1000
+    assert -3600 <= delay(now + 60) < delay(now + 600) < delay(now + 7200) == 0
+    assert step(Succeeded(data='{"images":[]}')).delay == 0
+
+
+def test_a_success_teaches_how_long_it_took_but_a_retry_teaches_nothing() -> None:
+    times = {"began_at": T0 / 1000 + 5, "ended_at": T0 / 1000 + 45}
+    learned = step(Succeeded(data="{}"), **times).learned
+    assert learned is not None
+    assert learned.lag == pytest.approx(5)
+    assert step(Succeeded(data="{}"), first_run=False, **times).learned is None
+
+
+def test_an_ending_is_handed_over_with_its_reason() -> None:
+    found = step(Failed(reason=Reason.CONTENT_REJECTED, error="refused"))
+    assert (found.outcome, found.copy, found.state) == ("ended", True, None)
+    assert json.loads(found.work["ending"]) == {"reason": "content_rejected", "error": "refused"}
+
+
+def test_failed_calls_are_repeated_more_and_more_seldom() -> None:
+    steps = [polling.failed(faults, Gaps(), chance=0.5) for faults in (1, 2, 3, 50)]
+    assert [found.work for found in steps] == [{"faults": str(n)} for n in (1, 2, 3, 50)]
+    delays = [found.delay for found in steps]
+    assert delays == sorted(delays)
+    assert delays[-1] <= 33
+
+
+SAID = st.one_of(
+    st.builds(Pending, status=st.text(max_size=9), known=st.booleans()),
+    st.builds(Doubtful, error=st.text(max_size=9)),
+    st.builds(NotFound, error=st.text(max_size=9)),
+    st.builds(Failed, reason=st.sampled_from(list(Reason)), error=st.text(max_size=9)),
+    st.just(Succeeded(data='{"images":["https://host.example/a.png"]}')),
+)
+
+
+@given(SAID, st.integers(0, 20), st.integers(-100_000, 100_000), st.floats(0, 1, exclude_max=True))
+def test_every_answer_leads_somewhere(said: Any, doubts: int, left: int, chance: float) -> None:
+    task = replace(TASK, doubts=doubts, doubted_at=T0, deadline_at=TASK.now + left)
+    found = step(said, task, chance=chance)
+    assert found.copy == (found.outcome in ("succeeded", "ended"))
+    assert (found.state is State.COPYING) == (found.outcome == "succeeded")
+    assert found.copy or found.delay > 0
+    assert all(isinstance(value, str) for value in {**found.work, **found.record}.values())
