@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,7 @@ from worker.registry.records import Kind
 from worker.work.claim import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from worker.registry.records import Job
@@ -37,13 +38,28 @@ log = structlog.get_logger("harvester.engine")
 
 T = TypeVar("T")
 
-TICK = 1.0  # seconds between two looks when nothing else wakes a drain
-_GATHER = 0.025  # seconds from one claim to the next, at least, when nothing is overdue
 _BATCH = 100
 _REPORT = 10.0
-_CRASH_DELAY = 30.0
 _STALL = 60.0  # seconds of silence of the loop, at least, before the process ends itself
 _STALL_SAID = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Waits of the loop, in seconds, each with up to a fifth of jitter by ``chance`` in [0, 1).
+
+    ``tick``: between two looks when nothing else wakes a drain. ``gather``: from one claim to the
+    next, at least, when nothing is overdue. ``crash``: until a job that raised is due again.
+    """
+
+    tick: float = 1.0
+    gather: float = 0.025
+    crash: float = 30.0
+    chance: Callable[[], float] = random.random
+
+    def next_tick(self) -> float:
+        """The wait until the next look."""
+        return self.tick * (0.8 + 0.4 * self.chance())
 
 
 @dataclass
@@ -56,8 +72,9 @@ class _InHand:
 class Drain:
     """Works off one due set."""
 
-    def __init__(self, registry: Registry, work: Work) -> None:
+    def __init__(self, registry: Registry, work: Work, pace: Pace) -> None:
         self.work = work
+        self._pace = pace
         self._registry = registry
         self._in_hand: dict[str, _InHand] = {}
         self._woken = asyncio.Event()
@@ -108,14 +125,14 @@ class Drain:
         free = min(slots, cap) - len(self._in_hand)
         if free <= 0:
             self._backlog = True
-            return TICK
+            return self._pace.tick
         try:
             batch = await self._registry.claim(
                 kind, limit=min(free, _BATCH), in_hand=len(self._in_hand), slots=slots
             )
         except RegistryUnavailable as error:
             log.warning("registry.unavailable", kind=kind, error=str(error))
-            return TICK * (1 + random.random())
+            return self._pace.tick + self._pace.next_tick()
         if batch.newer:
             log.warning("record.newer", kind=kind, count=batch.newer)
         claims = [Claim(self._registry, job) for job in batch.jobs]
@@ -126,13 +143,13 @@ class Drain:
             self._start(claim)
         self._backlog = batch.wait == 0 or bool(batch.held)
         if batch.held:
-            return TICK
+            return self._pace.tick
         if batch.wait == 0 and len(claims) == free:
             self.saturated(kind)
         if batch.wait == 0:
             return 0
         # what comes due in the meantime is claimed together
-        return min(max(batch.wait, _GATHER), TICK * (0.8 + 0.4 * random.random()))
+        return min(max(batch.wait, self._pace.gather), self._pace.next_tick())
 
     def _start(self, claim: Claim) -> None:
         entry, job = _InHand(claim), claim.job
@@ -152,7 +169,7 @@ class Drain:
                 log.warning("job.unsaved", kind=job.kind, error=str(error))
             except Exception:
                 log.exception("job.crashed", kind=job.kind)
-                await self._release([entry.claim], delay=_CRASH_DELAY)
+                await self._release([entry.claim], delay=self._pace.crash)
             finally:
                 # at a stop the claims stay listed: stop() hands them back
                 if not (self._stopping and outcome == "crashed"):
@@ -282,12 +299,14 @@ class Engine:
         grace: float,
         hint: Callable[[Kind], None] | None = None,
         heartbeat: Path | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.name = worker_name()
         self._build = build
         self._grace = grace
         self._hint = hint
         self._heartbeat = heartbeat
+        self._pace = pace or Pace()
         self._thread = threading.Thread(target=self._main, name="harvester", daemon=True)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -341,7 +360,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._parts = parts = await self._build(self.wake)
-        self._drains = {work.kind: Drain(parts.registry, work) for work in parts.works}
+        self._drains = {work.kind: Drain(parts.registry, work, self._pace) for work in parts.works}
         for drain in self._drains.values():
             if self._hint is not None:
                 drain.saturated = self._hint
@@ -380,7 +399,7 @@ class Engine:
                 log.warning("tick.failed", error=str(error))
             except Exception:
                 log.exception("tick.crashed")
-            await asyncio.sleep(TICK * (0.8 + 0.4 * random.random()))
+            await asyncio.sleep(self._pace.next_tick())
 
     def _beat(self) -> None:
         """Touch the heartbeat file; whether Redis answers is no matter of being alive."""

@@ -107,7 +107,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 slots=copy_slots(settings.memory_budget),
                 wake=wake,
             ),
-            TellWork(channels, slots=TELL_SLOTS),
+            TellWork(channels, slots=TELL_SLOTS, gaps=gaps),
         ),
         intake=Intake(registry, make_policy(settings), wake=wake),
         close=close,

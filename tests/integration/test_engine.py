@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.integration.test_registry import due, make, submission
 from tests.support import eventually
-from worker.engine import Drain, Engine, Parts, _Watchdog
+from worker.engine import Drain, Engine, Pace, Parts, _Watchdog
 from worker.errors import RegistryUnavailable
 from worker.registry.client import Client
 from worker.registry.records import Batch, Kind
@@ -49,7 +49,7 @@ def registry(redis: Redis, namespace: str) -> Registry:
 
 
 async def running(registry: Registry, toy: Toy) -> Drain:
-    drain = Drain(registry, toy)
+    drain = Drain(registry, toy, Pace(tick=0.1, gather=0, crash=30))
     drain.task = asyncio.create_task(drain.run())  # type: ignore[attr-defined]
     return drain
 

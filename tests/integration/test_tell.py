@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from standardwebhooks import Webhook as Oracle
 
 from tests.integration.test_registry import claim_one, due, finish, make, submission
+from worker.core.schedule import Gaps
 from worker.errors import SourceRejected, TellError, TellRejected
 from worker.registry.records import Kind
 from worker.registry.registry import Registry
@@ -172,7 +173,7 @@ async def test_channels_are_settled_each_on_its_own(
     await registry.submit([submission(callbacks=[hook, reply])])
     await finish(registry, await claim_one(registry, Kind.COPY))
     app = Celery("t", broker=redis_url)
-    work = TellWork({"webhook": Broken(), "reply": CeleryReply(app)}, slots=1)
+    work = TellWork({"webhook": Broken(), "reply": CeleryReply(app)}, slots=1, gaps=Gaps())
     for _ in range(2):
         job = await claim_one(registry, Kind.TELL)
         assert await work(Claim(registry, job)) == "again"
@@ -222,7 +223,7 @@ async def test_another_application_that_knows_nothing_of_this_one_is_called(
     await registry.submit([submission(callbacks=[reply])])
     await finish(registry, await claim_one(registry, Kind.COPY))
     app = Celery("t", broker=redis_url)
-    work = TellWork({"reply": CeleryReply(app)}, slots=1)
+    work = TellWork({"reply": CeleryReply(app)}, slots=1, gaps=Gaps())
     assert await work(Claim(registry, await claim_one(registry, Kind.TELL))) == "told"
     app.close()
 
@@ -253,7 +254,7 @@ async def test_a_settled_telling_starts_the_time_to_live(
 ) -> None:
     await registry.submit([submission(callbacks=[to(listener.url)])])
     await finish(registry, await claim_one(registry, Kind.COPY))
-    work = TellWork({"webhook": webhook}, slots=1)
+    work = TellWork({"webhook": webhook}, slots=1, gaps=Gaps())
     assert await work(Claim(registry, await claim_one(registry, Kind.TELL))) == "told"
     assert await redis.ttl(registry.key("task", "t1")) > 0
     assert (await due(registry))[Kind.TELL] == 0

@@ -22,7 +22,7 @@ from worker.cli.main import app
 from worker.core import manifest, outputs, reply
 from worker.core.layout import Layout
 from worker.core.models import Priority, Reason, State, StoredFile
-from worker.core.schedule import webhook_gap
+from worker.core.schedule import Gaps, webhook_gap
 from worker.core.submission import Options, Policy, read_body, read_submission
 from worker.registry import scripts
 from worker.registry.records import Kind
@@ -350,7 +350,7 @@ def test_the_liveness_probe_tells_a_fresh_heartbeat_from_an_old_one(tmp_path: Pa
 def test_the_number_of_webhook_attempts_is_true() -> None:
     (said,) = re.findall(r"<!-- attempts -->(\d+)<!-- /attempts -->", CONTRACT)
     gaps = 0
-    while webhook_gap(gaps + 1, 0.5) is not None:
+    while webhook_gap(gaps + 1, Gaps(), chance=0.5) is not None:
         gaps += 1
     assert int(said) == gaps + 1  # one attempt before the first gap
 

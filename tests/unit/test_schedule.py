@@ -42,7 +42,7 @@ def test_backoff_is_bounded(faults: int, chance: float) -> None:
 
 def test_webhooks_are_tried_for_about_three_days() -> None:
     gaps, attempt = [], 1
-    while (gap := schedule.webhook_gap(attempt, 0.5)) is not None:
+    while (gap := schedule.webhook_gap(attempt, schedule.Gaps(), chance=0.5)) is not None:
         gaps.append(gap)
         attempt += 1
     assert gaps == sorted(gaps)

@@ -88,7 +88,8 @@ class Gaps:
     ``blocked``: while a circuit is open; it decides itself when a probe may go. ``store``: after
     the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
     store refused the object. ``fresh``: before the first, second, third… fresh address of a file
-    that is gone. ``newer``: until a newer worker may take what only it can read.
+    that is gone. ``newer``: until a newer worker may take what only it can read. ``webhook``: after
+    each failed attempt of a callback; three days in all.
     """
 
     upstream: Backoff = Backoff(longest=30)
@@ -99,6 +100,9 @@ class Gaps:
     refused: Backoff = Backoff(first=2, longest=60)
     fresh: tuple[float, ...] = (0.0, 15.0, 30.0)
     newer: float = 5.0
+    webhook: tuple[float, ...] = (
+        5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 43200, 43200, 43200, 43200
+    )  # fmt: skip
 
     @classmethod
     def none(cls) -> Gaps:
@@ -113,6 +117,7 @@ class Gaps:
             refused=never,
             fresh=(0.0, 0.0, 0.0),
             newer=0,
+            webhook=(0.0,) * 14,
         )
 
 
@@ -121,10 +126,10 @@ def jittered(seconds: float, chance: float) -> float:
     return seconds * (0.9 + 0.2 * chance)
 
 
-def webhook_gap(attempts: int, chance: float) -> float | None:
-    """The wait after the ``attempts``-th failed webhook (from 1), or ``None`` after three days."""
-    gaps = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 43200, 43200, 43200, 43200)
-    return jittered(gaps[attempts - 1], chance) if attempts <= len(gaps) else None
+def webhook_gap(attempts: int, gaps: Gaps, *, chance: float) -> float | None:
+    """The wait after the ``attempts``-th failed webhook (from 1), or ``None`` after the last."""
+    fits = attempts <= len(gaps.webhook)
+    return jittered(gaps.webhook[attempts - 1], chance) if fits else None
 
 
 def copy_delay(expiry: float | None, now: float) -> float:

@@ -15,7 +15,7 @@ from worker.errors import TellRejected
 from worker.registry.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from worker.work.claim import Claim
 
@@ -38,9 +38,18 @@ class TellWork:
 
     kind = Kind.TELL
 
-    def __init__(self, channels: Mapping[str, Channel], *, slots: int) -> None:
+    def __init__(
+        self,
+        channels: Mapping[str, Channel],
+        *,
+        slots: int,
+        gaps: schedule.Gaps,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._channels = channels
         self.slots = slots
+        self._gaps = gaps
+        self._chance = chance
 
     async def __call__(self, claim: Claim) -> str:
         """Call every channel that is due, and note how it went."""
@@ -95,8 +104,7 @@ class TellWork:
             log.warning("tell.rejected", channel=entry["channel"], target=entry["target"])
         except Exception as error:
             entry["last_error"] = one_line(f"{type(error).__name__}: {error}")
-            chance = random.random()
-            gap = schedule.webhook_gap(entry["attempts"], chance)
+            gap = schedule.webhook_gap(entry["attempts"], self._gaps, chance=self._chance())
             log.warning(
                 "tell.failed",
                 channel=entry["channel"],
