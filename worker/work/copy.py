@@ -68,9 +68,14 @@ class _Hold:
         return await self._claim.note(f"key:{self._number}", key)
 
     async def check(self) -> None:
-        """Renew the claim; raises ``LeaseLost`` if it is not ours any more."""
+        """Renew the claim; raises ``LeaseLost`` if it is not ours any more.
+
+        A file whose cancellation a library has swallowed ends here.
+        """
         self.progress()
         await self._claim.note()
+        if self._claim.cancel.is_set():
+            raise asyncio.CancelledError
 
     def progress(self) -> None:
         """Bytes have moved."""
