@@ -299,9 +299,6 @@ def test_exit_code_of_doctor(levels: list[Level], code: int) -> None:
         (checks._clock("c", 59, "its"), Level.GOOD),
         (checks._clock("c", -61, "its"), Level.WARNING),
         (checks._clock("c", 901, "its"), Level.WRONG),
-        (checks._ticking({"a": 99_000, "b": 1_000}, 100_000), Level.GOOD),
-        (checks._ticking({"a": 80_000}, 100_000), Level.WARNING),
-        (checks._ticking({}, 100_000), Level.WARNING),
     ],
 )
 def test_judgements_of_doctor(finding: Finding, level: Level) -> None:

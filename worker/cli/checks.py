@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from config.settings import Settings
+    from worker.registry.records import Overview
     from worker.registry.registry import Registry
     from worker.registry.stats import Stats
 
@@ -49,7 +50,6 @@ DEADLINE = 10.0
 """Seconds that one check may take."""
 
 OLDEST_REDIS = (6, 2)
-TICK_LIMIT = 10.0
 _CALL_SECONDS = int(DEADLINE) - 1
 _SKEW = 60.0  # seconds a clock may be off before it is worth saying
 _MAX_SKEW = 900.0  # signatures are refused beyond it
@@ -489,29 +489,27 @@ def _rate(found: Stats) -> Finding:
 
 async def _workers(registry: Registry) -> Findings:
     try:
-        now, ticks = await registry.now(), await registry.workers()
-        circuits = await registry.circuits()
+        fleet = await registry.overview()
         stats = await read_stats(registry)
     except RegistryUnavailable:
         detail = "not known without Redis"
         return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
-    found = [_ticking(ticks, now), _rate(stats)]
-    for name, circuit in circuits.items():
+    found = [_ticking(fleet), _rate(stats)]
+    for name, circuit in fleet.circuits.items():
         detail = f"waiting for the {name}: {circuit.get('message', '')}"
         remedy = _CIRCUIT_REMEDIES.get(circuit.get("kind", ""), "")
         found.append(_bad("Circuit", Level.WRONG, detail, remedy))
     return found
 
 
-def _ticking(ticks: Mapping[str, int], now: int) -> Finding:
-    ages = {name: (now - tick) / 1000 for name, tick in ticks.items()}
-    alive = [age for age in ages.values() if age < TICK_LIMIT]
+def _ticking(fleet: Overview) -> Finding:
+    latest = (fleet.now - max(fleet.workers.values(), default=0)) / 1000
+    alive, silent = len(fleet.alive), len(fleet.workers) - len(fleet.alive)
     if alive:
-        detail = f"{len(alive)} alive, the last tick {max(0.0, min(alive)):.1f} s ago"
-        silent = len(ages) - len(alive)
+        detail = f"{alive} alive, the last tick {max(0.0, latest):.1f} s ago"
         return Finding(name="Workers", detail=detail + (f"; {silent} silent" if silent else ""))
-    if ages:
-        detail = f"none alive; the last tick was {span(min(ages.values()))} ago"
+    if silent:
+        detail = f"none alive; the last tick was {span(latest)} ago"
     else:
         detail = "none is running: tasks are accepted and wait"
     remedy = "Start one: harvester worker"

@@ -125,6 +125,8 @@ class Overview:
         """Seconds that the overdue polls take at the rate there is."""
         return self.overdue[Kind.POLL] / (self.rate * self.rate_factor)
 
-    def alive(self, within: float) -> int:
-        """How many workers have ticked within so many seconds."""
-        return sum(self.now - tick <= within * 1000 for tick in self.workers.values())
+    @property
+    def alive(self) -> list[str]:
+        """The workers whose last tick is no older than :data:`ALIVE`, by name."""
+        since = self.now - ALIVE * 1000
+        return sorted(name for name, tick in self.workers.items() if tick >= since)

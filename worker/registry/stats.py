@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from worker.core import schedule
 from worker.core.models import State
-from worker.registry.records import ALIVE
 from worker.registry.tally import quantile
 
 if TYPE_CHECKING:
@@ -103,8 +102,8 @@ async def read_stats(registry: Registry) -> Stats:
     fleet = await registry.overview()
     labels: dict[str, Counter[str]] = {}
     for state in State:
-        newest = await registry.ids(state, limit=SAMPLE)
-        for record in await registry.fields(newest, ("label",)):
+        newest = await registry.page((state,), after=None, limit=SAMPLE)
+        for record in await registry.fields([task_id for _, task_id in newest], ("label",)):
             if record is not None:
                 labels.setdefault(record["label"], Counter())[state] += 1
     most = sorted(labels, key=lambda label: -labels[label].total())[:LABELS]
@@ -126,6 +125,6 @@ async def read_stats(registry: Registry) -> Stats:
         leases_expired=counters.get("leases_expired", 0),
         stale_writes=counters.get("stale_writes", 0),
         circuits={name: dict(fields) for name, fields in fleet.circuits.items()},
-        workers=fleet.alive(ALIVE),
+        workers=len(fleet.alive),
         durations={label: await registry.durations(label) for label in most},
     )

@@ -25,7 +25,6 @@ from worker.core.models import State
 from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
-from worker.registry.records import ALIVE
 from worker.web import documents, metrics, problems, stream
 from worker.web.access import Access
 from worker.web.problems import Problem
@@ -362,6 +361,7 @@ def _done(task_id: str, said: str) -> Response:
 
 def glance(fleet: Overview) -> dict[str, Any]:
     """The fleet's state as a JSON document."""
+    alive = frozenset(fleet.alive)
     return {
         "now": fleet.now,
         "tasks": dict(fleet.counts),
@@ -370,7 +370,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
             for kind, (size, late) in fleet.due.items()
         },
         "workers": [
-            {"name": name, "last_tick": tick, "alive": fleet.now - tick <= ALIVE * 1000}
+            {"name": name, "last_tick": tick, "alive": name in alive}
             for name, tick in sorted(fleet.workers.items())
         ],
         "rate": {
@@ -400,7 +400,7 @@ async def _fleet_fault(desk: Desk) -> str:
         fleet = await desk.registry.overview()
     except RegistryUnavailable as error:
         return f"Redis: {error}"
-    return "" if fleet.alive(ALIVE) else "no worker has ticked lately"
+    return "" if fleet.alive else "no worker has ticked lately"
 
 
 async def _store_fault(desk: Desk) -> str:

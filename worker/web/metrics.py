@@ -14,7 +14,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from worker.core.schedule import price
-from worker.registry.records import ALIVE
 from worker.registry.tally import HISTOGRAMS
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class _Snapshot(Collector):
             value=price(fleet.behind),
         )
         yield GaugeMetricFamily(
-            "harvester_workers", "Workers that ticked lately", value=fleet.alive(ALIVE)
+            "harvester_workers", "Workers that ticked lately", value=len(fleet.alive)
         )
 
 
