@@ -758,6 +758,10 @@ async def test_pages_hold_every_id_once(registry: Registry, redis: Redis, namesp
     assert found == sorted(scores)
     some = [i async for page in registry.pages(State.STORED, since=1001, until=1040) for i in page]
     assert some == [i for i, score in scores.items() if 1001 <= score <= 1040]
+    last = registry.pages(State.STORED, since=1001, until=1040, newest_first=True, size=7)
+    pages = [page async for page in last]
+    assert [i for page in pages for i in page] == some[::-1]
+    assert {len(page) for page in pages[:-1]} == {7}
 
 
 # -- Redis itself -----------------------------------------------------------------------------

@@ -289,20 +289,37 @@ async def _list(chosen: Settings, query: _Query, as_json: bool) -> None:
 
 
 async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]]:
-    """Records in the order they are listed in: newest first, or oldest first since a time."""
+    """Records in the order they are listed in: newest first, or oldest first since a time.
+
+    No more of a state is read than there is room for.
+    """
     since = 0 if query.since is None else parse_since(query.since, now=now)
-    selective = query.dead or query.since is not None
-    each = _EVERYTHING if query.limit is None or selective else query.limit
+    newest_first = query.since is None
+    most = _EVERYTHING if query.limit is None else query.limit
     found: list[dict[str, Any]] = []
     for state in query.states:
-        ids = await fleet.ids(state, limit=each, since=since)
-        for start in range(0, len(ids), _PAGE):
-            for record in await fleet.records(ids[start : start + _PAGE]):
-                # an index may name a record that has just expired
-                if record and (not query.dead or record["reason"] == Reason.POISONED):
-                    found.append(manifest.shown(record))
-    found.sort(key=last_time, reverse=query.since is None)
-    return found[: query.limit]
+        room = most
+        size = _PAGE if query.dead else min(_PAGE, most)
+        async for page in fleet.pages(state, since=since, newest_first=newest_first, size=size):
+            chosen = await _dead(fleet, page) if query.dead else page
+            # an index may name a record that has just expired
+            records = [record for record in await fleet.records(chosen) if record]
+            found += [manifest.shown(record) for record in records[:room]]
+            room -= len(records)
+            if room <= 0:
+                break
+    found.sort(key=last_time, reverse=newest_first)
+    return found[:most]
+
+
+async def _dead(fleet: Registry, task_ids: Sequence[str]) -> list[str]:
+    """Those of some tasks that were given up because they crash their worker."""
+    reasons = await fleet.fields(task_ids, ("reason",))
+    return [
+        task_id
+        for task_id, found in zip(task_ids, reasons, strict=True)
+        if found and found["reason"] == Reason.POISONED
+    ]
 
 
 def parse_since(text: str, *, now: int, option: str = "--since") -> int:

@@ -588,40 +588,36 @@ class Registry:
             found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
         return found
 
-    async def ids(self, state: State, *, limit: int, since: int = 0) -> list[str]:
-        """Ids in a state, newest first; ``since`` in Unix milliseconds.
-
-        Final ones by the time they finished, the others by the time of their submission.
-        """
-        found = await self.redis.zrange(
-            self.key("index", state),
-            "+inf",
-            since,
-            byscore=True,
-            desc=True,
-            offset=0,
-            num=limit,
-        )
-        return [str(task_id) for task_id in found]
-
     async def pages(
-        self, state: State, *, since: int = 0, until: int | None = None
+        self,
+        state: State,
+        *,
+        since: int = 0,
+        until: int | None = None,
+        newest_first: bool = False,
+        size: int = _CHUNK,
     ) -> AsyncIterator[list[str]]:
-        """Ids in a state, oldest first and a page at a time; bounds in Unix milliseconds.
+        """Ids in a state, oldest first unless ``newest_first``, in pages of ``size``.
 
-        Ordered as in :meth:`ids`. Costs the same however many there are; what leaves the state
-        meanwhile may be missed.
+        Final ones go by the time they finished, the others by the time of their submission, both
+        in Unix milliseconds as ``since`` and ``until``. A page costs the same however many there
+        are; what leaves the state meanwhile may be missed.
         """
-        start, skip = since, 0
+        start: int | str = since
+        end: int | str = "+inf" if until is None else until
+        if newest_first:
+            start, end = end, start
+        skip = 0
         while True:
             rows: Any = await self.redis.zrange(
                 self.key("index", state),
                 start,
-                "+inf" if until is None else until,
+                end,
+                desc=newest_first,
                 byscore=True,
                 withscores=True,
                 offset=skip,
-                num=_CHUNK,
+                num=size,
             )
             if not rows:
                 return
@@ -635,7 +631,7 @@ class Registry:
     ) -> list[tuple[int, str]]:
         """Up to ``limit`` tasks of some states, newest first, as (time, id).
 
-        Ordered as in :meth:`ids`; ``after`` is the last one of the page before. Costs the same
+        Ordered as in :meth:`pages`; ``after`` is the last one of the page before. Costs the same
         however many tasks there are.
         """
         found: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
