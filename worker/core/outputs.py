@@ -289,15 +289,6 @@ def _unused_name(ref: str, used: Container[str]) -> str:
     return name
 
 
-def rejections(plan: Iterable[PlannedFile]) -> dict[str, FileOutcome]:
-    """The outcomes that are known before any copy: the files that may not be stored, by name."""
-    return {
-        file.name: FileOutcome(error=file.rejected, reason=Reason.FILES_REJECTED)
-        for file in plan
-        if file.rejected
-    }
-
-
 def plan_to_json(plan: Iterable[PlannedFile]) -> str:
     """A plan as JSON text."""
     return jsontext.dumps([asdict(file) for file in plan])
