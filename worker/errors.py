@@ -15,7 +15,7 @@
     │   ├── StoreBlocked         credentials or bucket wrong: the circuit opens, no file is blamed
     │   ├── StoreUnavailable     5xx, timeouts, slow down: tried again
     │   └── StoreRefused         a reachable store refuses this one object
-    ├── TellError                a webhook was not accepted; tried again for three days
+    ├── TellError                a target was not told; tried again for three days
     │   └── TellRejected         the target does not want to be told, ever
     ├── LeaseLost                another worker owns the task now; drop the work, write nothing
     └── RegistryUnavailable      Redis is out of reach, read-only or full

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 * 1024
 """The most that aiohttp reads from, or is handed for, a connection at once."""
 
-BROKEN = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError)
-"""What a request raises when it fails on the way; the transport maps most of aiohttp's errors."""
+BROKEN = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError, UnicodeError)
+"""What a request raises when it fails on the way; the transport maps most of aiohttp's errors.
+
+``UnicodeError`` is what looking up a name raises if a label is empty or over 63 characters long.
+"""
 
 _HEADERS = {"User-Agent": "comfy-harvester", "Accept-Encoding": "identity"}
 

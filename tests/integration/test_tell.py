@@ -20,7 +20,7 @@ from standardwebhooks import Webhook as Oracle
 
 from tests.integration.test_registry import claim_one, due, finish, make, submission
 from worker.core.schedule import Gaps
-from worker.errors import SourceRejected, TellError, TellRejected
+from worker.errors import TellError, TellRejected
 from worker.registry.records import Kind
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
@@ -106,7 +106,7 @@ async def test_a_receiver_that_does_not_answer_is_given_up(listener: Listener) -
     guard = Guard(("*",), ("127.0.0.1/32",))
     async with guard.client() as client:
         try:
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TellError, match="no answer in time"):
                 await Webhook(client, guard, SECRET, timeout=2).tell(to(listener.url), RECORD)
         finally:
             listener.answers.set()
@@ -152,7 +152,7 @@ async def test_410_ends_it(listener: Listener, webhook: Webhook) -> None:
 async def test_a_private_address_is_not_called(listener: Listener) -> None:
     guard = Guard(("*",), ())
     client = guard.client()
-    with pytest.raises(SourceRejected):
+    with pytest.raises(TellError, match="not allowed"):
         await Webhook(client, guard, SECRET).tell(to(listener.url), RECORD)
     await client.aclose()
     assert listener.calls == []

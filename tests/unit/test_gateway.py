@@ -256,32 +256,6 @@ async def test_a_connection_serves_again_after_a_reply_that_was_too_long(
 # -- failures on the way ----------------------------------------------------------------------
 
 
-FAILURES = [
-    aiohttp.ClientError("boom"),
-    aiohttp.ClientOSError("boom"),
-    aiohttp.ClientPayloadError("boom"),
-    aiohttp.InvalidURL("boom"),
-    aiohttp.ServerDisconnectedError(),
-    aiohttp.ServerTimeoutError("boom"),
-    OSError("boom"),
-    TimeoutError("boom"),
-    ConnectionResetError("boom"),
-]
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda error: type(error).__name__)
-async def test_every_failure_of_the_session_is_translated(
-    session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
-    async def fail(*_: Any, **__: Any) -> None:
-        raise failure
-
-    monkeypatch.setattr(session, "_request", fail)
-    with pytest.raises(UpstreamUnavailable, match=type(failure).__name__) as caught:
-        await gateway(session, "https://upstream.test").get_result("task-1")
-    assert caught.value.__cause__ is failure
-
-
 @pytest.mark.parametrize(
     "sent",
     [

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kombu import Queue
 
 from worker.core import jsontext
+from worker.core.redact import one_line
+from worker.errors import TellError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +29,12 @@ class CeleryReply:
         self._app = app
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        """Publish the call; raises what the broker raises."""
-        await asyncio.to_thread(self._send, callback["task"], callback["queue"], plain(record))
+        """Publish the call; raises ``TellError`` if the broker does not take it."""
+        given = callback["task"], callback["queue"], plain(record)
+        try:
+            await asyncio.to_thread(self._send, *given)
+        except Exception as error:  # each transport has its own, and kombu wraps only some
+            raise TellError(one_line(f"{type(error).__name__}: {error}")) from error
 
     def _send(self, task: str, queue: str, record: Any) -> None:
         # RabbitMQ refuses to have a queue declared in another way than it was made (as a quorum

@@ -11,7 +11,8 @@ from standardwebhooks import Webhook as Signer
 
 from worker.core import jsontext
 from worker.core.submission import callback_id
-from worker.errors import TellError, TellRejected
+from worker.errors import SourceError, TellError, TellRejected
+from worker.http import BROKEN, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,11 +50,10 @@ class Webhook:
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
         """Post once; 2xx is success.
 
-        Raises ``TellRejected`` for 410, ``TellError`` for any other answer, and ``TimeoutError`` if
-        none has come within ``timeout`` seconds.
+        Raises ``TellRejected`` for 410, and ``TellError`` for any other answer, for an address that
+        is not allowed, and if no answer comes within ``timeout`` seconds.
         """
         url = callback["target"]
-        self._guard.check_url(url)
         at = datetime.fromtimestamp(int(record["finished_at"]) / 1000, UTC)
         message = {"type": f"task.{record['state']}", "timestamp": at.isoformat(), "data": record}
         body = jsontext.dumps(message)
@@ -64,11 +64,15 @@ class Webhook:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(one.sign(ident, now, body) for one in self._signers),
         }
-        request = self._client.build_request("POST", url, content=body, headers=headers)
-        async with asyncio.timeout(self._timeout):
-            # only the status is wanted: the body is not read
-            response = await self._client.send(request, stream=True, follow_redirects=False)
-            await response.aclose()
+        try:
+            self._guard.check_url(url)
+            request = self._client.build_request("POST", url, content=body, headers=headers)
+            async with asyncio.timeout(self._timeout):
+                # only the status is wanted: the body is not read
+                response = await self._client.send(request, stream=True, follow_redirects=False)
+                await response.aclose()
+        except (SourceError, *BROKEN) as error:
+            raise TellError(describe(error)) from error
         if response.status_code == _GONE:
             raise TellRejected("410 Gone")
         if not response.is_success:

@@ -371,10 +371,6 @@ class ObjectStore:
             raise _unavailable(exc) from exc
         return digest.digest()
 
-    async def delete(self, key: str) -> None:
-        """Delete an object, if it is there."""
-        await self._ask("delete_object", self._named(key), key)
-
     async def presign_get(self, key: str, *, expires: int, filename: str = "") -> str:
         """A URL that anybody can fetch an object from for ``expires`` seconds.
 
@@ -665,7 +661,8 @@ class ObjectStore:
             yield
         except TimeoutError as exc:
             raise StoreUnavailable("no credentials in time") from exc
-        except (BotoCoreError, ClientError, ValueError) as exc:  # ValueError: a broken endpoint
+        # ValueError: a malformed endpoint; OSError: a file or program of credentials
+        except (BotoCoreError, ClientError, ValueError, OSError) as exc:
             self._signer = None
             raise StoreBlocked(one_line(str(exc))) from exc
 

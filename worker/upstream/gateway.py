@@ -15,7 +15,7 @@ from worker.core import jsontext
 from worker.core.redact import one_line, strip_query
 from worker.core.reply import read_reply
 from worker.errors import UpstreamBlocked, UpstreamUnavailable
-from worker.http import read_some
+from worker.http import BROKEN, read_some
 from worker.upstream.signature import date_header, sign
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Gateway:
             ) as response:
                 self._last_date = (response.headers.get("Date", ""), self._clock())
                 reply = await _read(response)
-        except (aiohttp.ClientError, OSError) as exc:
+        except BROKEN as exc:
             raise UpstreamUnavailable(
                 one_line(f"no answer from the upstream: {type(exc).__name__}: {exc}".rstrip(": "))
             ) from exc
