@@ -159,6 +159,7 @@ async def test_garbage(scene: Scene) -> None:
         for _ in range(count // 4):
             await scene.redis.lpush(scene.namespace, seed.choice(raw))
             await scene.redis.xadd(f"{scene.namespace}:intake", {"other": "field"})
+            await scene.redis.xadd(f"{scene.namespace}:intake", {"body": seed.choice(raw)})
         await scene.hand_in(ids[10:15])
         await send(scene, [((ids[15:],), {})])
         await scene.all_final(size(60, 200))

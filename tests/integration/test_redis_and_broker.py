@@ -16,9 +16,11 @@ from kombu.exceptions import OperationalError
 from config.celery import celery_config
 from config.settings import Settings, load_settings
 from worker.broker import AMQP, SentinelTransport, Transport
+from worker.core.models import State
 from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
-from worker.wiring import make_redis
+from worker.wiring import make_policy, make_redis, make_registry
+from worker.work.intake import Intake
 
 PASSWORD = "p@ss/word:1"
 SENTINEL_PASSWORD = "s3ntinel?#"
@@ -76,6 +78,19 @@ async def test_registry_client_reads_and_writes(url: str) -> None:
         assert await client.get("greeting") == "grüß dich"
         info = await client.client_info()
         assert info["db"] == (3 if "sentinel" in url else 0)
+
+
+async def test_a_submission_that_is_not_utf8_is_refused_alone(url: str, namespace: str) -> None:
+    given = settings(url).model_copy(update={"namespace": namespace})
+    registry = make_registry(given)
+    for body in (b'{"task_ids": ["a\xff"]}', b"\xff\xfe", b'{"task_ids": ["good"]}'):
+        await registry.redis.xadd(f"{namespace}:intake", {"body": body})
+    assert await Intake(registry, make_policy(given), wake=lambda _: None).drain_stream() == 3
+    assert await registry.states(["good"]) == {"good": State.WAITING}
+    refused = await registry.refused()
+    assert [entry["value"] for entry in refused] == [r"\xff\xfe", r'{"task_ids": ["a\xff"]}']
+    assert await registry.redis.xlen(f"{namespace}:intake") == 0
+    await registry.close()
 
 
 async def test_registry_client_comes_back_after_the_server_was_killed(tmp_path: Path) -> None:

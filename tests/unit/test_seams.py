@@ -27,13 +27,18 @@ import celery.exceptions
 import httpx
 import kombu.exceptions
 import pytest
+import redis.asyncio
 import redis.exceptions
 from celery import Celery
 from httpx_aiohttp import AiohttpTransport
 from kombu import Connection, Producer
 from multidict import CIMultiDict
 
+from config.settings import Settings, load_settings
 from worker import errors
+from worker.registry.records import Job
+from worker.registry.records import Kind as Due
+from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
 from worker.transfer import store as store_module
@@ -42,7 +47,7 @@ from worker.transfer.signer import Signer, make_signer
 from worker.transfer.source import LONG_BODY, Source
 from worker.transfer.store import ObjectStore, Upload
 from worker.upstream.gateway import Gateway
-from worker.wiring import upstream_session
+from worker.wiring import make_redis, refuse_unfit_redis, upstream_session
 
 Kind = type[Exception]
 Call = Coroutine[Any, Any, Any]
@@ -70,6 +75,8 @@ NO_CELERY = {
     "CeleryCommandException": "of Celery's own commands",
 }
 NO_REDIS = {
+    "NoScriptError": "redis-py catches it and loads the script; a pipeline's is tried below",
+    "ResponseError": "of a command that is wrong, which is a defect; tried below",
     "ChildDeadlockedError": "of connections shared by processes",
     "CrossSlotTransactionError": "of the client for Redis Cluster",
     "IncorrectPolicyType": "the same",
@@ -153,11 +160,12 @@ AIOHTTP = classes(aiohttp, aiohttp.client_exceptions, but=NO_AIOHTTP)
 HTTPX = classes(httpx, but=NO_HTTPX)
 LOOKUP = [*SYSTEM, UnicodeError]  # the latter for a label that is empty or too long
 BOTO = classes(botocore.exceptions, but=NO_BOTOCORE)
+REDIS = classes(redis.exceptions, but=NO_REDIS)
 BROKER = [
     *classes(amqp.exceptions),
     *classes(celery.exceptions, but=NO_CELERY),
     *classes(kombu.exceptions, but=NO_KOMBU),
-    *classes(redis.exceptions, but=NO_REDIS),
+    *REDIS,
     *SYSTEM,
 ]
 
@@ -209,9 +217,9 @@ async def comes_out(call: Call, branch: type[errors.HarvesterError], cause: Exce
     with pytest.raises(errors.HarvesterError) as caught:
         await call
     assert isinstance(caught.value, branch), caught.value
-    origins = [caught.value.__cause__]
-    while origins[-1] is not None:
-        origins.append(origins[-1].__cause__)
+    origins: list[BaseException] = [caught.value]
+    while (origin := origins[-1].__cause__) is not None and origin not in origins:
+        origins.append(origin)
     # from a thread asyncio hands on a copy of a TimeoutError
     assert any(one is cause or type(one) is type(cause) is TimeoutError for one in origins)
     assert str(caught.value)
@@ -553,3 +561,110 @@ async def test_replying(
     monkeypatch.setattr(where, name, raising(error))
     with Celery("t", broker=broker, set_as_current=False) as app:
         await comes_out(CeleryReply(app).tell(REPLY, RECORD), errors.TellError, error)
+
+
+# -- Redis ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the reading of each answer of Redis raise an error, once some have been read."""
+    connection = redis.asyncio.connection.Connection
+    for name in ("connect", "disconnect", "send_packed_command", "can_read"):
+        monkeypatch.setattr(connection, name, _nothing)
+    monkeypatch.setattr("redis.asyncio.retry.sleep", _nothing)
+
+    def arrange(error: Exception, *answers: Any) -> None:
+        left = iter(answers)
+
+        async def read(*_: Any, **__: Any) -> Any:
+            for answer in left:
+                return answer
+            raise error
+
+        monkeypatch.setattr(connection, "read_response", read)
+
+    return arrange
+
+
+async def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def settings() -> Settings:
+    return load_settings(
+        speedpix_app_key="k",
+        speedpix_app_secret="s",
+        bucket="media",
+        redis_url="redis://127.0.0.1:9/0",
+    )
+
+
+@asynccontextmanager
+async def keeping() -> AsyncIterator[dict[str, Callable[[], Call]]]:
+    """Each way in which the registry asks Redis, and the look at it before a worker starts."""
+    registry = Registry(
+        make_redis(settings()),
+        namespace="n",
+        lease=60,
+        poll_rate=1,
+        deadline=60,
+        record_ttl=60,
+        events_maxlen=10,
+    )
+    job = Job(kind=Due.POLL, task_id="t", token="x", claimed_at=0, record={}, work={})
+    yield {
+        "command": registry.now,
+        "pipeline": lambda: registry.records(["t"]),
+        "transaction": lambda: registry.ack_intake(["1-0"]),
+        "script": lambda: registry.cancel("t"),
+        "scripts together": lambda: registry.renew([job]),
+        "start": lambda: refuse_unfit_redis(settings()),
+    }
+    await registry.close()
+
+
+@each([*REDIS, *SYSTEM])
+async def test_asking_redis(server: Any, error: Exception) -> None:
+    server(error)
+    async with keeping() as ways:
+        for ask in ways.values():
+            await comes_out(ask(), errors.RegistryUnavailable, error)
+
+
+@each(
+    [
+        redis.exceptions.NoScriptError,
+        *(kind for kind in REDIS if issubclass(kind, redis.exceptions.ResponseError)),
+    ]
+)
+async def test_one_answer_of_several(server: Any, error: Exception) -> None:
+    """What a server says of one command of a pipeline goes to the one that gave it."""
+    server(error, [1])  # that it knows the script
+    async with keeping() as ways:
+        await comes_out(ways["scripts together"](), errors.RegistryUnavailable, error)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "BUSY Redis is busy running a script.",
+        "ERR user_script: OOM command not allowed when used memory > 'maxmemory'.",
+        "MISCONF Redis is configured to save RDB snapshots",
+        "NOREPLICAS Not enough good replicas to write.",
+    ],
+)
+async def test_what_redis_says_of_itself_is_no_defect(server: Any, state: str) -> None:
+    error = redis.exceptions.ResponseError(state)
+    server(error)
+    async with keeping() as ways:
+        for ask in ways.values():
+            await comes_out(ask(), errors.RegistryUnavailable, error)
+
+
+async def test_what_redis_says_of_a_command_is_a_defect_and_shows_as_one(server: Any) -> None:
+    server(redis.exceptions.ResponseError("WRONGTYPE Operation against a key"))
+    async with keeping() as ways:
+        for ask in ways.values():
+            with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+                await ask()

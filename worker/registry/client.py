@@ -25,6 +25,7 @@ _MAX_CONNECTIONS = 512
 
 # Redis says these of itself, not of the command: it is worth waiting for it to recover.
 _SERVER_STATES = (
+    "BUSY ",  # running a script; BUSYGROUP is of the command
     "OOM",
     "READONLY",
     "MISCONF",
@@ -45,7 +46,7 @@ def outage(error: Exception) -> RegistryUnavailable | None:
             return RegistryUnavailable(f"Redis refuses: {str(error)[:200]}")
         case redis_errors.ReadOnlyError() | redis_errors.OutOfMemoryError():
             return RegistryUnavailable(f"Redis takes no writes: {str(error)[:200]}")
-        case redis_errors.ResponseError():
+        case redis_errors.ResponseError() if type(error) is redis_errors.ResponseError:
             if any(state in str(error) for state in _SERVER_STATES):
                 return RegistryUnavailable(f"Redis takes no writes: {str(error)[:200]}")
             return None
@@ -55,9 +56,11 @@ def outage(error: Exception) -> RegistryUnavailable | None:
 
 
 @contextmanager
-def _seam() -> Iterator[None]:
+def _seam(*passing: type[Exception]) -> Iterator[None]:
     try:
         yield
+    except passing:
+        raise
     except (redis_errors.RedisError, OSError) as error:
         known = outage(error)
         if known is None:
@@ -70,7 +73,7 @@ class Client(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command; raises ``RegistryUnavailable``."""
-        with _seam():
+        with _seam(redis_errors.NoScriptError):  # redis-py catches it, and loads the script
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
@@ -90,7 +93,15 @@ class _Pipeline(Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         with _seam():
             answers = await super().execute(raise_on_error)
-        return [(outage(a) or a) if isinstance(a, Exception) else a for a in answers]
+        return [_known(a) if isinstance(a, Exception) else a for a in answers]
+
+
+def _known(error: Exception) -> Exception:
+    known = outage(error)
+    if known is None:
+        return error
+    known.__cause__ = error
+    return known
 
 
 def connect(address: RedisAddress) -> Client:
@@ -104,6 +115,8 @@ def connect(address: RedisAddress) -> Client:
         "username": address.username,
         "password": address.password,
         "decode_responses": True,
+        # bytes that are not UTF-8 make a submission invalid JSON, which is refused
+        "encoding_errors": "backslashreplace",
         "protocol": 2,  # the same reply shapes from every redis-py the project allows
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
