@@ -74,8 +74,10 @@ def test_a_listing_costs_the_same_however_many_tasks_there_are(
     asked = []
     with Redis.from_url(redis_url, decode_responses=True) as client:
         for count in (1300, 6000):  # the fewest with a page of each kind
-            asyncio.run(fill(redis_url, count, namespace=namespace))
-            poison(client, namespace)
+            fleet = f"{namespace}x{count}"
+            asyncio.run(fill(redis_url, count, namespace=fleet))
+            poison(client, fleet)
+            monkeypatch.setenv("HARVESTER_NAMESPACE", fleet)
             asked.append({" ".join(listing): spy.run(*listing) for listing in LISTINGS})
     assert asked[0] == asked[1]
     assert all(answers > 0 for answers, _ in asked[0].values())

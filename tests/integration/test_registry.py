@@ -646,15 +646,15 @@ async def test_an_open_circuit_lets_one_prober_through(registry: Registry, redis
     answer = await registry.claim(Kind.COPY, limit=5, in_hand=0, slots=5)
     assert answer.jobs == ()
     assert 3 < answer.wait <= 5
-    assert (await registry.circuits())["store"]["message"] == "no"
+    assert (await registry.overview()).circuits["store"]["message"] == "no"
     await redis.hset(registry.key("circuit", "store"), "probe_at", "1")
     (probe,) = await claim(registry, Kind.COPY)
     assert probe.probe
     assert await claim(registry, Kind.COPY) == []
     await registry.trip("store", kind="store", message="no", probe=True)
-    assert (await registry.circuits())["store"]["gap"] == "10000"
+    assert (await registry.overview()).circuits["store"]["gap"] == "10000"
     await registry.postpone("store")
-    assert (await registry.circuits())["store"]["gap"] == "10000"
+    assert (await registry.overview()).circuits["store"]["gap"] == "10000"
     assert await registry.close_circuit("store")
     assert not await registry.close_circuit("store")
     assert len(await claim(registry, Kind.COPY)) == 4

@@ -483,15 +483,6 @@ class Registry:
         """Close a circuit after a success; whether it was open."""
         return bool(await self._scripts.call("close", circuit))
 
-    async def circuits(self) -> dict[str, dict[str, str]]:
-        """The open circuits, with kind, message and times."""
-        found: dict[str, dict[str, str]] = {}
-        for name in ("upstream", "store"):
-            fields: Any = await self.redis.hgetall(self.key("circuit", name))
-            if fields:
-                found[name] = fields
-        return found
-
     async def say_once(self, event: str, *, seconds: int = 60) -> bool:
         """Whether the fleet has not said ``event`` within the last ``seconds``."""
         return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))
@@ -726,11 +717,6 @@ class Registry:
             return self.poll_rate
         # as the scripts do: it comes back by a sixtieth a second
         return self.poll_rate * min(1.0, float(factor) + max(0, now - int(at)) / 60_000)
-
-    async def workers(self) -> dict[str, int]:
-        """The last tick of each worker, in Unix milliseconds."""
-        rows: Any = await self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
-        return {str(name): int(score) for name, score in rows}
 
     async def info(self) -> dict[str, Any]:
         """The server's ``INFO``."""
