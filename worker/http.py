@@ -1,4 +1,4 @@
-"""HTTP clients: aiohttp for what moves files, and httpx's API over it for the rest."""
+"""HTTP clients: aiohttp, and for webhooks httpx's API over it."""
 
 from __future__ import annotations
 

@@ -656,7 +656,7 @@ class Registry:
         return sorted((row for rows in found.values() for row in rows), reverse=True)[:limit]
 
     async def overview(self) -> Overview:
-        """What the fleet as a whole is doing, in one round trip."""
+        """What the fleet as a whole is doing, at the same cost however many tasks there are."""
         now = await self.now()
         async with self.redis.pipeline(transaction=False) as pipe:
             for state in State:

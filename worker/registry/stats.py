@@ -98,7 +98,7 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
 
 
 async def read_stats(registry: Registry) -> Stats:
-    """Read them. Costs a fixed number of look-ups, however many tasks there are."""
+    """Read them. Costs a bounded number of look-ups, however many tasks there are."""
     fleet = await registry.overview()
     labels: dict[str, Counter[str]] = {}
     for state in State:

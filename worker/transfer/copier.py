@@ -137,7 +137,8 @@ class Copier:
         """Copy one file and return it once the store is seen to hold all of it.
 
         Raises the ``Source…`` and ``Store…`` errors of ``worker.errors``, and what ``hold`` raises.
-        Whatever happens, no multipart upload of this call is left open.
+        However it ends, its multipart upload is completed or aborted. One that the store does not
+        abort is logged (``upload.not_aborted``), and stays open.
         """
         await self._store.ready()
         async with self._budget.room(

@@ -153,8 +153,9 @@ class Guard:
     def client(self, timeout: httpx.Timeout = TIMEOUT) -> httpx.AsyncClient:
         """A client whose every connection is checked.
 
-        Beside httpx's errors its requests raise :class:`SourceRejected` for an address that is not
-        allowed and :class:`SourceFault` for a name that cannot be resolved.
+        Its requests raise :class:`SourceRejected` for an address that is not allowed,
+        :class:`SourceFault` for a name that cannot be resolved, and one of ``worker.http.BROKEN``
+        for all else.
         """
         return make_client(self._connector, timeout=timeout)
 

@@ -240,7 +240,8 @@ def _place(boto: Any, bucket: str) -> Place:
 def make_signer(bucket: str, profile: ProfileName) -> Signer:
     """Find credentials and endpoint, as boto3 does; may take a while.
 
-    Raises botocore's errors, and ``ValueError`` for a malformed endpoint.
+    Raises botocore's errors, ``ValueError`` for a malformed endpoint, and ``OSError`` for a file or
+    program of credentials.
     """
     session = boto3.session.Session()
     credentials = session.get_credentials()

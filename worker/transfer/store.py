@@ -208,7 +208,7 @@ class ObjectStore:
     """One bucket.
 
     ``put_options`` are boto3 parameters for every object. No request takes longer than
-    ``deadline`` seconds. Every method may raise
+    ``deadline`` seconds, except for :meth:`digest`. Every method may raise
 
     - :class:`StoreBlocked`: credentials, clock, region or bucket are wrong, no object is to blame;
     - :class:`StoreUnavailable`: the store failed, timed out, or is out of reach;
