@@ -13,14 +13,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from tests.support import ROOT, BucketEnv, eventually
+from tests.support import BOUND, ROOT, BucketEnv, eventually, repeating
 from worker.sandbox.simulator import Simulator
 
 CELERY = ("-m", "celery")
@@ -52,19 +53,19 @@ class Fleet:
         self._program = program
         self._processes: list[subprocess.Popen[bytes]] = []
         self._started = 0
-        self._supervisor: asyncio.Task[None] | None = None
+        self._supervising = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Fleet:
-        self.start()
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the workers and their supervisor."""
         self._processes = [self._spawn() for _ in range(self._size)]
-        self._supervisor = asyncio.create_task(self._supervise())
+        await self._supervising.enter_async_context(repeating(self._supervise, 0.1))
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -91,13 +92,11 @@ class Fleet:
 
     async def stop(self) -> list[int]:
         """SIGTERM all; returns their exit codes."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
-        for process in self.processes:
-            process.terminate()
         try:
-            return [await asyncio.to_thread(p.wait, 40) for p in self._processes]
+            await self._supervising.aclose()
+            for process in self.processes:
+                process.terminate()
+            return [await asyncio.to_thread(p.wait, BOUND) for p in self._processes]
         finally:
             for process in self.processes:
                 process.kill()
@@ -116,9 +115,7 @@ class Fleet:
             )
 
     async def _supervise(self) -> None:
-        while True:
-            self._processes = [p if p.poll() is None else self._spawn() for p in self._processes]
-            await asyncio.sleep(0.1)
+        self._processes = [p if p.poll() is None else self._spawn() for p in self._processes]
 
 
 class Killer:
@@ -147,6 +144,16 @@ class Killer:
             finally:  # a look that is cut short must not leave it stopped
                 process.send_signal(signal.SIGCONT)
 
+    async def freeze_a_copying_one(self) -> subprocess.Popen[bytes] | None:
+        """SIGSTOP a worker in the middle of a copy, if there is one."""
+        for process in self._fleet.processes:
+            process.send_signal(signal.SIGSTOP)
+            hit = await self.in_hand(process.pid)
+            if hit["mid-copy"] + hit["before the first byte"]:
+                return process
+            process.send_signal(signal.SIGCONT)
+        return None
+
     async def in_hand(self, pid: int) -> collections.Counter[str]:
         """The stages of the tasks that a process has claimed."""
         owner, found = f"{socket.gethostname()}:{pid}", collections.Counter[str]()
@@ -171,26 +178,43 @@ class Killer:
         return "before the first byte"
 
 
-async def all_final(redis: Redis, namespace: str, ids: list[str], *, seconds: float) -> None:
-    """Wait until every task is final."""
+async def all_final(
+    redis: Redis, namespace: str, ids: Sequence[str], *, seconds: float = BOUND
+) -> None:
+    """Wait until every task is final; Redis may be away meanwhile.
 
-    async def missing() -> list[str]:
-        async with redis.pipeline(transaction=False) as pipe:
-            for task_id in ids:
-                pipe.hget(f"{namespace}:task:{task_id}", "state")
-            states = await pipe.execute()
-        return [f"{i}:{s}" for i, s in zip(ids, states, strict=True)
-                if s not in FINAL]  # fmt: skip
+    ``seconds`` may pass without a task that ends: how long all of them take is the machine's.
+    """
+    missing = list(ids)
 
-    try:
-        await eventually(lambda: _none(missing()), seconds=seconds)
-    except AssertionError:
-        raise AssertionError(f"not final: {await missing()}") from None
+    async def fewer() -> bool:
+        nonlocal missing
+        await asyncio.sleep(0.2)
+        before = len(missing)
+        with contextlib.suppress(redis_errors.RedisError, OSError):
+            async with redis.pipeline(transaction=False) as pipe:
+                for task_id in missing:
+                    pipe.hget(f"{namespace}:task:{task_id}", "state")
+                states = await pipe.execute()
+            missing = [i for i, state in zip(missing, states, strict=True) if state not in FINAL]
+        return len(missing) < before
+
+    while missing:
+        try:
+            await eventually(fewer, seconds=seconds)
+        except AssertionError:
+            raise AssertionError(f"{len(missing)} not final: {missing[:10]}") from None
 
 
-async def _none(listed: Any) -> bool:
-    await asyncio.sleep(0.2)
-    return not await listed
+async def over(value: Awaitable[str | None], bound: float) -> bool:
+    """Whether a number that Redis holds is above a bound."""
+    return float(await value or 0) > bound
+
+
+async def idle(redis: Redis, namespace: str) -> bool:
+    """Whether no worker has a task in hand."""
+    keys = redis.scan_iter(f"{namespace}:work:*", count=1000)
+    return not any([await redis.hexists(key, "token") async for key in keys])
 
 
 @dataclass(kw_only=True)

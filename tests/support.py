@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -77,6 +78,37 @@ async def eventually(
         await asyncio.sleep(0.01)
 
 
+async def joined(task: asyncio.Task[Found]) -> Found:
+    """The result of a task that was told to end by a flag.
+
+    It is not cancelled: ``asyncio.wait_for`` of Python 3.11, which redis-py uses, loses a
+    cancellation now and then, and whoever waits for the task then waits for ever.
+    """
+    await asyncio.wait([task], timeout=BOUND)
+    assert task.done(), f"{task.get_name()} did not end: {task.get_stack()}"
+    return task.result()
+
+
+@contextlib.asynccontextmanager
+async def repeating(step: Callable[[], Awaitable[object]], every: float) -> AsyncIterator[None]:
+    """Repeat a step while the block runs, with a pause of ``every`` seconds after each."""
+    over = asyncio.Event()
+
+    async def repeat() -> None:
+        while not over.is_set():
+            await step()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await over.wait()
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        over.set()
+        await joined(task)
+
+
 async def signed_call(
     simulator: Simulator,
     call: str,
@@ -121,6 +153,8 @@ async def run(*arguments: str, environ: dict[str, str], cwd: Path, seconds: floa
     return Ran(code=process.returncode, said=out.decode(errors="replace"))
 
 
-async def command(*arguments: str, environ: dict[str, str], cwd: Path, seconds: float = BOUND) -> Ran:
+async def command(
+    *arguments: str, environ: dict[str, str], cwd: Path, seconds: float = BOUND
+) -> Ran:
     """Run ``harvester`` in an empty directory."""
     return await run("-m", "worker.cli.main", *arguments, environ=environ, cwd=cwd, seconds=seconds)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from pathlib import Path
 
 from celery import Celery
 from redis.asyncio import Redis
 
-from tests.fleet import Fleet, Killer, all_final, environ, verify
+from tests.fleet import FINAL, Fleet, Killer, all_final, environ, idle, over, verify
 from tests.scripts import mixed
-from tests.support import BucketEnv, eventually
+from tests.support import BucketEnv, eventually, repeating
 from worker.sandbox.simulator import Simulator
 
 MIXED = 300
+KILLS = 8
 KILL_EVERY = 3.0  # seconds
+BETWEEN = 10  # tasks that end between two kills, so that a slow machine gets on, too
 
 
 def celery_of_another_application(redis_url: str) -> Celery:
@@ -40,7 +43,7 @@ async def test_the_vendors_example(
     task_id = simulator.example()
     async with Fleet(environ(simulator, redis_url, bucket, namespace), tmp_path, size=1):
         await hand_in(redis_url, namespace, task_id, metadata={"order": 42})
-        await all_final(redis, namespace, [task_id], seconds=40)
+        await all_final(redis, namespace, [task_id])
     records = await verify(simulator, redis, bucket, namespace, [task_id])
     record = records[task_id]
     assert record["state"] == "stored"
@@ -77,17 +80,17 @@ async def test_workers_killed_again_and_again_lose_nothing(
             body = json.dumps({"task_ids": ids[start : start + 20]})
             await redis.xadd(f"{namespace}:intake", {"body": body})
 
-        async def keep_killing() -> None:
-            while True:
-                await asyncio.sleep(KILL_EVERY)
-                await killer.kill_a_busy_one(seed)
+        ended = 0
 
-        killing = asyncio.create_task(keep_killing())
-        try:
-            await asyncio.wait_for(all_final(redis, namespace, ids, seconds=150), 160)
-        finally:
-            killing.cancel()
-            await asyncio.gather(killing, return_exceptions=True)
+        async def kill() -> None:
+            nonlocal ended
+            counts = [await redis.zcard(f"{namespace}:index:{state}") for state in FINAL]
+            if killer.kills < KILLS and sum(counts) >= ended + BETWEEN:
+                await killer.kill_a_busy_one(seed)
+                ended = sum(counts)
+
+        async with repeating(kill, KILL_EVERY):
+            await all_final(redis, namespace, ids)
     await verify(simulator, redis, bucket, namespace, ids)
     print(f"{killer.kills} kills: {dict(killer.stages)}")
     assert killer.kills >= 5
@@ -108,7 +111,7 @@ async def test_doubled_and_lost_messages_change_nothing(
         with celery_of_another_application(redis_url) as app:
             for kind in ("poll", "copy", "tell") * 5:
                 app.send_task(f"harvester.{kind}", queue=namespace)
-        await all_final(redis, namespace, ids, seconds=40)
+        await all_final(redis, namespace, ids)
         assert await fleet.stop() == [0, 0]
     await verify(simulator, redis, bucket, namespace, ids)
 
@@ -142,7 +145,7 @@ async def test_garbage_leaves_the_workers_standing(
         await redis.xadd(f"{namespace}:intake", {"other": "field"})
         await hand_in(redis_url, namespace, good[0])
         await redis.xadd(f"{namespace}:intake", {"body": json.dumps({"task_ids": good[1:]})})
-        await all_final(redis, namespace, good, seconds=60)
+        await all_final(redis, namespace, good)
         assert fleet.processes == [process], fleet.log_text()[-3000:]
         refused = [json.loads(text) for text in await redis.lrange(f"{namespace}:refused", 0, -1)]
     assert all(entry["reason"] and len(entry["value"]) < 1000 for entry in refused)
@@ -164,15 +167,20 @@ async def test_a_wrong_upstream_secret_ends_nothing(
     async with Fleet(env, tmp_path) as fleet:
         await hand_in(redis_url, namespace, ids)
         await eventually(lambda: redis.exists(f"{namespace}:circuit:upstream"), what="the circuit")
-        calls = simulator.counters.signature_failures
-        await asyncio.sleep(6)
-        assert simulator.counters.signature_failures - calls <= 3
+        await eventually(lambda: idle(redis, namespace), what="the end of the first calls")
+        began, calls = time.monotonic(), simulator.counters.signature_failures
+        # the gap to the next probe doubles with a probe that fails
+        gap = f"{namespace}:circuit:upstream", "gap"
+        await eventually(lambda: over(redis.hget(*gap), 5000), what="a probe")
+        await eventually(lambda: idle(redis, namespace), what="the end of the probe")
+        probes, took = simulator.counters.signature_failures - calls, time.monotonic() - began
+        assert probes <= 1 + took / 5  # one prober, and no gap is shorter than 5 s
         assert await redis.zcard(f"{namespace}:index:waiting") == 20
         loud = [line for line in fleet.log_lines() if line.get("event") == "circuit.open"]
         assert len(loud) == 1
         assert loud[0]["level"] == "error"
         simulator.control(app_secret=secret)
-        await all_final(redis, namespace, ids, seconds=60)
+        await all_final(redis, namespace, ids)
     await verify(simulator, redis, bucket, namespace, ids)
     assert secret not in fleet.log_text()
 
@@ -187,10 +195,11 @@ async def test_wrong_bucket_credentials_end_nothing(
     async with Fleet(wrong, tmp_path) as fleet:
         await hand_in(redis_url, namespace, ids)
         await eventually(lambda: redis.exists(f"{namespace}:circuit:store"), what="the circuit")
-        await asyncio.sleep(3)
+        gap = f"{namespace}:circuit:store", "gap"
+        await eventually(lambda: over(redis.hget(*gap), 5000), what="a probe")
         assert await redis.zcard(f"{namespace}:index:waiting") == 20
         loud = [line for line in fleet.log_lines() if line.get("event") == "circuit.open"]
         assert [line["circuit"] for line in loud] == ["store"]
     async with Fleet(env, tmp_path):
-        await all_final(redis, namespace, ids, seconds=60)
+        await all_final(redis, namespace, ids)
     await verify(simulator, redis, bucket, namespace, ids)

@@ -26,9 +26,9 @@ from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
 
-from tests.faults.kit import repeating
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import Fleet, idle_environ
+from tests.support import repeating
 from worker.sandbox.servers import Valkey
 
 AGAIN = 15.0  # seconds after Redis answers within which a message must be consumed

@@ -33,7 +33,7 @@ elif "test_soak.py" not in collect_ignore:
     collect_ignore.append("test_soak.py")
 _COLUMNS = (
     "row", "fault", "size", "lost", "doubled", "bad_bytes", "half_records", "unexplained",
-    "recovery", "notes",
+    "recovery", "usual", "notes",
 )  # fmt: skip
 
 

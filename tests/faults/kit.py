@@ -7,23 +7,25 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from tests.fleet import FINAL, Findings, Fleet, audit, environ
+from tests.fleet import FINAL, Findings, Fleet, all_final, audit, environ
 from tests.scripts import COMMON
-from tests.support import BucketEnv
+from tests.support import BOUND, BucketEnv, eventually, joined
 from worker.sandbox.simulator import Simulator
 
 FULL = os.environ.get("FAULTS") == "full"
 LEASE = 5.0  # seconds; what tests.fleet.environ sets
 TICKS = 2 * 1.2  # seconds; two ticks with their jitter
+CALM = 4.0  # seconds that a task takes from end to end, at most, on a machine that judges recovery
 _SETTLED = ("state", "reason", "error", "files", "result", "manifest", "finished_at", "run")
 
 
@@ -58,7 +60,6 @@ class Watcher:
         self.ends: dict[str, dict[str, str]] = {}
         self.wrong: list[str] = []
         self.looks = 0
-        self.pause = 0.0
 
     async def watch(self) -> None:
         """Look until :meth:`stop`. A Redis that is away is waited for."""
@@ -67,9 +68,7 @@ class Watcher:
             last = self._stopping  # one look more, at what ended just before
             with suppress(redis_errors.RedisError, OSError):
                 await self.look()
-            began = time.monotonic()
             await asyncio.sleep(0.1)
-            self.pause = max(self.pause, time.monotonic() - began - 0.1)
 
     def stop(self) -> None:
         """End watching after the look that is under way."""
@@ -125,6 +124,7 @@ class Row:
     half_records: int
     unexplained: int
     recovery: float | None = None
+    usual: float | None = None
     notes: str = ""
 
 
@@ -141,6 +141,7 @@ class Scene:
     report: Callable[[Row], None]
     ids: list[str] = field(default_factory=list)
     watchers: list[Watcher] = field(default_factory=list)
+    unhurt: list[float] = field(default_factory=list)
 
     def fleet(self, *, workers: int = 2, program: Sequence[str] = (), **env: str) -> Fleet:
         """A fleet on these servers."""
@@ -169,26 +170,59 @@ class Scene:
         try:
             yield watcher
         finally:
-            # not cancelled: redis-py swallows a cancellation now and then
             watcher.stop()
-            await task
+            await joined(task)
 
-    async def all_final(self, seconds: float, ids: list[str] | None = None) -> None:
+    async def all_final(self, ids: list[str] | None = None) -> None:
         """Wait until every task is final; Redis may be away meanwhile."""
-        wanted, states, until = ids or self.ids, [""], time.monotonic() + seconds
-        while time.monotonic() < until:
-            try:
-                async with self.redis.pipeline(transaction=False) as pipe:
-                    for task_id in wanted:
-                        pipe.hget(f"{self.namespace}:task:{task_id}", "state")
-                    states = await pipe.execute()
-            except (redis_errors.RedisError, OSError):
-                states = [""]
-            if all(state in FINAL for state in states):
-                return
-            await asyncio.sleep(0.2)
-        missing = [f"{i}:{s}" for i, s in zip(wanted, states, strict=False) if s not in FINAL]
-        raise AssertionError(f"{len(missing)} not final: {missing[:10]}")
+        await all_final(self.redis, self.namespace, ids or self.ids, seconds=size(BOUND, 900))
+
+    async def works(self, *, piled_up: bool = False) -> float:
+        """Seconds until a task from the stream and one from Celery have run from end to end.
+
+        If work has ``piled_up``, behind which they must wait: until they are accepted, and tasks
+        end.
+        """
+        began = time.monotonic()
+        events = f"{self.namespace}:events"
+        before = await self.redis.xlen(events)
+        probes = self.plant([{"simulate": {"images": ["png"]}} for _ in range(2)])
+        await self.hand_in(probes[:1])
+        await self.send("harvester.submit", probes[1])
+
+        async def moves() -> bool:
+            keys = [f"{self.namespace}:task:{task_id}" for task_id in probes]
+            known: int = await self.redis.exists(*keys)
+            return known == len(keys) and await self.redis.xlen(events) > before
+
+        await eventually(moves, what="work")
+        moved = time.monotonic() - began
+        await self.all_final(probes)
+        return moved if piled_up else time.monotonic() - began
+
+    async def send(self, name: str, *args: object, **options: object) -> None:
+        """Send a Celery message, as another application does."""
+
+        def send() -> None:
+            with Celery("another", broker=self.redis_url) as app:
+                app.send_task(name, args=args, kwargs=options, queue=self.namespace)
+
+        await asyncio.to_thread(send)
+
+    async def measure(self) -> None:
+        """Take the time of a task while nothing is hurt: the baseline of :meth:`soon`."""
+        self.unhurt.append(await self.works())
+
+    def soon(self, recoveries: Sequence[float], *, within: float) -> float:
+        """The slowest recovery; on a calm machine it must come ``within`` a time.
+
+        That is the time of leases, ticks and pauses, to which twice the baseline is added. Where
+        the baseline itself shows a loaded machine, the recovery is only reported.
+        """
+        assert len(self.unhurt) > 1, "the baseline is taken before and after"
+        slowest, usual = max(recoveries), max(self.unhurt)
+        assert usual > CALM or slowest <= within + 2 * usual, (recoveries, self.unhurt)
+        return slowest
 
     async def counter(self, name: str) -> int:
         """One of the fleet's own counters."""
@@ -223,28 +257,9 @@ class Scene:
                 half_records=len(found.half_records),
                 unexplained=len(found.unexplained),
                 recovery=recovery,
+                usual=max(self.unhurt, default=None),
                 notes=notes,
             )
         )
         assert not found.wrong, "\n".join(found.wrong[:20])
         return found
-
-
-@asynccontextmanager
-async def repeating(step: Callable[[], Awaitable[object]], every: float) -> AsyncIterator[None]:
-    """Repeat a step every so many seconds while the block runs."""
-
-    over = asyncio.Event()
-
-    async def repeat() -> None:
-        while not over.is_set():
-            await step()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), every)
-
-    task = asyncio.create_task(repeat())
-    try:
-        yield
-    finally:
-        over.set()
-        await task

@@ -14,7 +14,7 @@ async def test_each_kind_of_damage_is_found(scene: Scene) -> None:
     ids = scene.plant(scripts)
     async with scene.fleet(workers=1), scene.watched():
         await scene.hand_in(ids)
-        await scene.all_final(30)
+        await scene.all_final()
     found = await scene.judge("0", "none")
     redis, ns, client = scene.redis, scene.namespace, scene.bucket.client
     (watcher,) = scene.watchers

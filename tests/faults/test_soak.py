@@ -26,10 +26,10 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tests.faults.http_proxy import Forward, HttpProxy, Reset, Seen, s3_error
-from tests.faults.kit import Scene, lively, repeating
+from tests.faults.kit import Scene, lively
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import FINAL, Fleet, Killer
-from tests.support import command, eventually
+from tests.support import command, eventually, repeating
 from worker.sandbox.servers import Valkey
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
@@ -197,7 +197,7 @@ async def hand_in(scene: Scene, ids: list[str]) -> None:
             return False
         return True
 
-    await eventually(taken, what="Redis", seconds=60)
+    await eventually(taken, what="Redis")
 
 
 async def test_soak(scene: Scene, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ async def test_soak(scene: Scene, tmp_path: Path) -> None:
                 await asyncio.sleep(GAP)
                 await trouble.make()
         trouble.store_fails = False
-        await scene.all_final(300)
+        await scene.all_final()
         async with scene.watched() as watcher:
             await watcher.look()
         # a process may end when Redis goes away, to be started again: then there is no slope

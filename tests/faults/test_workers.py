@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 
 from tests.faults.kit import Scene, lively, size
 from tests.fleet import Killer
-from tests.support import eventually
+from tests.support import BOUND, eventually
 
-GRACE = 20
+GRACE = 60
+SOON = 20.0  # seconds that a stop takes at most
 
 
 def slow(count: int, seconds: float = 3) -> list[dict[str, object]]:
@@ -37,8 +38,11 @@ async def test_rolling_restart(scene: Scene) -> None:
     seed = random.Random(3)
     rounds, batch = size(1, 6), size(40, 56)
     took: list[float] = []
-    env = {"HARVESTER_SHUTDOWN_GRACE": str(GRACE)}
+    # a lease that a loaded machine renews in time, too
+    env = {"HARVESTER_SHUTDOWN_GRACE": str(GRACE), "HARVESTER_LEASE": str(GRACE)}
     async with scene.fleet(workers=size(2, 3), **env) as fleet, AsyncExitStack() as watchers:
+        await scene.works()  # the workers have started
+        await scene.measure()
         for _ in range(rounds):
             for process in fleet.processes:
                 # work comes in all the time, so that each stop hits a busy one
@@ -48,46 +52,36 @@ async def test_rolling_restart(scene: Scene) -> None:
                 await eventually(lambda p=process: claimed_by(scene, p.pid), what="a busy worker")
                 began = time.monotonic()
                 process.send_signal(signal.SIGTERM)
-                code = await asyncio.to_thread(process.wait, 2 * GRACE)
+                code = await asyncio.to_thread(process.wait, BOUND)
                 took.append(time.monotonic() - began)
                 assert code == 0, fleet.log_text()[-5000:]
                 assert not await claimed_by(scene, process.pid)
-        await scene.all_final(size(90, 400))
-    assert max(took) <= GRACE
+        await scene.all_final()
+        await scene.measure()
     assert await scene.counter("leases_expired") == 0
     await scene.judge(
         "3",
         "rolling SIGTERM",
-        notes=f"{len(took)} restarts, the slowest took {max(took):.1f} s of {GRACE}",
+        recovery=scene.soon(took, within=SOON),
+        notes=f"{len(took)} restarts",
     )
 
 
 async def test_frozen_longer_than_the_lease(scene: Scene) -> None:
     """Row 2: SIGSTOP for longer than the lease, then SIGCONT."""
-    count, rounds = size(24, 100), size(1, 5)
-    ids = scene.plant(slow(count, seconds=3))
-    freezes, waited = 0, []
+    ids = scene.plant(slow(size(24, 100), seconds=3))
+    waited: list[float] = []
     async with scene.fleet() as fleet, scene.watched():
         await scene.hand_in(ids)
         killer = Killer(fleet, scene.redis, scene.namespace)
-        while freezes < rounds:
-            for process in fleet.processes:
-                process.send_signal(signal.SIGSTOP)
-                hit = await killer.in_hand(process.pid)
-                if not hit["mid-copy"] + hit["before the first byte"]:
-                    process.send_signal(signal.SIGCONT)
-                    continue
-                began = time.monotonic()
-                await eventually(
-                    lambda p=process: _none_left(scene, p.pid), what="the others", seconds=60
-                )
-                waited.append(time.monotonic() - began)
-                await asyncio.sleep(1)
-                process.send_signal(signal.SIGCONT)
-                freezes += 1
-                break
-            await asyncio.sleep(0.1)
-        await scene.all_final(size(90, 300))
+        for _ in range(size(1, 5)):
+            process = await eventually(killer.freeze_a_copying_one, what="a copy")
+            began = time.monotonic()
+            await eventually(lambda p=process: _none_left(scene, p.pid), what="the others")
+            waited.append(time.monotonic() - began)
+            await asyncio.sleep(1)
+            process.send_signal(signal.SIGCONT)
+        await scene.all_final()
         assert fleet.started == 2  # none of them died of it
         # noticed at a write, or at the renewal that came before it
         lost = [line for line in fleet.log_lines() if line.get("event") == "lease.lost"]
@@ -97,7 +91,7 @@ async def test_frozen_longer_than_the_lease(scene: Scene) -> None:
         "2",
         "SIGSTOP beyond the lease",
         recovery=max(waited),
-        notes=f"{freezes} freezes, {stale} stale writes refused",
+        notes=f"{len(waited)} freezes, {stale} stale writes refused",
     )
 
 

@@ -141,12 +141,12 @@ async def test_what_dies_is_started_again_and_nothing_outlives_up(tmp_path: Path
             r'"worker": "[^"]*:(\d+)", "event": "engine.started"', log.read_text()
         )
         os.kill(int(worker), signal.SIGKILL)
-        await eventually(lambda: log.read_text().count("engine.started") == 2, seconds=60)
+        await eventually(lambda: log.read_text().count("engine.started") == 2)
         assert "a worker ended with code -9; it starts again" in log.read_text()
         below = descendants(process.pid)
         process.kill()
         await asyncio.to_thread(process.wait)
-        await eventually(lambda: not running(below), seconds=60)
+        await eventually(lambda: not running(below))
     code, _, err = await harvester(tmp_path, "status", EXAMPLE_ID)
     assert code == 2  # the state file of the killed process is not believed
     assert "REDIS_URL: is not set" in err
@@ -182,7 +182,7 @@ async def test_a_demo_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
             env=environ(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="1", REDIS_URL="redis://nowhere"),
         )  # fmt: skip
     try:
-        await eventually(lambda: b"final:" in log.read_bytes() or process.poll(), seconds=60)
+        await eventually(lambda: b"final:" in log.read_bytes() or process.poll())
         below = descendants(process.pid)
         assert len(below) >= 4, log.read_text()
         process.send_signal(signal.SIGTERM)

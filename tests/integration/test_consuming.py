@@ -16,10 +16,9 @@ import pytest
 from celery import Celery
 from redis.asyncio import Redis
 
-from tests.faults.kit import repeating
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import Fleet, idle_environ
-from tests.support import eventually
+from tests.support import eventually, repeating
 from worker.sandbox.servers import Valkey
 
 
@@ -95,12 +94,12 @@ async def test_a_stop_in_the_middle_loses_no_message(lone: Lone) -> None:
         await eventually(lambda: redis.llen(lone.namespace), what="more than is in hand")
         await lone.fleet.stop()
         keys = await sending
-        lone.fleet.start()
+        await lone.fleet.start()
 
         async def consumed() -> bool:
             return await redis.exists(*keys) == len(keys)
 
-        await eventually(consumed, what="the end of every message", seconds=60)
+        await eventually(consumed, what="the end of every message")
 
 
 async def test_what_a_full_redis_lets_go_comes_back(lone: Lone) -> None:
@@ -120,6 +119,6 @@ async def test_what_a_full_redis_lets_go_comes_back(lone: Lone) -> None:
         async def consumed() -> bool:
             return await redis.exists(*keys) == len(keys)
 
-        await eventually(consumed, what="the end of every message", seconds=60)
+        await eventually(consumed, what="the end of every message")
     assert lone.fleet.started == 1
     assert "intake.put_back" in lone.fleet.log_text()

@@ -84,7 +84,7 @@ async def test_a_wake_is_heard_at_once(registry: Registry) -> None:
     await asyncio.sleep(0.05)
     await registry.submit([submission()])
     drain.wake()
-    await eventually(lambda: toy.seen, seconds=0.7)
+    await eventually(lambda: toy.seen)
     await ended(drain)
 
 
@@ -306,6 +306,6 @@ async def test_a_loop_that_stands_still_ends_the_process(
     await asyncio.sleep(2.5)
     assert codes == []
     time.sleep(4)  # noqa: ASYNC251  the loop stands still
-    await eventually(lambda: codes == [70], seconds=5)
+    await eventually(lambda: codes == [70])
     watchdog.join(5)
     assert not watchdog.is_alive()

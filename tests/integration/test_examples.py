@@ -127,7 +127,7 @@ async def test_producer_consumers_and_receiver(
                 names,
             )  # fmt: skip
             assert produced == "6 handed in\n"
-            await all_final(redis, namespace, ids, seconds=60)
+            await all_final(redis, namespace, ids)
             await eventually(lambda: len(lines(receiver)) >= 6, what="webhooks")
             await eventually(lambda: len(lines(one) + lines(two)) >= 6, what="events")
     records = await verify(simulator, redis, bucket, namespace, ids)
@@ -188,7 +188,7 @@ async def shown(client: httpx.AsyncClient, task_id: str) -> dict[str, Any]:
         document: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
         return document if document.get("state") == "stored" else {}
 
-    return await eventually(stored, seconds=60, what="the application's picture")
+    return await eventually(stored, what="the application's picture")
 
 
 async def test_django(

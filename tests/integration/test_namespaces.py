@@ -33,7 +33,7 @@ async def test_an_outage_and_a_flood_of_one_do_not_touch_the_other(
             await redis.xadd(f"{ill}:intake", {"body": json.dumps(body)})
         await eventually(lambda: redis.exists(f"{ill}:circuit:upstream"), what="the circuit")
         await redis.xadd(f"{well}:intake", {"body": json.dumps({"task_ids": ids})})
-        await all_final(redis, well, ids, seconds=60)
+        await all_final(redis, well, ids)
         assert not await redis.exists(f"{well}:circuit:upstream")
     await verify(simulator, redis, bucket, well, ids)
     assert await redis.zcard(f"{ill}:index:waiting") == len(flood)
@@ -65,9 +65,9 @@ async def test_throttling_of_one_does_not_slow_the_other(
         Fleet(healthy, tmp_path / "well", size=1) as fleet,
     ):
         await redis.xadd(f"{ill}:intake", {"body": json.dumps({"task_ids": throttled})})
-        await eventually(factor, seconds=60, what="the throttled fleet's lower rate")
+        await eventually(factor, what="the throttled fleet's lower rate")
         await redis.xadd(f"{well}:intake", {"body": json.dumps({"task_ids": ids})})
-        await all_final(redis, well, ids, seconds=60)
+        await all_final(redis, well, ids)
         assert float(await redis.hget(f"{well}:rate", "factor") or 1) == 1
         assert "upstream.throttled" not in fleet.log_text()
     await verify(simulator, redis, bucket, well, ids)

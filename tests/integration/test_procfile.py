@@ -67,7 +67,7 @@ async def test_worker_and_web(
                 except httpx.TransportError:
                     return False
 
-            await eventually(ready, seconds=90, what="a ready fleet")
+            await eventually(ready, what="a ready fleet")
             task_id = simulator.submit({"simulate": {"images": ["png"]}})
             answer = await client.post("/api/tasks", json={"task_ids": [task_id]})
             assert answer.status_code == 201

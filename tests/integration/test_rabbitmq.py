@@ -61,7 +61,7 @@ async def test_the_whole_job(
 
     async with Fleet(given, tmp_path, size=2) as fleet:
         await asyncio.to_thread(submit, ids[:3])
-        await all_final(redis, namespace, ids[:3], seconds=60)
+        await all_final(redis, namespace, ids[:3])
 
         quorum = [namespace, "shop"] if queue_type == "quorum" else ["shop"]
         await eventually(lambda: rabbitmq.noted(namespace, *quorum), what="the list of queues")
@@ -69,12 +69,12 @@ async def test_the_whole_job(
         rabbitmq.kill()
         await asyncio.to_thread(rabbitmq.start)
         await asyncio.to_thread(submit, ids[3:])
-        await all_final(redis, namespace, ids[3:], seconds=60)
+        await all_final(redis, namespace, ids[3:])
 
         async def all_told() -> bool:
             return await asyncio.to_thread(replies) == len(ids)
 
-        await eventually(all_told, seconds=60, what="the replies")
+        await eventually(all_told, what="the replies")
         for name, text in given.items():
             monkeypatch.setenv(name, text)
         found = {finding.name: finding for finding in await examine(load_settings())}

@@ -41,7 +41,7 @@ async def test_no_second_holds_more_calls_than_the_rate_and_a_burst(
 
     async with Fleet(settings, tmp_path, size=size) as fleet:
         # all of them are there and have had their first burst
-        await eventually(lambda: fleet.log_text().count("engine.started") == size, seconds=60)
+        await eventually(lambda: fleet.log_text().count("engine.started") == size)
         already = await asyncio.to_thread(upstream.ask, "/calls")
         first, last = await after(already + RATE), await after(already + 6 * RATE)
     assert await asyncio.to_thread(upstream.ask, "/most") <= 2 * RATE

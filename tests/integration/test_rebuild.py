@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tests.fleet import FINAL, Fleet, environ
-from tests.support import BucketEnv, command, eventually
+from tests.support import BOUND, BucketEnv, command, eventually
 from worker.sandbox.simulator import Simulator
 
 COUNT = int(os.environ.get("REBUILD_TASKS", "200"))
@@ -39,7 +39,7 @@ async def everything(
 
 
 async def rebuild(given: dict[str, str], directory: Path) -> str:
-    ran = await command("rebuild", environ=given, cwd=directory, seconds=60 + COUNT / 5)
+    ran = await command("rebuild", environ=given, cwd=directory, seconds=BOUND + COUNT / 5)
     assert ran.code == 0, ran.said
     return ran.said
 
@@ -63,7 +63,7 @@ async def test_records_are_equal_after_redis_was_wiped(
             sizes = [await redis.zcard(f"{namespace}:index:{state}") for state in FINAL]
             return sum(sizes) == COUNT
 
-        await eventually(ended, seconds=60 + COUNT / 5, what="the end of every task")
+        await eventually(ended, seconds=BOUND + COUNT / 5, what="the end of every task")
     records, indexes = await everything(redis, namespace, ids)
     assert {record["state"] for record in records} == set(FINAL)
 

@@ -162,7 +162,7 @@ async def test_the_whole_job_over_tls(
     redis: Redis
     async with make_redis(chosen) as redis, Fleet(given, tmp_path, size=1):
         await send(chosen, *ids)
-        await all_final(redis, namespace, ids, seconds=60)
+        await all_final(redis, namespace, ids)
         found = {finding.name: finding for finding in await examine(chosen)}
         assert (found["Redis"].level, found["Broker"].level) == (Level.GOOD, Level.GOOD)
         await verify(simulator, redis, bucket, namespace, ids)

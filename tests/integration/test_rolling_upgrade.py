@@ -39,7 +39,7 @@ async def test_old_and_new_workers_share_the_work(
         async def accepted() -> bool:
             return int(await redis.exists(*known(ids))) == count
 
-        await eventually(accepted, seconds=60, what="the records")
+        await eventually(accepted, what="the records")
         return ids
 
     def known(ids: list[str]) -> list[str]:
@@ -52,18 +52,18 @@ async def test_old_and_new_workers_share_the_work(
     async with fleet(CELERY, "old") as old:
         first = await hand_in(6, 20)
         async with fleet(NEWER, "new"):
-            await all_final(redis, namespace, first, seconds=90)
+            await all_final(redis, namespace, first)
     # the new one is rolled back while records of its own are unfinished
     async with fleet(NEWER, "new"):
         second = await hand_in(6, 30)
     async with fleet(CELERY, "old") as old:
-        await eventually(said(old), seconds=60, what="the old worker's complaint")
+        await eventually(said(old), what="the old worker's complaint")
         third = await hand_in(3, 0)
-        await all_final(redis, namespace, third, seconds=60)  # nothing holds up what it can read
+        await all_final(redis, namespace, third)  # nothing holds up what it can read
         for key in known(second):
             assert await redis.hmget(key, "schema", "state") == [str(NEXT), "waiting"]
         async with fleet(NEWER, "new"):
-            await all_final(redis, namespace, second, seconds=90)
+            await all_final(redis, namespace, second)
     everything = [*first, *second, *third]
     records = await verify(simulator, redis, bucket, namespace, everything)
     schemas = [records[task_id]["schema"] for task_id in everything]
@@ -85,8 +85,8 @@ async def test_old_and_new_workers_share_the_work(
     body = json.dumps({"task_ids": second[:1]})
     async with fleet(CELERY, "old") as old:
         await redis.xadd(f"{namespace}:intake", {"body": body})
-        await eventually(said(old), seconds=60, what="the old worker's complaint")
+        await eventually(said(old), what="the old worker's complaint")
         async with fleet(NEWER, "new"):
-            await all_final(redis, namespace, second[:1], seconds=60)
+            await all_final(redis, namespace, second[:1])
     again = await redis.hgetall(f"{namespace}:task:{second[0]}")
     assert (again["restored"], again["files"]) == ("true", records[second[0]]["files"])

@@ -102,7 +102,7 @@ async def test_a_failover_loses_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await eventually(deployment.agreed, seconds=60, what="the sentinels' agreement")
+    await eventually(deployment.agreed, what="the sentinels' agreement")
     given = environ(simulator, deployment.url, bucket, namespace)
     for name, text in given.items():
         monkeypatch.setenv(name, text)
@@ -125,11 +125,11 @@ async def test_a_failover_loses_nothing(
     under_way = [plan(1 + number) for number in range(12)]
     async with Fleet(given, tmp_path) as fleet:
         await hand_in(early)
-        await all_final(redis, namespace, early, seconds=60)
+        await all_final(redis, namespace, early)
         await hand_in(under_way)
         await eventually(lambda: redis.zcard(f"{namespace}:due:poll"), what="a poll to come")
         deployment.primary.kill()
-        await eventually(deployment.promoted, seconds=60, what="the failover")
+        await eventually(deployment.promoted, what="the failover")
 
         # Replication is asynchronous: what the new primary never heard of is handed in again.
         # What it knows is not changed by that.
@@ -140,18 +140,18 @@ async def test_a_failover_loses_nothing(
                 return False
             return True
 
-        await eventually(again, seconds=60, what="a hand-in after the failover")
+        await eventually(again, what="a hand-in after the failover")
         late = plan(0)
         await asyncio.to_thread(send, late)  # the broker has moved as well
         ids = [*early, *under_way, late]
-        await all_final(redis, namespace, ids, seconds=120)
+        await all_final(redis, namespace, ids)
 
         # The old primary comes back believing in itself, and is made a replica.
         await asyncio.to_thread(deployment.primary.start)
         last = plan(0)
         await asyncio.to_thread(send, last)
         ids.append(last)
-        await all_final(redis, namespace, ids, seconds=60)
+        await all_final(redis, namespace, ids)
         found = {finding.name: finding for finding in await examine(settings)}
         assert found["Redis"].level is Level.GOOD
         assert found["Broker"].level is Level.GOOD

@@ -82,7 +82,7 @@ async def at_work(
                 body = {"task_ids": [task_id], "label": label, "metadata": {"order": 4711}}
                 assert (await client.post("/api/tasks", json=body)).status_code == 201
         ended = [task_id for label, task_id in ids.items() if label != "slow one"]
-        await all_final(redis, namespace, ended + busy, seconds=90)
+        await all_final(redis, namespace, ended + busy)
         yield base, ids
 
 

@@ -58,21 +58,21 @@ class Harness:
         found: dict[str, str] = await self.redis.hgetall(f"{self.namespace}:task:{task_id}")
         return found
 
-    async def until(self, task_id: str, *states: str, seconds: float = 40) -> dict[str, str]:
+    async def until(self, task_id: str, *states: str) -> dict[str, str]:
         async def there() -> dict[str, str] | None:
             record = await self.record(task_id)
             return record if record.get("state") in states else None
 
-        return await eventually(there, seconds=seconds, what=f"{task_id} {states}")
+        return await eventually(there, what=f"{task_id} {states}")
 
-    async def final(self, task_id: str, *, seconds: float = 40) -> dict[str, str]:
-        return await self.until(task_id, "stored", "partial", "failed", seconds=seconds)
+    async def final(self, task_id: str) -> dict[str, str]:
+        return await self.until(task_id, "stored", "partial", "failed")
 
     async def run(self, script: dict[str, Any], **options: Any) -> dict[str, str]:
         """Submit a script, wait for its end."""
         task_id = self.simulator.submit({"simulate": script})
         await self.submit(task_id, **options)
-        return await self.final(task_id, seconds=90)
+        return await self.final(task_id)
 
     async def check(self, *ids: str) -> dict[str, dict[str, str]]:
         return await verify(self.simulator, self.redis, self.bucket, self.namespace, list(ids))
@@ -214,7 +214,7 @@ async def test_a_dead_address_counts_once_while_the_upstream_gives_no_other(star
         await eventually(asked_in_vain)
         assert counters.fetches == 1
         harness.simulator.control(outage="", latency=0)
-        assert (await harness.final(task_id, seconds=60))["state"] == "stored"
+        assert (await harness.final(task_id))["state"] == "stored"
         await harness.check(task_id)
 
 
@@ -234,7 +234,7 @@ async def test_an_upstream_that_gives_no_address_for_a_while_loses_no_file(start
         }
         await harness.submit(*ids.values())
         for task_id in ids.values():
-            assert (await harness.final(task_id, seconds=90))["state"] == "stored"
+            assert (await harness.final(task_id))["state"] == "stored"
         await harness.check(*ids.values())
 
 
@@ -246,7 +246,7 @@ async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
             for images in (["png", gone], [gone])
         ]
         await harness.submit(*ids)
-        partial, failed = [await harness.final(task_id, seconds=90) for task_id in ids]
+        partial, failed = [await harness.final(task_id) for task_id in ids]
         await harness.check(*ids)
     assert (partial["state"], partial["reason"]) == ("partial", "files_unavailable")
     assert (failed["state"], failed["reason"]) == ("failed", "files_unavailable")
@@ -337,9 +337,9 @@ async def test_cancel_while_waiting_and_while_copying(start: Start) -> None:
         await eventually(one_stored)
         for task_id in (waiting, copying):
             assert await harness.ask(lambda p, t=task_id: p.registry.cancel(t)) == "ok"
-        end = await harness.final(waiting, seconds=10)
+        end = await harness.final(waiting)
         assert (end["state"], end["reason"]) == ("failed", "canceled")
-        end = await harness.final(copying, seconds=20)
+        end = await harness.final(copying)
         assert (end["state"], end["reason"]) == ("partial", "canceled")
         assert [("key" in file) for file in files(end)] == [True, False]
         explained = {file["key"] for file in files(end) if "key" in file} | {end["manifest"]}
@@ -353,7 +353,7 @@ async def test_retry_keeps_what_is_stored(start: Start) -> None:
         assert record["state"] == "partial"
         before = files(record)[0]
         assert await harness.ask(lambda p: p.registry.retry(record["task_id"])) == "ok"
-        end = await harness.until(record["task_id"], "stored", seconds=60)
+        end = await harness.until(record["task_id"], "stored")
         assert end["run"] == "2"
         assert files(end)[0] == before
         events = await harness.redis.xrange(f"{harness.namespace}:events")
@@ -380,7 +380,7 @@ async def test_upstream_outages_end_nothing(start: Start) -> None:
         ]  # fmt: skip
         await harness.submit(*ids)
         for task_id in ids:
-            assert (await harness.final(task_id, seconds=60))["state"] == "stored"
+            assert (await harness.final(task_id))["state"] == "stored"
         await harness.check(*ids)
 
 

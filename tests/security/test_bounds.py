@@ -57,7 +57,7 @@ class Target:
         ids = [self.simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(2)]
         await self.celery(envelope([[ids[0]], {}, {}]))
         await self.stream(json.dumps({"task_ids": [ids[1]]}))
-        await all_final(self.redis, self.namespace, ids, seconds=30)
+        await all_final(self.redis, self.namespace, ids)
         states = [await self.redis.hget(f"{self.namespace}:task:{i}", "state") for i in ids]
         assert states == ["stored", "stored"]
 
@@ -145,7 +145,7 @@ async def test_what_is_too_large_is_refused_within_bounded_memory(target: Target
         {"simulate": {"result": {"words": "x" * 9 * MIB}, "images": ["png"]}}
     )
     await target.stream(json.dumps({"task_ids": [huge, oversized]}))
-    await all_final(target.redis, target.namespace, [huge, known], seconds=60)
+    await all_final(target.redis, target.namespace, [huge, known])
 
     async def asked_twice() -> bool:
         return int(await target.redis.hget(f"{target.namespace}:task:{oversized}", "polls")) >= 2

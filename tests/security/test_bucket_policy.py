@@ -117,7 +117,7 @@ async def test_the_fleet_works_under_the_policy(
     async with Fleet(variables, tmp_path, size=1) as fleet:
         body = json.dumps({"task_ids": [*ids, hanging]})
         await redis.xadd(f"{namespace}:intake", {"body": body})
-        await all_final(redis, namespace, ids, seconds=40)
+        await all_final(redis, namespace, ids)
         # a worker that dies leaves an upload open, which the next one finds and aborts
         await eventually(uploads, what="an open upload")
         (process,) = fleet.processes

@@ -243,7 +243,7 @@ async def test_nothing_that_the_fleet_leaves_behind_holds_a_secret(
     empty.mkdir()
     final = await hand_in(upstream, redis, namespace, hook)
     async with Fleet(variables, tmp_path, size=1, program=("-c", CRASHING)) as fleet:
-        await all_final(redis, namespace, list(final.values()), seconds=40)
+        await all_final(redis, namespace, list(final.values()))
         wanted = {
             "job.crashed", "file.failed", "file.lost", "tell.failed", "task.told", "intake.refused",
             "intake.unreadable", "upstream.throttled", "upstream.unknown_status",

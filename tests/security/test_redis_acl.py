@@ -99,7 +99,7 @@ async def test_the_fleet_works_under_the_workers_list(
             await producer.xadd(f"{FLEET}:intake", {"body": body})
         await cli("submit", ids["canceled"])
         await cli("cancel", ids["canceled"])
-        await all_final(admin, FLEET, list(ids.values()), seconds=40)
+        await all_final(admin, FLEET, list(ids.values()))
         assert "waits again" in await cli("retry", ids["failed"])
         await cli("notify", ids["by celery"])
         await cli("rebuild")
