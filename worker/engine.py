@@ -358,7 +358,7 @@ class Engine:
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop, over = asyncio.Event(), asyncio.Event()
         self._parts = parts = await self._build(self.wake)
         self._drains = {work.kind: Drain(parts.registry, work, self._pace) for work in parts.works}
         for drain in self._drains.values():
@@ -366,7 +366,7 @@ class Engine:
                 drain.saturated = self._hint
         _Watchdog(max(_STALL, 2 * parts.registry.lease)).start()
         running = [asyncio.create_task(drain.run()) for drain in self._drains.values()]
-        running.append(asyncio.create_task(self._tick(parts)))
+        running.append(asyncio.create_task(self._tick(parts, over)))
         self._ready.set()
         log.info("engine.started", worker=self.name)
         stopping = asyncio.create_task(self._stop.wait())
@@ -376,7 +376,7 @@ class Engine:
         # leave a fifth of the grace for the rest of the process
         grace = self._grace * 0.4
         await asyncio.gather(*(drain.stop(grace) for drain in self._drains.values()))
-        running[-1].cancel()
+        over.set()
         await asyncio.wait(running, timeout=2)
         try:
             await asyncio.wait_for(parts.registry.leave(self.name), 1)
@@ -385,9 +385,9 @@ class Engine:
         await parts.close()
         log.info("engine.stopped", worker=self.name)
 
-    async def _tick(self, parts: Parts) -> None:
+    async def _tick(self, parts: Parts, over: asyncio.Event) -> None:
         """Sign of life, sweep, intake stream; every second, with jitter."""
-        while True:
+        while not over.is_set():
             self._beat()
             try:
                 await parts.registry.tick(self.name)
@@ -399,7 +399,9 @@ class Engine:
                 log.warning("tick.failed", error=str(error))
             except Exception:
                 log.exception("tick.crashed")
-            await asyncio.sleep(self._pace.next_tick())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.next_tick()):
+                    await over.wait()
 
     def _beat(self) -> None:
         """Touch the heartbeat file; whether Redis answers is no matter of being alive."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support import BOUND, ROOT
 from worker.cancelling import heed, heeding
-
-ROOT = Path(__file__).parents[2]
+from worker.engine import Engine, Parts
+from worker.registry.records import Kind
 
 # Loops around an await that need no flag, each with what ends it.
 ENDS_OTHERWISE = {
@@ -29,7 +31,7 @@ ENDS_OTHERWISE = {
     "worker/transfer/store.py:keys": "the last page",
     "worker/transfer/store.py:list_uploads": "the last page",
     "worker/web/app.py:task": "its deadline",
-    "worker/engine.py:insist": "its deadline",
+    "worker/work/claim.py:insist": "its deadline",
 }
 
 
@@ -110,6 +112,43 @@ async def test_a_loop_ends_in_the_round_after_a_swallowed_cancellation() -> None
     with pytest.raises(asyncio.CancelledError):
         await task
     assert rounds == 1
+
+
+async def test_an_engine_whose_tick_swallows_its_cancellation_ends() -> None:
+    asked, ticks = threading.Event(), 0
+
+    class Fleet:
+        lease = 5.0
+
+        async def tick(self, _name: str) -> None:
+            nonlocal ticks
+            ticks += 1
+            asked.set()
+            await swallowing(asyncio.Event())
+
+        async def reconcile(self) -> int:
+            await asyncio.sleep(0)
+            return 0
+
+        async def leave(self, _name: str) -> None:
+            pass
+
+        async def drain_stream(self) -> int:
+            return 1  # there is more: the next round comes without a pause
+
+        async def close(self) -> None:
+            pass
+
+    async def build(_wake: Callable[[Kind], None]) -> Parts:
+        fleet: Any = Fleet()
+        return Parts(registry=fleet, works=(), intake=fleet, close=fleet.close)
+
+    engine = Engine(build, grace=1)
+    engine.start()
+    await asyncio.to_thread(asked.wait, BOUND)
+    engine.stop()
+    assert await asyncio.to_thread(engine.join, BOUND)
+    assert ticks == 1
 
 
 def loops(tree: ast.AST, name: str = "") -> Iterator[str]:

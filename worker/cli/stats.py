@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.cancelling import heed
 from worker.cli.base import (
     STATE_STYLES,
     console,
@@ -50,6 +51,7 @@ async def _stats(chosen: Settings, *, as_json: bool, watch: bool) -> None:
         found = await read_stats(fleet)
         if as_json and watch:
             while True:
+                heed()
                 print_json_line(found.document())
                 await asyncio.sleep(_EVERY)
                 found = await read_stats(fleet)
@@ -58,6 +60,7 @@ async def _stats(chosen: Settings, *, as_json: bool, watch: bool) -> None:
         elif watch:
             with Live(draw(found), console=console(), auto_refresh=False) as live:
                 while True:
+                    heed()
                     await asyncio.sleep(_EVERY)
                     before, found = found, await read_stats(fleet)
                     live.update(draw(found, before), refresh=True)

@@ -401,7 +401,7 @@ async def _follow(fleet: Registry, report: Report) -> None:
     loop = asyncio.get_running_loop()
     answered = loop.time()
     open_ids = report.task_ids
-    while True:
+    while open_ids:
         try:
             states = await fleet.states(open_ids)
             report.states |= states
@@ -416,9 +416,8 @@ async def _follow(fleet: Registry, report: Report) -> None:
         except RegistryUnavailable:
             if loop.time() - answered > _PATIENCE:
                 raise
-        if not open_ids:
-            return
-        await asyncio.sleep(_LOOK)
+        if open_ids:
+            await asyncio.sleep(_LOOK)
 
 
 # -- retry, cancel, url --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff, NoBackoff
 
 from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT
+from worker.cancelling import heeding
 from worker.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def outage(error: Exception) -> RegistryUnavailable | None:
 @contextmanager
 def _seam(*passing: type[Exception]) -> Iterator[None]:
     try:
-        yield
+        with heeding():
+            yield
     except passing:
         raise
     except (redis_errors.RedisError, OSError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from worker.cancelling import heed
 from worker.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ async def follow(
     loop = asyncio.get_running_loop()
     answered = loop.time()
     while True:
+        heed()
         try:
             page = await registry.events(after)
             answered = loop.time()
