@@ -232,7 +232,7 @@ async def test_failover_to_a_stale_replica(
                     await before.hand_in(ids)
                     killer = Killer(fleet, before.redis, before.namespace)
                     frozen = await eventually(killer.freeze_a_copying_one, what="a copy")
-                    assert await before.redis.wait(1, 5000) == 1
+                    assert await before.redis.wait(1, 60_000) == 1
                     # from here on the replica knows nothing new
                     await after.redis.replicaof("NO", "ONE")
                     await eventually(

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from tests.fleet import Fleet
 from tests.integration.test_registry import claim_one, make, submission
 from tests.strict_store import StrictStore
-from tests.support import BucketEnv
+from tests.support import BOUND, BucketEnv
 from worker.cli import checks
 from worker.cli.main import app
 from worker.core.models import State
@@ -272,7 +272,7 @@ async def test_a_task_from_submission_to_its_files(
         name, _, address = printed.stdout.strip().partition("\t")
         assert name == file["name"]
         assert "X-Amz-Expires=60" in address
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=BOUND) as client:
             body = (await client.get(address)).content
         assert hashlib.sha256(body).hexdigest() == file["sha256"]
 

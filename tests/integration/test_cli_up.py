@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import eventually
+from tests.support import BOUND, eventually
 from worker.sandbox.simulator import EXAMPLE_ID
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ async def harvester(place: Path, *arguments: str) -> tuple[int, str, str]:
     """Run a command in another terminal: without a single setting."""
     done = await asyncio.to_thread(
         subprocess.run, [*COMMAND, *arguments], cwd=place, env=environ(), capture_output=True,
-        text=True, timeout=90, check=False,
+        text=True, timeout=BOUND, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -51,7 +51,6 @@ async def up(
     try:
         await eventually(
             lambda: b"engine.started" in log.read_bytes() or process.poll() is not None,
-            seconds=60,
             what=log.read_text(),
         )
         assert process.poll() is None, log.read_text()
@@ -113,7 +112,7 @@ async def test_up_serves_another_terminal_and_goes_on_with_its_data(tmp_path: Pa
         below = descendants(process.pid)
         assert len(below) >= 3
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 60) == 0
+        assert await asyncio.to_thread(process.wait, BOUND) == 0
         assert running(below) == set()
     assert not (tmp_path / "var" / "environment").exists()
     code, _, err = await harvester(tmp_path, "status", EXAMPLE_ID)
@@ -131,7 +130,7 @@ async def test_up_serves_another_terminal_and_goes_on_with_its_data(tmp_path: Pa
         code, out, _ = await harvester(tmp_path, "url", EXAMPLE_ID)
         assert (code, out.count("http://127.0.0.1:")) == (0, 1)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 60) == 0
+        assert await asyncio.to_thread(process.wait, BOUND) == 0
 
 
 async def test_what_dies_is_started_again_and_nothing_outlives_up(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ async def test_a_redis_that_evicts_is_refused(
         try:
             done = await asyncio.to_thread(
                 subprocess.run, [*COMMAND, *arguments], cwd=tmp_path, capture_output=True,
-                text=True, timeout=90, check=False,
+                text=True, timeout=BOUND, check=False,
                 env=environ(REDIS_URL=redis_url, HARVESTER_BUCKET="media", SPEEDPIX_APP_KEY="key",
                             SPEEDPIX_APP_SECRET="secret", AWS_ACCESS_KEY_ID="a",
                             AWS_SECRET_ACCESS_KEY="b"),
@@ -186,7 +185,7 @@ async def test_a_demo_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
         below = descendants(process.pid)
         assert len(below) >= 4, log.read_text()
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 60) == 130
+        assert await asyncio.to_thread(process.wait, BOUND) == 130
     finally:
         process.kill()
         process.wait()

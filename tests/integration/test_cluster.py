@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import load_settings
+from tests.support import BOUND
 from worker.cli.checks import Level, examine
 from worker.errors import SettingsError
 from worker.sandbox.servers import Valkey
@@ -65,7 +66,7 @@ async def test_a_worker_does_not_start_on_it(cluster: str, tmp_path: Path) -> No
         [sys.executable, "-m", "celery", "-A", "worker.app", "worker"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]),
              **given(cluster, cluster)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=BOUND, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "this Redis is a cluster" in done.stderr

@@ -17,7 +17,7 @@ from aiohttp import web
 from PIL import Image
 
 from tests.filehost import BODY, ETAG, Caller, Host, Script, hosted
-from tests.support import BucketEnv
+from tests.support import BOUND, BucketEnv
 from worker.errors import (
     HarvesterError,
     LeaseLost,
@@ -98,13 +98,14 @@ async def bench(
     *,
     max_file_bytes: int = 100 * MIB,
     budget: int = 4 * PART,
+    stall: float = BOUND,
     **options: Any,
 ) -> AsyncIterator[Bench]:
     store = ObjectStore(bucket)
     guard = Guard(["*"], ["127.0.0.0/8"])
     memory = Budget(budget)
     async with hosted(script) as host, guard.session() as session:
-        source = Source(session, guard, max_file_bytes=max_file_bytes, stall_timeout=0.5)
+        source = Source(session, guard, max_file_bytes=max_file_bytes, stall_timeout=stall)
         copier = Copier(source, store, memory, **({"part_size": PART} | options))
         yield Bench(copier, store, memory, f"c/{uuid.uuid4().hex}/", host)
         assert memory.used == 0, "memory was not given back"
@@ -179,7 +180,7 @@ async def test_many_files_at_once_share_a_budget_of_one_part(environ: BucketEnv)
     async with bench(script, environ.bucket, budget=PART) as it:
         jobs = [it.job(f"f/{n}", url=it.host.url(f"/{n}")) for n in range(len(bodies))]
         stored = await asyncio.wait_for(
-            asyncio.gather(*(it.copier.copy(job, Claim()) for job in jobs)), 60
+            asyncio.gather(*(it.copier.copy(job, Claim()) for job in jobs)), BOUND
         )
     for body, file in zip(bodies, stored, strict=True):
         assert file.sha256 == hashlib.sha256(body).hexdigest()
@@ -371,7 +372,10 @@ async def test_what_is_not_the_whole_file_leaves_nothing(
     environ: BucketEnv, case: str, size: int
 ) -> None:
     script, expected = INTEGRITY[case]
-    async with bench(script(clip(size)), environ.bucket, max_file_bytes=3 * PART) as it:
+    stall = 0.5 if case == "it stalls" else BOUND
+    async with bench(
+        script(clip(size)), environ.bucket, max_file_bytes=3 * PART, stall=stall
+    ) as it:
         with pytest.raises(expected):
             await it.copier.copy(it.job(filename="0.mp4"), Claim())
         assert await it.open_uploads() == []
@@ -425,7 +429,7 @@ async def test_cancelling_leaves_no_upload_open(environ: BucketEnv) -> None:
         second_part, claim = asyncio.Event(), Claim()
         claim.on_check = lambda: second_part.set() if claim.checks_left == 999_998 else None
         copying = asyncio.create_task(it.copier.copy(it.job(), claim))
-        await asyncio.wait_for(second_part.wait(), 30)
+        await asyncio.wait_for(second_part.wait(), BOUND)
         assert await it.open_uploads() != []
         copying.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -446,7 +450,7 @@ async def test_cancelling_while_the_upload_is_opened_leaves_none(
 
         monkeypatch.setattr(it.store, "create_upload", create_upload)
         copying = asyncio.create_task(it.copier.copy(it.job(), Claim()))
-        await asyncio.wait_for(opening.wait(), 30)
+        await asyncio.wait_for(opening.wait(), BOUND)
         copying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await copying

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.integration.test_registry import due, make, submission
-from tests.support import eventually
+from tests.support import BOUND, eventually
 from worker.engine import Drain, Engine, Pace, Parts, _Watchdog
 from worker.errors import RegistryUnavailable
 from worker.registry.client import Client
@@ -45,11 +46,17 @@ class Toy:
 
 @pytest.fixture
 def registry(redis: Redis, namespace: str) -> Registry:
-    return make(redis, namespace, lease=0.6)
+    return make(redis, namespace)
 
 
-async def running(registry: Registry, toy: Toy) -> Drain:
-    drain = Drain(registry, toy, Pace(tick=0.1, gather=0, crash=30))
+@pytest.fixture
+def short(redis: Redis, namespace: str) -> Registry:
+    """A registry with a lease that tests can wait for."""
+    return make(redis, namespace, lease=2)
+
+
+async def running(registry: Registry, toy: Toy, *, tick: float = 0.1) -> Drain:
+    drain = Drain(registry, toy, Pace(tick=tick, gather=0, crash=30))
     drain.task = asyncio.create_task(drain.run())  # type: ignore[attr-defined]
     return drain
 
@@ -78,20 +85,30 @@ async def test_everything_due_is_worked_within_the_slots(registry: Registry) -> 
     assert toy.most <= 7
 
 
-async def test_a_wake_is_heard_at_once(registry: Registry) -> None:
+async def test_a_wake_is_heard_at_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Toy(put_off)
-    drain = await running(registry, toy)
-    await asyncio.sleep(0.05)
+    drain = await running(registry, toy, tick=3600)
+    answered, claim = asyncio.Event(), registry.claim
+
+    async def claiming(*args: Any, **options: Any) -> Batch:
+        answer = await claim(*args, **options)
+        answered.set()
+        return replace(answer, wait=3600)
+
+    monkeypatch.setattr(registry, "claim", claiming)
+    await answered.wait()  # nothing was due: without a wake it looks again in an hour
     await registry.submit([submission()])
     drain.wake()
     await eventually(lambda: toy.seen)
     await ended(drain)
 
 
-async def test_long_work_keeps_its_lease(registry: Registry) -> None:
+async def test_long_work_keeps_its_lease(short: Registry) -> None:
+    registry = short
+
     async def act(claim: Claim) -> str:
         claim.alive(30)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2 * registry.lease)
         return await put_off(claim)
 
     first, second = Toy(act), Toy(act)
@@ -107,8 +124,8 @@ async def _moved(registry: Registry) -> bool:
     return (await due(registry))[Kind.POLL] == 1
 
 
-async def test_work_that_shows_no_life_loses_its_lease(registry: Registry) -> None:
-    broken_off = []
+async def test_work_that_shows_no_life_loses_its_lease(short: Registry) -> None:
+    registry, broken_off = short, []
 
     async def hang(claim: Claim) -> str:
         claim.alive(0)
@@ -280,7 +297,7 @@ async def test_the_engine_starts_ticks_and_stops(
     engine.stop()
     with pytest.raises(RegistryUnavailable):
         await asked
-    assert engine.join(5)
+    assert engine.join(BOUND)
     engine.wake(Kind.COPY)  # a message that comes late does no harm
     with pytest.raises(RegistryUnavailable):
         engine.call(workers)
@@ -307,5 +324,5 @@ async def test_a_loop_that_stands_still_ends_the_process(
     assert codes == []
     time.sleep(4)  # noqa: ASYNC251  the loop stands still
     await eventually(lambda: codes == [70])
-    watchdog.join(5)
+    watchdog.join(BOUND)
     assert not watchdog.is_alive()

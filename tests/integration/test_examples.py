@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from standardwebhooks import Webhook
 
 from tests.fleet import Fleet, all_final, environ, verify
-from tests.support import BucketEnv, eventually
+from tests.support import BOUND, BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,7 +93,7 @@ async def run(command: list[str], environ: dict[str, str]) -> str:
     """A program that ends well; its output."""
     done = await asyncio.to_thread(
         subprocess.run, command,
-        env={"PATH": os.environ["PATH"], **environ}, capture_output=True, text=True, timeout=90,
+        env={"PATH": os.environ["PATH"], **environ}, capture_output=True, text=True, timeout=BOUND,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -156,7 +156,7 @@ async def test_the_receiver_drops_repetitions_and_refuses_what_is_not_genuine(
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": Webhook(SECRET).sign("msg_1", now, body),
     }
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=BOUND) as client:
         answers = [
             await client.post(url, content=body, headers=headers),
             await client.post(url, content=body, headers=headers),
@@ -220,7 +220,9 @@ async def test_django(
     ):
         async with (
             Fleet(settings, tmp_path, size=1),
-            httpx.AsyncClient(base_url=await address(served), trust_env=False) as client,
+            httpx.AsyncClient(
+                base_url=await address(served), trust_env=False, timeout=BOUND
+            ) as client,
         ):
             for task_id in ids[:2]:
                 answer = await client.post("/pictures", json={"task_id": task_id})
@@ -259,7 +261,9 @@ async def test_fastapi(
     with running(serve, tmp_path / "served", names) as served:
         async with (
             Fleet(settings, tmp_path, size=1),
-            httpx.AsyncClient(base_url=await address(served), trust_env=False) as client,
+            httpx.AsyncClient(
+                base_url=await address(served), trust_env=False, timeout=BOUND
+            ) as client,
         ):
             assert (await client.get(f"/pictures/{task_id}")).status_code == 404
             wrong = await client.post("/pictures", json={"task_id": "../x", "order": 1})

@@ -17,7 +17,7 @@ import httpx
 from redis.asyncio import Redis
 
 from tests.fleet import ROOT, verify
-from tests.support import BucketEnv, eventually
+from tests.support import BOUND, BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
 
@@ -44,7 +44,7 @@ def honcho(environ: dict[str, str], log: Path) -> Iterator[subprocess.Popen[byte
         yield process
     finally:
         process.terminate()  # killed, it would leave its own processes behind
-        process.wait(60)
+        process.wait(BOUND)
 
 
 async def test_worker_and_web(
@@ -58,7 +58,7 @@ async def test_worker_and_web(
     port, log = free_port(), tmp_path / "honcho.log"
     with honcho({**settings, "PORT": str(port)}, log) as process:
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=90
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=BOUND
         ) as client:
 
             async def ready() -> bool:
@@ -74,7 +74,7 @@ async def test_worker_and_web(
             record = (await client.get(f"/api/tasks/{task_id}", params={"wait": 60})).json()
             assert record["state"] == "stored"
             process.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(process.wait, 60)
+            await asyncio.to_thread(process.wait, BOUND)
             assert not await ready()
     started = set(re.findall(r"(\w+)\.1 +\| \{.*\"(?:web|engine)\.started\"", log.read_text()))
     assert started == {"web", "worker"}

@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 from config.celery import celery_config
 from config.settings import Settings, load_settings
+from tests.support import BOUND
 from worker.broker import AMQP, SentinelTransport, Transport
 from worker.core.models import State
 from worker.errors import RegistryUnavailable
@@ -111,7 +112,7 @@ def test_a_message_goes_through_the_broker(url: str) -> None:
         app.send_task("harvester.submit", args=["t1"], queue="harvester", connection=connection)
         queue = connection.SimpleQueue(app.amqp.queues["harvester"], no_ack=True)
         try:
-            message = queue.get(timeout=10)
+            message = queue.get(timeout=BOUND)
             with pytest.raises(Empty):
                 queue.get(block=False)
         finally:
@@ -132,7 +133,7 @@ async def test_an_unacknowledged_message_waits_under_the_namespace(
             app.send_task("harvester.submit", args=["t1"], connection=connection)
             assert await client.llen(namespace) == 1
             queue = connection.SimpleQueue(app.amqp.queues[namespace])
-            message: Any = queue.get(timeout=10)
+            message: Any = queue.get(timeout=BOUND)
             assert await client.exists(f"{namespace}:unacked") == 1
             assert await client.exists("unacked") == 0
             message.ack()

@@ -15,6 +15,8 @@ import httpx
 import pytest
 import speedpix
 
+from tests.support import BOUND
+
 if TYPE_CHECKING:
     from worker.sandbox.simulator import Simulator
 
@@ -38,7 +40,7 @@ async def test_submit_poll_and_download(simulator: Simulator) -> None:
             prediction.wait(polling_interval=0.05)
             assert prediction.status == "succeeded"
             address = prediction.output["poster"]["url"].url
-            reply = httpx.get(address, trust_env=False)
+            reply = httpx.get(address, trust_env=False, timeout=BOUND)
             return prediction.id, reply.content
 
     task_id, data = await asyncio.to_thread(use)
@@ -106,5 +108,5 @@ def test_run_says_how_to_reach_it_and_ends_on_sigterm() -> None:
         assert prediction.output["poster"]["url"].url.startswith(said["SPEEDPIX_ENDPOINT"])
     finally:
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=BOUND)
     assert process.returncode == 0, rest

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.fleet import idle_environ
 from tests.integration.test_registry import claim_one, make, submission
-from tests.support import ROOT
+from tests.support import BOUND, ROOT
 from worker.cli.checks import Level, _rate
 from worker.cli.stats import draw, sparkline
 from worker.core.durations import Durations, Histogram, Lesson, bucket
@@ -109,7 +109,7 @@ async def test_watched_as_json_there_is_a_line_each_time(
     try:
         assert process.stdout is not None
         for _ in range(2):
-            line = await asyncio.wait_for(process.stdout.readline(), 30)
+            line = await asyncio.wait_for(process.stdout.readline(), BOUND)
             assert json.loads(line)["states"]["stored"] == 0
     finally:
         process.kill()

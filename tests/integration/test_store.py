@@ -22,7 +22,7 @@ from botocore.credentials import RefreshableCredentials
 
 from config.settings import PUT_OPTIONS
 from tests.strict_store import error_document
-from tests.support import BucketEnv
+from tests.support import BOUND, BucketEnv
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.signer import PROFILES, choose_profile, make_signer
 from worker.transfer.store import ObjectStore, Outcome, Upload, composite_checksum
@@ -204,7 +204,7 @@ async def test_abort_ends_an_upload_and_may_be_repeated(store: ObjectStore, pref
 async def test_anybody_can_fetch_a_presigned_address(store: ObjectStore, prefix: str) -> None:
     await put(store, f"{prefix}a.txt", b"hello")
     url = await store.presign_get(f"{prefix}a.txt", expires=60, filename="grüße.txt")
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=BOUND) as client:
         reply = await client.get(url)
     assert reply.content == b"hello"
     assert "attachment" in reply.headers["content-disposition"]

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from standardwebhooks import Webhook as Oracle
 
 from tests.integration.test_registry import claim_one, due, finish, make, submission
+from tests.support import BOUND
 from worker.core.schedule import Gaps
 from worker.errors import TellError, TellRejected
 from worker.registry.records import Kind
@@ -237,7 +238,7 @@ async def test_another_application_that_knows_nothing_of_this_one_is_called(
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        found = await redis.blpop([called], timeout=60)
+        found = await redis.blpop([called], timeout=BOUND)
     finally:
         shop.kill()
         await shop.wait()

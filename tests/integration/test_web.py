@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from config.settings import load_settings
 from tests.fleet import Fleet
-from tests.support import eventually
+from tests.support import BOUND, eventually
 from worker.cli.web import make
 from worker.errors import SettingsError
 from worker.sandbox.simulator import Simulator
@@ -191,7 +191,7 @@ async def test_a_task_from_handing_in_to_its_pictures(
         await eventually(lambda: _final(web, bad))
         assert record["state"] == "stored"
         urls = (await web.get(f"/api/tasks/{good}/urls")).json()["files"]
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=BOUND) as client:
             picture = await client.get(urls[0]["url"])
         assert picture.status_code == 200
         assert len(picture.content) == record["files"][0]["bytes"]
@@ -232,7 +232,7 @@ async def test_events_are_streamed_from_where_the_reader_left_off(
     second = await redis.xadd(f"{namespace}:events", {"task_id": "e2", "state": "failed"})
     async with listening() as base:
         async with (
-            httpx.AsyncClient(base_url=base, timeout=20) as client,
+            httpx.AsyncClient(base_url=base, timeout=BOUND) as client,
             client.stream("GET", "/api/events", headers={"Last-Event-ID": first}) as answer,
         ):
             assert answer.headers["content-type"].startswith("text/event-stream")
@@ -309,6 +309,7 @@ async def test_redis_away_is_said(
 
 # -- the page in a browser -------------------------------------------------------------------------
 
+expect.set_options(timeout=1000 * BOUND)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -332,11 +333,11 @@ async def test_the_page_shows_what_happens_and_starts_tasks_again(
         await expect(page.locator("#count-waiting strong")).to_have_text("0")
         await expect(page.locator("#alerts")).to_contain_text("No worker is alive")
         async with Fleet(settings, tmp_path, size=1):
-            async with httpx.AsyncClient(base_url=base) as client:
+            async with httpx.AsyncClient(base_url=base, timeout=BOUND) as client:
                 body = {"task_ids": [good, bad], "label": HOSTILE}
                 assert (await client.post("/api/tasks", json=body)).status_code == 201
-            await expect(page.locator("#count-stored strong")).to_have_text("1", timeout=60_000)
-            await expect(page.locator("#count-failed strong")).to_have_text("1", timeout=60_000)
+            await expect(page.locator("#count-stored strong")).to_have_text("1")
+            await expect(page.locator("#count-failed strong")).to_have_text("1")
             await expect(page.locator("#list")).to_contain_text(HOSTILE)
             await page.locator("#failed button", has_text="retry").click()
             run = f"{namespace}:task:{bad}", "run"

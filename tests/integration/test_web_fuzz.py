@@ -16,6 +16,7 @@ import uvicorn
 from redis.asyncio import Redis
 
 from config.settings import load_settings
+from tests.support import BOUND
 from worker.cli.web import make
 
 CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
@@ -46,7 +47,7 @@ async def test_answers_are_as_the_document_says(
     await redis.zadd(f"{namespace}:workers", {"w1": (time.time() + 3600) * 1000})
     body = {"task_ids": ["one", "two", "three"], "label": "poster"}
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=BOUND) as client:
         answer = await client.post(f"{served}/api/tasks", json=body, headers=headers)
     assert answer.status_code == 201
     done = await asyncio.to_thread(
@@ -55,6 +56,6 @@ async def test_answers_are_as_the_document_says(
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG),
             "run", f"{served}/openapi.json", "--header", f"Authorization:Bearer {TOKEN}",
         ],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=BOUND,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

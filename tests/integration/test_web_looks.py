@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from tests.fleet import Fleet, all_final
 from tests.integration.test_web import CHROMIUM, FLAGS, listening
+from tests.support import BOUND
 from worker.sandbox.simulator import Simulator
 
 pytestmark = pytest.mark.skipif(
@@ -76,7 +77,7 @@ async def at_work(
     ids = {name: simulator.submit({"simulate": script}) for name, script in TASKS.items()}
     busy = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(40)]
     async with listening() as base, Fleet(settings, tmp_path, size=2):
-        async with httpx.AsyncClient(base_url=base) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=BOUND) as client:
             await client.post("/api/tasks", json={"task_ids": busy, "label": "thumbnails"})
             for label, task_id in ids.items():
                 body = {"task_ids": [task_id], "label": label, "metadata": {"order": 4711}}
