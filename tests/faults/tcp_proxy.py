@@ -8,6 +8,8 @@ import socket
 import ssl
 import struct
 
+from tests.support import BOUND
+
 _LINGER_0 = struct.pack("ii", 1, 0)
 _CHUNK = 64 * 1024
 
@@ -57,7 +59,8 @@ class TcpProxy:
         self.reset_all()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=BOUND)
         await self._server.wait_closed()
 
     @property

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from config.settings import load_settings
 from tests.fleet import Fleet
-from tests.support import BOUND, eventually
+from tests.support import BOUND, eventually, joined
 from worker.cli.web import make
 from worker.errors import SettingsError
 from worker.sandbox.simulator import Simulator
@@ -77,7 +77,7 @@ async def listening() -> AsyncIterator[str]:
         yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        await task
+        await joined(task)
 
 
 @pytest.fixture
