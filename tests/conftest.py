@@ -23,6 +23,8 @@ from worker.registry.client import Client
 from worker.sandbox.servers import SeaweedFS, Valkey
 from worker.sandbox.simulator import Simulator
 
+pytest_plugins = ["tests.bounds"]
+
 # machines are shared: how long one example takes says nothing
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")

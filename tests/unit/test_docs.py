@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -137,6 +138,7 @@ def log_calls() -> Iterator[tuple[str, ast.Call]]:
                     yield str(path.relative_to(ROOT)), node
 
 
+@functools.cache
 def logged_events() -> dict[str, set[str]]:
     """The events that the code logs, and their levels; an event's ``{…}`` is a kind of work."""
     found: dict[str, set[str]] = {}

@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.transfer.signer import Signer, make_signer
@@ -68,12 +68,15 @@ def test_every_call_is_signed_as_boto3_signs_it(
         assert parts(here) == parts(there), call
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.text(st.characters(exclude_categories=("Cs",)), min_size=1))
-def test_every_key_is_signed_as_boto3_signs_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_key_is_signed_as_boto3_signs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = signer("http://127.0.0.1:9000", "media", "", monkeypatch)
-    here, there = both(ours, "head_object", {"Bucket": "media", "Key": key})
-    assert parts(here) == parts(there)
+
+    @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1))
+    def compare(key: str) -> None:
+        here, there = both(ours, "head_object", {"Bucket": "media", "Key": key})
+        assert parts(here) == parts(there)
+
+    compare()
 
 
 def test_a_parameter_that_the_call_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
