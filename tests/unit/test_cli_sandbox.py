@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import itertools
 import os
 import shlex
-import signal
 import stat
 import subprocess
 import sys
@@ -17,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import eventually
 from worker.errors import SettingsError
 from worker.sandbox import demo, state
-from worker.sandbox.child import Child, worker_command
+from worker.sandbox.child import Child
 from worker.sandbox.demo import JOBS, compare
 from worker.sandbox.simulator import Simulator
 from worker.sandbox.state import Home, filled
@@ -174,63 +171,7 @@ def test_everything_configured_starts_nothing(tmp_path: Path) -> None:
         assert installation.home.environment() == own
 
 
-# -- processes -----------------------------------------------------------------------------------
-
-_STUBBORN = """
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("up", flush=True)
-time.sleep(60)
-"""
-_PARENT = """
-import os, sys, time
-from worker.sandbox.child import Child
-child = Child([sys.executable, "-c", "import time; time.sleep(60)"], os.environ, grace=1)
-print(child.process.pid, flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_child_that_does_not_end_is_made_to() -> None:
-    process = Child(
-        [sys.executable, "-c", _STUBBORN], os.environ, grace=0.05, stdout=subprocess.PIPE
-    )
-    assert process.process.stdout
-    assert process.process.stdout.readline() == b"up\n"
-    assert process.end() == -signal.SIGKILL
-    process.process.stdout.close()
-
-
-async def test_a_child_ends_with_its_parent() -> None:
-    parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _PARENT, cwd=ROOT, stdout=subprocess.PIPE
-    )
-    try:
-        assert parent.stdout
-        pid = int(await parent.stdout.readline())
-    finally:
-        parent.kill()
-        await parent.wait()
-    await eventually(lambda: _gone(pid), seconds=20)
-
-
-def _gone(pid: int) -> bool:
-    """Whether a process has ended; its new parent may not have reaped it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def test_a_folder_named_worker_is_not_taken_for_ours(tmp_path: Path) -> None:
-    (tmp_path / "worker").mkdir()
-    (tmp_path / "worker" / "__init__.py").write_text("raise SystemExit(77)")
-    done = subprocess.run(
-        worker_command("test"), cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        env={"PATH": os.environ["PATH"]}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "REDIS_URL: is not set" in done.stderr
+# -- workers -------------------------------------------------------------------------------------
 
 
 class _Clock:

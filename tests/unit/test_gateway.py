@@ -314,7 +314,7 @@ async def test_silence_and_a_trickle_end_at_the_timeout(
 
     async with serve(handle) as endpoint:
         with pytest.raises(UpstreamUnavailable, match=r"no .*answer"):
-            await gateway(session, endpoint, timeout=1).get_result("task-1")
+            await gateway(session, endpoint, timeout=0.2).get_result("task-1")
         await asyncio.wait_for(gone.wait(), 30)  # the connection is closed, not left behind
 
 
