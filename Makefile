@@ -6,11 +6,13 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests wait more than they compute: four processes keep two cores busy.
+PYTEST := $(BIN)/pytest -q -n 4 --dist worksteal
 PYTEST_ARGS ?=
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test faults bench soak audit bench-copy bench-capacity lint types clean screenshots bench-page
+.PHONY: help install demo demo-wheel test brokers fleet page programs model faults bench soak audit bench-copy bench-capacity lint types clean screenshots bench-page
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,14 +47,30 @@ demo-wheel: $(STAMP) ## Build the wheel and run the demo from it, in an empty en
 bench-capacity: $(STAMP) ## Measure what a fleet's size is computed from (see docs/capacity.md)
 	$(BIN)/python -m tests.bench.capacity $(BENCH_ARGS)
 
-test: $(STAMP) ## Run the tests (PYTEST_ARGS adds arguments)
-	$(BIN)/pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+test: $(STAMP) ## Run the tests that need no patience (PYTEST_ARGS adds arguments)
+	$(PYTEST) -m 'not (brokers or fleet or page or programs)' $(PYTEST_ARGS)
+
+brokers: $(STAMP) ## Test other ways to reach Redis, RabbitMQ, and lost connections
+	$(PYTEST) -m brokers $(PYTEST_ARGS)
+
+fleet: $(STAMP) ## Test several workers that are killed, frozen, upgraded or at their limits
+	$(PYTEST) -m fleet $(PYTEST_ARGS)
+
+page: $(STAMP) ## Test the page in Chromium, and fuzz the API
+	$(PYTEST) -m page $(PYTEST_ARGS)
+
+programs: $(STAMP) ## Test the examples, the wheel, up, demo and the Procfile
+	$(PYTEST) -m programs $(PYTEST_ARGS)
+
+model: $(STAMP) ## Test the protocol of leases in many more orders of its steps
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) tests/model $(PYTEST_ARGS)
 
 faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/faults.md)
-	FAULTS=full $(BIN)/pytest -q -n 4 --dist worksteal tests/faults $(PYTEST_ARGS)
+	FAULTS=full $(PYTEST) -o timeout=3600 -o run_timeout=14400 tests/faults $(PYTEST_ARGS)
 
 soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory and keys
-	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q tests/faults/test_soak.py $(PYTEST_ARGS)
+	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q -o timeout=0 -o run_timeout=$$(($(MINUTES) * 60 + 3600)) \
+	  tests/faults/test_soak.py $(PYTEST_ARGS)
 
 audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 	$(BIN)/python -m pip install --quiet pip-audit

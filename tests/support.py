@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
+import pytest
 import speedpix
 
 if TYPE_CHECKING:
@@ -158,3 +160,9 @@ async def command(
 ) -> Ran:
     """Run ``harvester`` in an empty directory."""
     return await run("-m", "worker.cli.main", *arguments, environ=environ, cwd=cwd, seconds=seconds)
+
+
+def needs(program: str, found: object) -> pytest.MarkDecorator:
+    """Skip a test where a program is not installed, except in CI: there it fails for want of it."""
+    absent = not found and "CI" not in os.environ
+    return pytest.mark.skipif(absent, reason=f"{program} is not installed")

@@ -8,6 +8,7 @@ import random
 import time
 from pathlib import Path
 
+import pytest
 from celery import Celery
 from redis.asyncio import Redis
 
@@ -66,6 +67,7 @@ async def test_the_vendors_example(
     assert manifest["result"] == result
 
 
+@pytest.mark.fleet
 async def test_workers_killed_again_and_again_lose_nothing(
     simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
     tmp_path: Path,
@@ -156,6 +158,7 @@ async def test_garbage_leaves_the_workers_standing(
     assert await redis.xlen(f"{namespace}:intake") == 0
 
 
+@pytest.mark.fleet
 async def test_a_wrong_upstream_secret_ends_nothing(
     simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
     tmp_path: Path,
@@ -185,6 +188,7 @@ async def test_a_wrong_upstream_secret_ends_nothing(
     assert secret not in fleet.log_text()
 
 
+@pytest.mark.fleet
 async def test_wrong_bucket_credentials_end_nothing(
     simulator: Simulator, redis: Redis, redis_url: str, bucket: BucketEnv, namespace: str,
     tmp_path: Path,

@@ -21,7 +21,7 @@ from tests.faults.kit import Scene, lively, size
 from tests.faults.tcp_proxy import TcpProxy
 from tests.faults.test_workers import slow
 from tests.fleet import Killer
-from tests.support import eventually, repeating
+from tests.support import eventually, needs, repeating
 from worker.core.models import State
 from worker.errors import LeaseLost
 from worker.registry.records import Job, Kind
@@ -42,7 +42,10 @@ class RedisServer(Valkey):
 
 on_both_servers = pytest.mark.parametrize(
     "own_valkey",
-    [Valkey, RedisServer] if shutil.which(RedisServer.name) else [Valkey],
+    [
+        Valkey,
+        pytest.param(RedisServer, marks=needs(RedisServer.name, shutil.which(RedisServer.name))),
+    ],
     indirect=True,
     ids=lambda kind: kind.name,
 )

@@ -9,9 +9,13 @@ import socket
 import time
 from contextlib import AsyncExitStack
 
+import pytest
+
 from tests.faults.kit import Scene, lively, size
 from tests.fleet import Killer
 from tests.support import BOUND, eventually
+
+pytestmark = pytest.mark.fleet
 
 GRACE = 60
 SOON = 20.0  # seconds that a stop takes at most

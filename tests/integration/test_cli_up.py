@@ -19,6 +19,8 @@ import pytest
 from tests.support import BOUND, eventually
 from worker.sandbox.simulator import EXAMPLE_ID
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "worker.cli.main"]
 

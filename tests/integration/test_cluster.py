@@ -18,6 +18,8 @@ from worker.errors import SettingsError
 from worker.sandbox.servers import Valkey
 from worker.wiring import refuse_unfit_redis
 
+pytestmark = pytest.mark.brokers
+
 
 class Cluster(Valkey):
     """A Valkey that is a cluster of its own."""

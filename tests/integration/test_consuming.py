@@ -21,6 +21,8 @@ from tests.fleet import Fleet, idle_environ
 from tests.support import eventually, repeating
 from worker.sandbox.servers import Valkey
 
+pytestmark = pytest.mark.brokers
+
 
 class Lone:
     """One worker, its Redis, and the proxy between them."""

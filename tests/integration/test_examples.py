@@ -28,6 +28,8 @@ from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BOUND, BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
+pytestmark = pytest.mark.programs
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SECRET = "whsec_" + base64.b64encode(b"an example's 24 bytes ok").decode()
 

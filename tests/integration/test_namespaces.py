@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
+
+pytestmark = pytest.mark.fleet
 
 
 async def test_an_outage_and_a_flood_of_one_do_not_touch_the_other(

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 from redis.asyncio import Redis
 
 from tests.fleet import ROOT, verify
 from tests.support import BOUND, BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
+
+pytestmark = pytest.mark.programs
 
 
 def free_port() -> int:

@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.rabbitmq import INSTALLED, RabbitMQ
-from tests.support import BucketEnv, eventually
+from tests.support import BucketEnv, eventually, needs
 from worker.cli.checks import Level, examine
 from worker.sandbox.simulator import Simulator
 
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="rabbitmq-server is not installed")
+pytestmark = [pytest.mark.brokers, needs("rabbitmq-server", INSTALLED)]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ def upstream() -> Iterator[Upstream]:
     upstream.stop()
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("size", [2, 4])
 async def test_a_fleet_makes_no_more_calls_than_its_rate_and_a_burst(
     upstream: Upstream, redis_url: str, tmp_path: Path, size: int

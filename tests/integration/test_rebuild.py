@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.fleet import FINAL, Fleet, environ
 from tests.support import BOUND, BucketEnv, command, eventually
 from worker.sandbox.simulator import Simulator
+
+pytestmark = pytest.mark.fleet
 
 COUNT = int(os.environ.get("REBUILD_TASKS", "200"))
 SCRIPTS: tuple[dict[str, Any], ...] = (

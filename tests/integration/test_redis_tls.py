@@ -24,12 +24,14 @@ from config.celery import celery_config
 from config.settings import Settings, load_settings
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import Fleet, all_final, environ, verify
-from tests.support import BucketEnv
+from tests.support import BucketEnv, needs
 from worker.cli.checks import Level, examine
 from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 from worker.wiring import make_redis
+
+pytestmark = pytest.mark.brokers
 
 REDIS_SERVER = shutil.which("redis-server")
 
@@ -99,7 +101,9 @@ def papers(tmp_path: Path) -> Papers:
     return Papers(tmp_path)
 
 
-@pytest.fixture(params=["terminated", *["served"] * bool(REDIS_SERVER)])
+@pytest.fixture(
+    params=["terminated", pytest.param("served", marks=needs("redis-server", REDIS_SERVER))]
+)
 async def port(
     request: pytest.FixtureRequest, papers: Papers, tmp_path: Path
 ) -> AsyncIterator[int]:

@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.fleet import CELERY, Fleet, all_final, environ, verify
 from tests.newer_worker import NEXT
 from tests.support import ROOT, BucketEnv, Ran, command, eventually, run
 from worker.sandbox.simulator import Simulator
+
+pytestmark = pytest.mark.fleet
 
 NEWER = ("-m", "tests.newer_worker")
 

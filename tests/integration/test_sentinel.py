@@ -22,6 +22,8 @@ from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 from worker.wiring import make_redis
 
+pytestmark = pytest.mark.brokers
+
 NAME = "fleet"
 
 

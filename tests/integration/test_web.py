@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ from redis.asyncio import Redis
 
 from config.settings import load_settings
 from tests.fleet import Fleet
-from tests.support import BOUND, eventually, joined
+from tests.support import BOUND, eventually, joined, needs
 from worker.cli.web import make
 from worker.errors import SettingsError
 from worker.sandbox.simulator import Simulator
@@ -318,7 +317,8 @@ FLAGS = (
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="Chromium is not installed")
+@pytest.mark.page
+@needs("chromium", CHROMIUM)
 async def test_the_page_shows_what_happens_and_starts_tasks_again(
     settings: dict[str, str], simulator: Simulator, redis: Redis, namespace: str, tmp_path: Path
 ) -> None:

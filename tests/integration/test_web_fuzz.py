@@ -19,6 +19,8 @@ from config.settings import load_settings
 from tests.support import BOUND
 from worker.cli.web import make
 
+pytestmark = pytest.mark.page
+
 CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
 TOKEN = "a-token-of-the-tests"
 

@@ -20,12 +20,10 @@ from redis.asyncio import Redis
 
 from tests.fleet import Fleet, all_final
 from tests.integration.test_web import CHROMIUM, FLAGS, listening
-from tests.support import BOUND
+from tests.support import BOUND, needs
 from worker.sandbox.simulator import Simulator
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="Chromium is not installed"
-)
+pytestmark = [pytest.mark.page, needs("chromium", CHROMIUM)]
 DESK, PHONE = {"width": 1000, "height": 1240}, {"width": 390, "height": 844}
 LED_AWAY = {"fault": "redirect_to", "times": "ever"}  # to a private address
 TASKS = {

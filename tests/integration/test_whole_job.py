@@ -251,7 +251,7 @@ async def test_an_upstream_that_gives_no_address_for_a_while_loses_no_file(start
 
 async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
     gone = {"file": "png", "faults": [{"fault": "gone", "times": "ever"}]}
-    async with start() as harness:
+    async with start(HARVESTER_FRESH_ADDRESS_GAPS="0,0.5,1") as harness:
         ids = [
             harness.simulator.submit({"simulate": {"images": images}})
             for images in (["png", gone], [gone])
@@ -266,7 +266,6 @@ async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
     assert "key" not in lost
     assert "410" in lost["error"]
     assert json.loads(partial["result"])["images"] == [stored["uri"], None]
-    assert int(failed["finished_at"]) - int(failed["submitted_at"]) >= 25_000
 
 
 async def test_refused_by_policy(start: Start) -> None:
@@ -358,7 +357,7 @@ async def test_cancel_while_waiting_and_while_copying(start: Start) -> None:
 
 
 async def test_retry_keeps_what_is_stored(start: Start) -> None:
-    async with start() as harness:
+    async with start(HARVESTER_FRESH_ADDRESS_GAPS="0,0.5,1") as harness:
         lost = {"file": "png", "faults": [{"fault": "gone", "times": 5}], "expect": "stored"}
         record = await harness.run({"images": ["png", lost]})
         assert record["state"] == "partial"

@@ -1,6 +1,6 @@
 """The lease protocol against its scripts: any order of steps, on a real server.
 
-``HYPOTHESIS_PROFILE=thorough`` looks much longer.
+``make model`` looks much longer.
 """
 
 from __future__ import annotations
@@ -622,11 +622,12 @@ def client(redis_url: str) -> Iterator[Redis]:
         yield client
 
 
-def test_every_order_of_steps_keeps_the_protocol(client: Redis, namespace: str) -> None:
+@pytest.mark.parametrize("part", range(4 if _THOROUGH else 1))  # one for each process
+def test_every_order_of_steps_keeps_the_protocol(client: Redis, namespace: str, part: int) -> None:
     numbers = itertools.count(1)
 
     @settings(
-        max_examples=5000 if _THOROUGH else 400,
+        max_examples=1250 if _THOROUGH else 100,
         deadline=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),

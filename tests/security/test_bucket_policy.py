@@ -89,6 +89,7 @@ def limited(store: Store) -> BucketEnv:
     )
 
 
+@pytest.mark.fleet
 async def test_the_fleet_works_under_the_policy(
     simulator: Simulator, redis: Redis, redis_url: str, namespace: str, limited: BucketEnv,
     store: Store, tmp_path: Path,

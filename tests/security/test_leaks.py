@@ -235,6 +235,7 @@ async def hand_in(upstream: Simulator, redis: Redis, namespace: str, hook: str) 
     return final
 
 
+@pytest.mark.fleet
 async def test_nothing_that_the_fleet_leaves_behind_holds_a_secret(
     upstream: Simulator, redis: Redis, store: SeaweedFS, namespace: str, hook: str,
     variables: dict[str, str], tmp_path: Path,

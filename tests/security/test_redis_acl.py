@@ -54,6 +54,7 @@ async def refusals(admin: Redis) -> list[str]:
     return [f"{e['username']}: {e['reason']} {e['object']} in {e['context']}" for e in entries]
 
 
+@pytest.mark.fleet
 async def test_the_fleet_works_under_the_workers_list(
     simulator: Simulator, guarded: Valkey, admin: Redis, passwords: dict[str, str],
     bucket: BucketEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
