@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from tests.filehost import Caller, hosted
-from tests.support import eventually
+from tests.support import BOUND, eventually
 from worker.errors import SourceFault
 from worker.http import BROKEN
 from worker.transfer.body import DirectBody
@@ -142,6 +142,6 @@ async def test_a_session_closes_at_once_whatever_is_left_of_a_body(
     authority: trustme.CA,
 ) -> None:
     for papers in (None, authority):
-        async with asyncio.timeout(5), opened(papers) as (response, body):
+        async with asyncio.timeout(BOUND), opened(papers) as (response, body):
             await body.fill(memoryview(bytearray(10)), lambda count: None)
             assert response.connection is not None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import BOUND
 from worker.transfer import budget as module
 from worker.transfer.budget import Budget
 from worker.wiring import copy_slots
@@ -54,7 +55,7 @@ async def test_never_more_than_the_total_is_out() -> None:
                 await asyncio.sleep(0)
                 await room.again(size)
 
-    await asyncio.wait_for(asyncio.gather(*(work(n % 10 + 1) for n in range(60))), 30)
+    await asyncio.wait_for(asyncio.gather(*(work(n % 10 + 1) for n in range(60))), BOUND)
     assert 0 < most <= 10
     assert budget.used == 0
 
@@ -191,7 +192,7 @@ async def test_waiting_shows_life(monkeypatch: pytest.MonkeyPatch) -> None:
     room = budget.room(1)
     await room.acquire()
     waiter = asyncio.create_task(budget.room(1, waiting=alive.set).acquire())
-    await asyncio.wait_for(alive.wait(), 10)
+    await asyncio.wait_for(alive.wait(), BOUND)
     room.release()
     await waiter
 

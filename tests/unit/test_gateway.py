@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.support import BOUND
 from worker.core import jsontext
 from worker.core.models import NotFound, Pending, Succeeded
 from worker.errors import UpstreamBlocked, UpstreamThrottled, UpstreamUnavailable
@@ -226,7 +227,7 @@ async def test_no_more_than_eight_mebibytes_are_read(
     async with serve(handle) as endpoint:
         with pytest.raises(kind):
             await gateway(session, endpoint).get_result("task-1")
-        await asyncio.wait_for(gone.wait(), 30)
+        await asyncio.wait_for(gone.wait(), BOUND)
     # what both ends hold in their buffers comes on top
     assert jsontext.MAX_BYTES < sent < 3 * jsontext.MAX_BYTES
 
@@ -315,7 +316,7 @@ async def test_silence_and_a_trickle_end_at_the_timeout(
     async with serve(handle) as endpoint:
         with pytest.raises(UpstreamUnavailable, match=r"no .*answer"):
             await gateway(session, endpoint, timeout=0.2).get_result("task-1")
-        await asyncio.wait_for(gone.wait(), 30)  # the connection is closed, not left behind
+        await asyncio.wait_for(gone.wait(), BOUND)  # the connection is closed, not left behind
 
 
 # -- clocks -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from tests.filehost import Caller, hosted
+from tests.support import BOUND
 from worker.errors import SourceFault, SourceRejected
 from worker.transfer.guard import Guard
 from worker.transfer.source import Source
@@ -194,7 +195,7 @@ class Asking(AbstractResolver):
             question = name + b"\0" + struct.pack("!HH", 1, 1)
             head = struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0)
             await loop.sock_sendall(asking, head + question)
-            answer = await asyncio.wait_for(loop.sock_recv(asking, 512), 10)
+            answer = await asyncio.wait_for(loop.sock_recv(asking, 512), BOUND)
         found = ResolveResult(
             hostname=host,
             host=socket.inet_ntoa(answer[-4:]),

@@ -18,6 +18,7 @@ import pytest
 from honcho.environ import parse_procfile
 
 from config.settings import Settings, secret_variables, variable
+from tests.support import needs
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -197,6 +198,26 @@ def test_make_lists_its_targets() -> None:
     )
     listed = {line.split()[0] for line in result.stdout.splitlines()}
     assert {"install", "demo", "test", "lint", "types", "clean"} <= listed
+
+
+def test_what_make_test_leaves_out_has_a_target_that_ci_runs() -> None:
+    pytest_settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    markers = {line.partition(":")[0] for line in pytest_settings["ini_options"]["markers"]}
+    makefile = (ROOT / "Makefile").read_text()
+    (left_out,) = re.findall(r"-m 'not \((.*)\)'", makefile)
+    assert set(left_out.split(" or ")) == markers
+    for name in markers:
+        assert re.search(rf"^{name}: .*\n\t\$\(PYTEST\) -m {name} ", makefile, re.M), name
+    (run,) = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert {"lint", "types", "test", "model", *markers} <= set(run.split())
+
+
+def test_only_ci_insists_on_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    assert needs("a program", None).args == (False,)
+    monkeypatch.delenv("CI")
+    assert needs("a program", None).args == (True,)
+    assert needs("a program", "/its/path").args == (False,)
 
 
 def test_nothing_names_a_package_index() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from tests.filehost import BODY, ETAG, Caller, Script, hosted
+from tests.support import BOUND
 from worker.errors import SourceFault, SourceGone, SourceRejected
 from worker.transfer import source as module
 from worker.transfer.guard import Guard
@@ -571,7 +572,7 @@ async def test_leaving_early_closes_the_connection() -> None:
         source = Source(session, guard, max_file_bytes=10**9)
         async with source.open(host.url()) as download:
             await read(download, 10)
-        await asyncio.wait_for(left.wait(), 10)
+        await asyncio.wait_for(left.wait(), BOUND)
 
 
 async def test_a_read_can_be_cancelled() -> None:
