@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 # Tests wait more than they compute: four processes keep two cores busy.
 PYTEST := $(BIN)/pytest -q -n 4 --dist worksteal
@@ -20,24 +21,32 @@ help: ## List the targets
 install: $(STAMP) ## Create .venv and install everything, the embedded servers included
 
 # An interpreter is tried by running it: version managers leave names behind that do not run.
-$(STAMP): pyproject.toml
-	@test -x $(BIN)/python || { \
-	  for python in $${PYTHON:-} python3.13 python3.12 python3.11 python3; do \
-	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	      echo "Creating $(VENV) with $$python"; exec "$$python" -m venv $(VENV); \
-	    fi; \
-	  done; \
-	  echo "Python 3.11 or newer is needed and none was found. Install one, or name it:" >&2; \
-	  echo "    make install PYTHON=/path/to/python3" >&2; \
-	  exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[sandbox]' --group dev
+$(BIN)/python:
+	@for python in $${PYTHON:-} python3.13 python3.12 python3.11 python3; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Creating $(VENV) with $$python"; exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "Python 3.11 or newer is needed and none was found. Install one, or name it:" >&2; \
+	echo "    make install PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# What the product and its demo need.
+$(RUNTIME): pyproject.toml | $(BIN)/python
+	@echo "Installing the harvester and its embedded servers …"
+	$(BIN)/python -m pip install --quiet --editable '.[sandbox]'
 	@touch $@
 
-demo: $(STAMP) ## Run the whole fleet on this machine, against a simulated upstream
+# The same and the developers' tools.
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[sandbox]' --group dev
+	@touch $(RUNTIME) $@
+
+demo: $(RUNTIME) ## Run the whole fleet on this machine, against a simulated upstream
 	$(BIN)/harvester demo
 
-demo-wheel: $(STAMP) ## Build the wheel and run the demo from it, in an empty environment of PYTHON
+demo-wheel: | $(BIN)/python ## Build the wheel and run the demo from it, in an empty environment of PYTHON
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$${PYTHON:-$(BIN)/python} -m venv build/wheel/venv
@@ -79,8 +88,8 @@ audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)
 
-bench: $(STAMP) ## Compare policies of asking, then what a poll costs beside other designs (BENCH_ARGS)
-	$(BIN)/python -m tests.bench.traces
+bench: $(STAMP) ## Compare policies of asking, then the cost of a poll with that of other designs (BENCH_ARGS)
+	$(BIN)/python -m tests.bench.traces $(filter --quick,$(BENCH_ARGS))
 	$(BIN)/python -m tests.bench.polling --json build/polling.json --plot build/polling.png $(BENCH_ARGS)
 
 screenshots: $(STAMP) ## Take the pictures of the page for the docs again

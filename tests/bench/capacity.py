@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from tests.bench.options import keep, options, parse
 from tests.fleet import all_final, environ
 from tests.support import BucketEnv, eventually
 from worker.core.submission import Policy, read_submission
@@ -78,6 +79,8 @@ class Bench:
     redis_url: str
     bucket: BucketEnv
     folder: Path
+    rest: float
+    """Seconds for a worker to settle."""
 
     def environ(self, namespace: str) -> dict[str, str]:
         """A worker's, with rates that hold nothing up."""
@@ -97,7 +100,7 @@ class Bench:
             await eventually(
                 lambda: self.redis.exists(f"{namespace}:workers"), seconds=120, what="a worker"
             )
-            await asyncio.sleep(3)
+            await asyncio.sleep(self.rest)
             yield worker
         finally:
             await asyncio.to_thread(worker.stop)
@@ -126,10 +129,10 @@ async def polls(bench: Bench, seconds: float) -> dict[str, float]:
     """CPU of one answer "not done yet"."""
     async with bench.worker("polls") as worker:
         idle, resting = worker.memory(), worker.cpu()
-        await asyncio.sleep(10)
-        resting = (worker.cpu() - resting) / 10
+        await asyncio.sleep(seconds / 2)
+        resting = (worker.cpu() - resting) / (seconds / 2)
         await bench.hand_in("polls", {"duration": 36_000}, 2_000)
-        await asyncio.sleep(5)
+        await asyncio.sleep(bench.rest)
         before, asked = worker.cpu(), bench.simulator.counters.polls
         redis = await redis_cpu(bench.redis)
         await asyncio.sleep(seconds)
@@ -146,10 +149,10 @@ async def polls(bench: Bench, seconds: float) -> dict[str, float]:
         }
 
 
-async def completions(bench: Bench, count: int) -> dict[str, float]:
-    """CPU of a task from hand-in to its record, with one picture of 1 MB; then memory of clips."""
+async def completions(bench: Bench, count: int, clip_size: int) -> dict[str, float]:
+    """CPU of a task from its id to its record, with one picture of 1 MB; then memory of clips."""
     picture = {"images": [{"file": "png", "size": 1_000_000}]}
-    clip = {"images": [{"file": "mp4", "size": 100_000_000}]}
+    clip = {"images": [{"file": "mp4", "size": clip_size}]}
     async with bench.worker("done") as worker:
         found: dict[str, float] = {}
         total = 0
@@ -165,7 +168,7 @@ async def completions(bench: Bench, count: int) -> dict[str, float]:
         await bench.hand_in("done", clip, 8)
         await ended(bench, "done", total + 8)
         found["clips_mib"] = worker.memory("VmHWM")
-        await asyncio.sleep(5)
+        await asyncio.sleep(bench.rest)
         found["afterwards_mib"] = worker.memory()
     return found
 
@@ -241,10 +244,8 @@ async def final(bench: Bench, files: int, count: int) -> float:
         return (await used(bench.redis) - before) / count
 
 
-async def measure(
-    parts: Sequence[str], counts: Sequence[int], seconds: float, tasks: int
-) -> dict[str, Any]:
-    """All that is asked for."""
+async def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure every part that was chosen."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         valkey = stack.enter_context(Valkey(folder / "valkey"))
@@ -258,16 +259,17 @@ async def measure(
             bucket=store.bucket, region=store.region, client=None,
         )  # fmt: skip
         bench = Bench(
-            simulator=simulator, redis=redis, redis_url=valkey.url, bucket=bucket, folder=folder
-        )
+            simulator=simulator, redis=redis, redis_url=valkey.url, bucket=bucket, folder=folder,
+            rest=given.rest,
+        )  # fmt: skip
         found: dict[str, Any] = {}
-        if "polls" in parts:
-            found["polls"] = await polls(bench, seconds)
+        if "polls" in given.only:
+            found["polls"] = await polls(bench, given.seconds)
             print("polls", json.dumps(found["polls"]), flush=True)
-        if "completions" in parts:
-            found["completions"] = await completions(bench, tasks)
+        if "completions" in given.only:
+            found["completions"] = await completions(bench, given.tasks, given.clip * 1_000_000)
             print("completions", json.dumps(found["completions"]), flush=True)
-        for count in counts if "memory" in parts else ():
+        for count in given.ids if "memory" in given.only else ():
             sizes = {
                 "waiting": await waiting(bench, count),
                 "stored, 1 file": await final(bench, 1, count),
@@ -281,16 +283,17 @@ async def measure(
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS)
     parser.add_argument("--ids", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--tasks", type=int, default=300)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    found = asyncio.run(measure(given.only, given.ids, given.seconds, given.tasks))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    parser.add_argument("--clip", type=int, default=100, help="MB of each of eight clips")
+    parser.add_argument("--rest", type=float, default=5, help="seconds for a worker to settle")
+    given = parse(parser)
+    if given.quick:
+        given.ids, given.seconds, given.tasks, given.clip, given.rest = [CHUNK], 2, 20, 5, 1
+    keep(asyncio.run(measure(given)), given.json)
 
 
 if __name__ == "__main__":

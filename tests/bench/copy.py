@@ -7,7 +7,6 @@ medians of the rounds; only ratios mean something on another machine.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import file_host
+from tests.bench.options import keep, options, parse
 from worker.sandbox.servers import SeaweedFS
 
 OURS = "harvester"
@@ -120,7 +120,7 @@ def _plot(report: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
 
 def main() -> None:
     """Run the comparison that the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=int, default=200, help="files of 1 MB, 8 at once")
     parser.add_argument("--large", type=int, default=512, help="MB of the large file")
@@ -131,8 +131,9 @@ def main() -> None:
         metavar="PYTHON",
         help="interpreter with aiobotocore, which wants a botocore of its own",
     )
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    given = parser.parse_args()
+    given = parse(parser)
+    if given.quick:
+        given.rounds, given.files, given.large = 1, 8, 16
     report: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -187,8 +188,7 @@ def main() -> None:
             files.terminate()
     if given.plot and not given.memory:
         _plot(report, given.plot)
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+    keep(report, given.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ it with ``harvester web`` in a process of its own, and asks over the loopback in
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -24,6 +23,7 @@ import httpx
 from playwright.async_api import async_playwright
 from redis.asyncio import Redis
 
+from tests.bench.options import keep, options, parse
 from worker.core.models import State
 from worker.core.submission import Policy, read_submission
 from worker.registry.registry import Registry
@@ -188,7 +188,7 @@ async def measure(count: int, rounds: int) -> dict[str, Any]:
             await ready(base)
             return {
                 "records": count,
-                "page": await page(base, max(5, rounds // 10)),
+                "page": await page(base, max(3, rounds // 10)),
                 "requests": await requests(base, rounds),
             }
         finally:
@@ -197,12 +197,13 @@ async def measure(count: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table, and write it as JSON where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a table, and write it as JSON if a file was named."""
+    parser = options(__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    chosen = parser.parse_args()
+    chosen = parse(parser)
+    if chosen.quick:
+        chosen.records, chosen.rounds = [300], 5
     results = [asyncio.run(measure(count, chosen.rounds)) for count in chosen.records]
     for result in results:
         print(f"\n{result['records']:,} records")
@@ -217,8 +218,7 @@ def main() -> None:
                 f"  {name:32} {cost['median_ms']:7.1f} ms  p99 {cost['p99_ms']:7.1f} ms  "
                 f"{int(cost['bytes']):>8,} bytes"
             )
-    if chosen.json:
-        chosen.json.write_text(json.dumps(results, indent=2) + "\n")
+    keep(results, chosen.json)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from tests.bench.options import keep, options, parse
 from worker.core.submission import Submission
 from worker.registry.registry import Registry
 from worker.registry.tally import quantile
@@ -39,6 +40,7 @@ COUNTDOWN = "retry(countdown), prefork"
 ALONE = "HTTP client alone"
 WAYS = (OURS, COUNTDOWN, ALONE)
 _RATE = 400  # calls a second that four workers share
+_START = 60.0  # seconds within which a way must have begun to call
 _AGE = 50.0  # of the ids: without a history they are asked about after a tenth of it
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -115,6 +117,15 @@ async def fill(redis_url: str, count: int, *, age: float = _AGE, over: float = 5
     await redis.aclose()
 
 
+def _calling(calls: Callable[[], bool]) -> None:
+    """Wait until workers call."""
+    until = time.monotonic() + _START
+    while not calls():
+        if time.monotonic() > until:
+            raise SystemExit(f"no worker called within {_START:g} s")
+        time.sleep(0.05)
+
+
 @contextmanager
 def running(command: Sequence[str], environment: dict[str, str]) -> Iterator[int]:
     """A process, by its id."""
@@ -171,7 +182,7 @@ def _lateness(before: dict[str, str], after: dict[str, str], share: float) -> fl
 
 
 def measure(
-    way: str, upstream: Upstream, server: Valkey, *, ids: int, seconds: float
+    way: str, upstream: Upstream, server: Valkey, ids: int, chosen: argparse.Namespace
 ) -> dict[str, float]:
     """One round: polls a second, polls a second of CPU, MB, and for ours lateness."""
     with Redis.from_url(server.url, decode_responses=True) as redis:
@@ -187,12 +198,11 @@ def measure(
             asyncio.run(fill(server.url, ids))
         with running(_command(way), environment) as pid:
             started = upstream.ask("/calls")
-            while upstream.ask("/calls") < started + 100:
-                time.sleep(0.05)
-            time.sleep(5)
+            _calling(lambda: upstream.ask("/calls") >= started + 100)
+            time.sleep(chosen.rest)
             counters = redis.hgetall("harvester:counters")
             calls, cpu, at = upstream.ask("/calls"), _cpu(pid), time.monotonic()
-            time.sleep(seconds)
+            time.sleep(chosen.seconds)
             calls, cpu = upstream.ask("/calls") - calls, _cpu(pid) - cpu
             passed = time.monotonic() - at
             found = {"rate": calls / passed, "a CPU-second": calls / cpu, "MB": _rss(pid)}
@@ -207,7 +217,7 @@ def compare(chosen: argparse.Namespace, upstream: Upstream, server: Valkey) -> d
     rows: dict[str, list[dict[str, float]]] = {}
     for _ in range(chosen.rounds):
         for way in WAYS:
-            found = measure(way, upstream, server, ids=chosen.ids, seconds=chosen.seconds)
+            found = measure(way, upstream, server, chosen.ids, chosen)
             rows.setdefault(way, []).append(found)
             print(f"{way:<26}", *(f"{v:>10,.2f} {name}" for name, v in found.items()), flush=True)
     medians = {
@@ -220,13 +230,14 @@ def compare(chosen: argparse.Namespace, upstream: Upstream, server: Valkey) -> d
 
 
 def memory(chosen: argparse.Namespace, upstream: Upstream, server: Valkey) -> dict[str, float]:
-    """MB of one worker with 1,000 and with 100,000 waiting ids."""
+    """MB of one worker with a tenth of the ids waiting, and with ten times as many as that."""
+    few, many = chosen.ids // 10, chosen.ids * 10
     found = {}
-    for ids in (1000, 100_000):
-        row = measure(OURS, upstream, server, ids=ids, seconds=chosen.seconds)
+    for ids in (few, many):
+        row = measure(OURS, upstream, server, ids, chosen)
         found[str(ids)] = row["MB"]
         print(f"{ids:>7,} waiting: {row['MB']:.0f} MB, {row['rate']:,.0f} polls/s", flush=True)
-    return {**found, "growth": found["100000"] / found["1000"] - 1}
+    return {**found, "growth": found[str(many)] / found[str(few)] - 1}
 
 
 def share(chosen: argparse.Namespace, server: Valkey) -> dict[str, float]:
@@ -241,9 +252,8 @@ def share(chosen: argparse.Namespace, server: Valkey) -> dict[str, float]:
                 changes = {"HARVESTER_POLL_RATE": str(_RATE), "SPEEDPIX_APP_KEY": key}
                 command = running(_command(OURS), environ(upstream, server.url, **changes))
                 workers.enter_context(command)
-            while not all(upstream.ask(f"/calls?key={key}") for key in keys):
-                time.sleep(0.05)
-            time.sleep(5)
+            _calling(lambda: all(upstream.ask(f"/calls?key={key}") for key in keys))
+            time.sleep(chosen.rest)
             before, at = [upstream.ask(f"/calls?key={key}") for key in keys], time.monotonic()
             time.sleep(2 * chosen.seconds)
             after, passed = (
@@ -281,32 +291,26 @@ def plot(found: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     """Measure, print what came of it, and keep it if asked to."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--ids", type=int, default=10_000)
-    options.add_argument("--seconds", type=float, default=15, help="of each measurement")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--quick", action="store_true", help="one round of 5 s, ways only")
-    options.add_argument("--json", type=Path)
-    options.add_argument("--plot", type=Path)
-    chosen = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--ids", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement")
+    parser.add_argument("--rest", type=float, default=5, help="seconds before each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the comparison")
+    chosen = parse(parser)
     if chosen.quick:
-        chosen.rounds, chosen.seconds = 1, 5
-    upstream = Upstream()
-    with tempfile.TemporaryDirectory() as folder:
-        server = Valkey(folder)
-        server.start()
+        chosen.ids, chosen.seconds, chosen.rest, chosen.rounds = 1000, 2, 0.5, 1
+    with tempfile.TemporaryDirectory() as folder, Valkey(folder) as server:
+        upstream = Upstream()
         try:
             found = compare(chosen, upstream, server)
-            if not chosen.quick:
-                found["memory"] = memory(chosen, upstream, server)
-                found["share"] = share(chosen, server)
+            found["memory"] = memory(chosen, upstream, server)
+            found["share"] = share(chosen, server)
         finally:
-            server.kill()
             upstream.stop()
     for name, ratio in found["ratios"].items():
         print(f"{name}: {ratio:.2f}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
+    keep(found, chosen.json)
     if chosen.plot:
         plot(found, chosen.plot)
 

@@ -1,7 +1,7 @@
-"""How workers stand a Redis that goes away: exits, and seconds until they consume messages again.
+"""How workers survive a Redis that goes away: exits, and seconds until they consume again.
 
-``python -m tests.bench.restarts``, in an environment with the versions of Celery, kombu and
-redis-py to be judged. Redis is killed while messages are sent, or with ``--silence`` every
+Run with ``python -m tests.bench.restarts``, in an environment with the versions of Celery, kombu
+and redis-py to be judged. Redis is killed while messages are sent, or with ``--silence`` every
 connection to it goes silent without being closed. Each worker has a queue of its own, so that none
 is covered up by another, and is started again when it exits.
 """
@@ -26,6 +26,7 @@ from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
 
+from tests.bench.options import keep, options, parse
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import Fleet, idle_environ
 from tests.support import repeating
@@ -84,9 +85,9 @@ class Bench:
         """:meth:`consumed` of all workers at once."""
         return await asyncio.gather(*(self.consumed(name) for name in self.fleets))
 
-    async def left(self) -> tuple[int, int]:
-        """How many messages have never been worked on: not even taken from a queue, and lost."""
-        await asyncio.sleep(PATIENCE / 3)
+    async def left(self, seconds: float) -> tuple[int, int]:
+        """How many messages are never worked on: left in a queue, and lost."""
+        await asyncio.sleep(seconds)
         queued = sum([await self._redis.llen(name) for name in self.fleets])
         async with self._redis.pipeline(transaction=False) as pipe:
             for task_id, namespace in self.sent.items():
@@ -123,7 +124,7 @@ async def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
                 for fleet in bench.fleets.values()
                 for cause in re.findall(r"Unrecoverable error: (\w+\(.*?\))", fleet.log_text())
             )
-            queued, lost = await bench.left()
+            queued, lost = await bench.left(args.rest)
     return {
         "celery": version("celery"),
         "kombu": version("kombu"),
@@ -143,15 +144,20 @@ async def run(args: argparse.Namespace, directory: Path) -> dict[str, object]:
 
 def main() -> None:
     """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--rest", type=float, default=30, help="seconds until a message is lost")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--silence", action="store_true", help="silent connections, not restarts")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
-    args = parser.parse_args()
+    args = parse(parser)
+    if args.quick:
+        args.rounds, args.workers, args.rest = 1, 1, 5
     directory = Path(tempfile.mkdtemp(prefix="restarts-"))
-    print(json.dumps(asyncio.run(run(args, directory))), flush=True)
+    found = asyncio.run(run(args, directory))
+    print(json.dumps(found), flush=True)
+    keep(found, args.json)
     if args.keep:
         print(directory)
     else:

@@ -6,14 +6,13 @@ rate allows only a part of the calls that it wants.
 
 from __future__ import annotations
 
-import argparse
 import heapq
-import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable
 
+from tests.bench.options import keep, options, parse
 from worker.core import schedule
 from worker.core.durations import Durations, Histogram, bucket
 
@@ -79,7 +78,7 @@ def cost(policy: Policy, durations: list[float], warm: list[float]) -> tuple[flo
     return calls / len(durations), lag / len(durations)
 
 
-def table(tasks: int = 2000, seed: int = 1) -> list[dict[str, object]]:
+def table(tasks: int, seed: int = 1) -> list[dict[str, object]]:
     """One row for each trace and policy."""
     chance = random.Random(seed)
 
@@ -115,7 +114,7 @@ Mix = list[tuple[int, float, float]]  # how many tasks, median in seconds, sigma
 
 
 def run_short(
-    mix: Mix, rate: float, price: Callable[[float], float], seconds: float = 900, seed: int = 1
+    mix: Mix, rate: float, price: Callable[[float], float], seconds: float, seed: int = 1
 ) -> tuple[float, float]:
     """Calls a second and mean lag of a fleet that calls at ``rate`` at most, first due first.
 
@@ -161,7 +160,7 @@ def run_short(
     return calls / now, sum(lags) / len(lags)
 
 
-def shortage() -> list[dict[str, object]]:
+def shortage(seconds: float) -> list[dict[str, object]]:
     """One row for each mix of labels and share of the calls that it wants."""
     mixes: dict[str, Mix] = {
         "50 s, sigma 0.2": [(300, 50, 0.2)],
@@ -170,10 +169,10 @@ def shortage() -> list[dict[str, object]]:
     }
     found = []
     for name, mix in mixes.items():
-        wanted, _ = run_short(mix, 1e6, schedule.price)
+        wanted, _ = run_short(mix, 1e6, schedule.price, seconds)
         for share in (1, 2, 5, 10):
-            _, fixed = run_short(mix, wanted / share, lambda _: schedule.PRICE)
-            _, rising = run_short(mix, wanted / share, schedule.price)
+            _, fixed = run_short(mix, wanted / share, lambda _: schedule.PRICE, seconds)
+            _, rising = run_short(mix, wanted / share, schedule.price, seconds)
             found.append(
                 {
                     "mix": name,
@@ -187,25 +186,20 @@ def shortage() -> list[dict[str, object]]:
 
 def main() -> None:
     """Print the tables."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--json", action="store_true", help="print JSON lines")
-    as_json = options.parse_args().json
-    for row in table():
-        if as_json:
-            print(json.dumps(row))
-        else:
-            print(
-                f"{row['trace']:<26}{row['policy']:<16}{row['calls']:>7} calls a task"
-                f"{row['lag']:>8} s mean lag"
-            )
-    for row in shortage():
-        if as_json:
-            print(json.dumps(row))
-        else:
-            print(
-                f"{row['mix']:<26}demand {row['demand']:>2} x the rate"
-                f"{row['fixed']:>8} s mean lag at a fixed price, {row['rising']:>6} at a rising one"
-            )
+    given = parse(options(__doc__))
+    policies = table(100 if given.quick else 2000)
+    for row in policies:
+        print(
+            f"{row['trace']:<26}{row['policy']:<16}{row['calls']:>7} calls a task"
+            f"{row['lag']:>8} s mean lag"
+        )
+    short = shortage(300 if given.quick else 900)
+    for row in short:
+        print(
+            f"{row['mix']:<26}demand {row['demand']:>2} x the rate"
+            f"{row['fixed']:>8} s mean lag at a fixed price, {row['rising']:>6} at a rising one"
+        )
+    keep({"policies": policies, "shortage": short}, given.json)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,13 @@ def slope(samples: Sequence[Sample]) -> float:
     return statistics.median((b.worker - a.worker) / (b.at - a.at) * 3600 for a, b in pairs)
 
 
+def prepare() -> None:
+    """Check that the results can be written: now, not after half an hour."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in ("soak.json", "soak.png"):
+        (FOLDER / name).open("a").close()
+
+
 def keep(samples: Sequence[Sample], **facts: object) -> None:
     """Write what was seen as JSON, and a plot of memory, keys and open tasks over time."""
     import matplotlib
@@ -157,7 +164,6 @@ def keep(samples: Sequence[Sample], **facts: object) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    FOLDER.mkdir(parents=True, exist_ok=True)
     whole = {**facts, "samples": [asdict(s) for s in samples]}
     (FOLDER / "soak.json").write_text(json.dumps(whole))
     minutes = [s.at / 60 for s in samples]
@@ -202,6 +208,7 @@ async def hand_in(scene: Scene, ids: list[str]) -> None:
 
 async def test_soak(scene: Scene, tmp_path: Path) -> None:
     """Random faults for a long time."""
+    prepare()
     seed, samples = random.Random(20), []
     (tmp_path / "spared").mkdir()
     async with contextlib.AsyncExitStack() as stack:

@@ -183,7 +183,7 @@ async def test_a_demo_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
             env=environ(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="1", REDIS_URL="redis://nowhere"),
         )  # fmt: skip
     try:
-        await eventually(lambda: b"final:" in log.read_bytes() or process.poll())
+        await eventually(lambda: b"finished" in log.read_bytes() or process.poll())
         below = descendants(process.pid)
         assert len(below) >= 4, log.read_text()
         process.send_signal(signal.SIGTERM)

@@ -192,12 +192,33 @@ def test_compose_for_production_reads_every_secret_from_a_file() -> None:
         assert not [text for text in environment.values() if text.startswith(("demo-", "change-"))]
 
 
-def test_make_lists_its_targets() -> None:
+def make_targets() -> set[str]:
+    """What `make` alone lists."""
     result = subprocess.run(
         ["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    listed = {line.split()[0] for line in result.stdout.splitlines()}
-    assert {"install", "demo", "test", "lint", "types", "clean"} <= listed
+    return {line.split()[0] for line in result.stdout.splitlines()}
+
+
+def test_make_lists_every_target_that_a_person_runs() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert make_targets() == set(phony.split())
+
+
+def test_every_target_is_in_the_table_for_contributors() -> None:
+    table = re.findall(r"^\| `make ([a-z-]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert sorted(table) == sorted(make_targets())
+
+
+def test_every_target_that_docs_name_exists() -> None:
+    named: set[str] = set()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")):
+        for words in re.findall(
+            r"(?:`|^ *\$ |^    )(?:[A-Z_]+=\S+ )*make((?: [a-z-]+)+)", path.read_text(), re.M
+        ):
+            named.update(words.split())
+    assert {"install", "demo", "bench-copy", "types"} <= named
+    assert named - make_targets() == set()
 
 
 def test_what_make_test_leaves_out_has_a_target_that_ci_runs() -> None:

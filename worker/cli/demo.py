@@ -27,7 +27,7 @@ _SAY_EVERY = 5.0  # seconds between two lines of progress where there is no term
 
 
 def run(directory: Path | None) -> bool:
-    """Run the demo in ``directory``, or in a temporary one; whether all ended as it must."""
+    """Run the demo in ``directory``, or in a temporary one; whether all ended as intended."""
     out = console()
     out.print("Starting Valkey, SeaweedFS and a simulated upstream …", style="dim")
     with Demo(directory) as demo:
@@ -38,7 +38,7 @@ def run(directory: Path | None) -> bool:
         except HarvesterError:
             _show_logs(out, demo.logs)
             raise
-        progress = _Progress(out, len(titles))
+        progress = _Progress(out, len(titles), started)
         with progress:
             records = asyncio.run(demo.follow(list(titles), progress.show))
         took = time.monotonic() - started
@@ -48,10 +48,10 @@ def run(directory: Path | None) -> bool:
         if not good:
             _show_logs(out, demo.logs)
     if directory is not None:
-        out.print(f"\nData and logs are kept in {directory}; to look around in them:")
+        out.print(f"\nData and logs are in {directory}. To start the servers on them again:")
         out.print(f"  {program()} up --dir {directory}", soft_wrap=True)
     elif good:
-        out.print(f"\nThe same for task ids of your own, with data that stays:  {program()} up")
+        out.print(f"\nTo keep a fleet running and submit ids yourself:  {program()} up")
     return good
 
 
@@ -62,20 +62,19 @@ def _introduce(out: Console, demo: Demo) -> None:
         style="dim",
     )
     out.print(
-        f"Another application now submits {len(JOBS)} tasks with the vendor's SDK and hands their\n"
-        "ids in over Celery. Some are meant to go wrong. Files that are gone are asked for\n"
-        "again and again before they are given up: that takes most of a minute.\n"
+        f"Another application creates {len(JOBS)} tasks with the vendor's SDK and submits their\n"
+        "ids to the fleet over Celery. Some tasks are meant to go wrong.\n"
     )
 
 
 class _Progress:
     """A bar on a terminal; otherwise a line every few seconds."""
 
-    def __init__(self, out: Console, total: int) -> None:
+    def __init__(self, out: Console, total: int, started: float) -> None:
         self._out = out
         self._total = total
-        self._started = time.monotonic()
-        self._said_at = self._started
+        self._started = started
+        self._said_at = started
         self._bar: Progress | None = None
         self._row: TaskID | None = None
 
@@ -103,7 +102,9 @@ class _Progress:
         if done == self._total or now - self._said_at >= _SAY_EVERY:
             self._said_at = now
             said = ", ".join(f"{states[name]} {name}" for name in STATE_STYLES if states[name])
-            self._out.print(f"{now - self._started:4.0f} s  {done}/{self._total} final: {said}")
+            self._out.print(
+                f"{now - self._started:4.0f} s  {done:2} of {self._total} finished ({said})"
+            )
 
 
 def _report(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
@@ -112,7 +113,7 @@ def _report(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
     table.add_column("state", no_wrap=True)
     table.add_column("files", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("why (✓ as meant)", overflow="fold")
+    table.add_column("as intended?", overflow="fold")
     for outcome in outcomes:
         state = str(outcome.record.get("state", "unknown"))
         files = outcome.record.get("files") or []
@@ -123,7 +124,7 @@ def _report(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
             Text(state, STATE_STYLES.get(state, "red")),
             share if files else "",
             size(sum(int(file["bytes"]) for file in outcome.stored)) if stored else "",
-            _why(outcome),
+            _verdict(outcome),
         )
     out.print()
     out.print(table)
@@ -131,12 +132,10 @@ def _report(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
     _total(out, outcomes, took)
 
 
-def _why(outcome: Outcome) -> Text:
-
+def _verdict(outcome: Outcome) -> Text:
     if outcome.wrong:
-        return Text("; ".join(outcome.wrong), "bold red")
-    reason = str(outcome.record.get("reason") or "")
-    return Text.assemble(("✓ ", "green"), reason) if reason else Text("")
+        return Text("✗ " + "; ".join(outcome.wrong), "bold red")
+    return Text.assemble(("✓ ", "green"), str(outcome.record.get("reason") or ""))
 
 
 def _total(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
@@ -150,17 +149,17 @@ def _total(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
     )
     wrong = [outcome for outcome in outcomes if outcome.wrong]
     if wrong:
-        out.print(f"✗ {len(wrong)} of them did not end as they should.", style="bold red")
+        out.print(f"✗ {len(wrong)} of them did not end as intended.", style="bold red")
         return
     verified = sum(outcome.verified for outcome in outcomes)
     out.print(
-        f"✓ Read back from the bucket: all {verified} files have the SHA-256 they should have.",
+        f"✓ All {verified} files were read back from the bucket; their SHA-256 is correct.",
         style="green",
     )
     unhappy = len(outcomes) - states["stored"]
     out.print(
-        f"✓ All {len(outcomes)} tasks ended as they should, the {unhappy} that were meant to go "
-        "wrong included.",
+        f"✓ All {len(outcomes)} tasks ended as intended, including the {unhappy} that were meant "
+        "to go wrong.",
         style="green",
     )
 

@@ -130,8 +130,9 @@ def demo(
     """Watch the whole fleet work on this machine, against a simulated upstream.
 
     Starts Valkey, SeaweedFS, the simulator and two workers; another application submits tasks of
-    all kinds, some of which go wrong on purpose; every stored byte is compared with what it should
-    be. Takes about a minute and ends by itself. Exit code 1 if anything ended as it should not.
+    all kinds, some of which go wrong on purpose; every stored byte is compared with the intended
+    one. Takes less than half a minute and ends by itself. Exit code 1 if a task did not end as
+    intended.
     """
     from worker.cli.demo import run
 

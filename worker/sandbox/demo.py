@@ -67,11 +67,11 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
     "a WebP named .png": {"images": [{"file": "webp", "ext": "png"}], "duration": 2},
     "a JPEG": {"images": ["jpeg"], "duration": 1},
     "an animation": {"result": {"animation": {"file": "gif"}}, "duration": 4},
-    "a clip of 24 MB": {"result": {"clip": {"file": "mp4", "size": 24_000_000}}, "duration": 3},
+    "a clip of 24 MiB": {"result": {"clip": {"file": "mp4", "size": 24 << 20}}, "duration": 3},
     "a sound": {"result": {"voice": {"file": "wav", "size": 400_000}}, "duration": 2},
     "an archive": {"result": {"all": {"file": "zip", "size": 3_000_000}}, "duration": 5},
-    "a storyboard, nested": {"result": {"scenes": [_SCENE] * 3}, "duration": 6},
-    "one file, named twice": {
+    "a nested storyboard": {"result": {"scenes": [_SCENE] * 3}, "duration": 6},
+    "one file, listed twice": {
         "result": {"poster": {"file": "png", "name": "poster"}},
         "images": [{"same": "poster"}],
     },
@@ -79,20 +79,23 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
     "no files, only numbers": {"result": {"score": 0.75, "seed": 12345678901234567890}},
     "signed by OSS V4": {"images": ["png", "jpeg"], "signing": "oss_v4"},
     "signed by AWS V4": {"images": ["webp"], "signing": "aws_v4", "duration": 2},
-    "addresses dead at first": {"images": ["png", "png"], "stale_replies": 1},
-    "not found at first": {"images": ["png"], "hidden_for": 4},
-    "upstream throttles": {"images": ["png"], "answers": ["throttled", "flow_control"]},
-    "upstream stumbles": {"images": ["png"], "answers": ["error_503", "broken_json"]},
-    "cut off twice": {"images": _with("truncated", "jpeg", times=2, size=900_000)},
-    "a slow transfer": {"images": _with("slow", seconds=6)},
-    "led on by a redirect": {"images": _with("redirect")},
-    "fails upstream": {"end": "failed", "duration": 3},
+    "expired addresses": {"images": ["png", "png"], "stale_replies": 1, "duration": 2},
+    "unknown id at first": {"images": ["png"], "hidden_for": 3, "duration": 1},
+    "upstream throttles calls": {"images": ["png"], "answers": ["throttled", "flow_control"]},
+    "upstream answers badly": {"images": ["png"], "answers": ["error_503", "broken_json"]},
+    "transfer cut off twice": {
+        "images": _with("truncated", "jpeg", times=2, size=900_000),
+        "duration": 2,
+    },
+    "a slow transfer": {"images": _with("slow", seconds=5), "duration": 1},
+    "a redirect": {"images": _with("redirect")},
+    "failed upstream": {"end": "failed", "duration": 3},
     "canceled upstream": {"end": "canceled", "duration": 2},
-    "content refused": {"end": "content_refused", "duration": 1},
-    "never heard of": {"end": "unknown"},
-    "leads to a private host": {"images": _ever("redirect_to")},
-    "one of three files gone": {"images": ["png", *_ever("missing"), "gif"]},
-    "the only file gone": {"images": _ever("gone")},
+    "content rejected": {"end": "content_refused", "duration": 1},
+    "unknown id": {"end": "unknown"},
+    "redirect to a private host": {"images": _ever("redirect_to")},
+    "one of three files gone": {"images": ["png", *_ever("missing"), "gif"], "duration": 1},
+    "the only file gone": {"images": _ever("gone"), "duration": 1},
 }
 
 
@@ -284,7 +287,7 @@ def _clean_environment() -> dict[str, str]:
     }
     return kept | {
         "AWS_EC2_METADATA_DISABLED": "true",
-        "HARVESTER_UNKNOWN_TASK_GRACE": "8",
+        "HARVESTER_UNKNOWN_TASK_GRACE": "5",
         "HARVESTER_LOG_FORMAT": "json",
     }
 

@@ -38,7 +38,6 @@ _PORTS = range(10_000, 22_000)
 _GRPC = 10_000  # SeaweedFS listens for gRPC at each HTTP port plus this
 _SOCKETS = Path("/tmp")  # noqa: S108  where SeaweedFS puts its gRPC sockets; it has no setting
 _ATTEMPTS = 5
-_STOP_SECONDS = 20.0
 _PAUSE = 0.02
 
 # Ends the server when whoever started it (and its forks) is gone, however it went: the pipe on
@@ -56,6 +55,7 @@ class EmbeddedServer(ABC):
 
     name: str
     start_seconds: float = 30.0
+    stop_seconds: float = 20.0
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -202,7 +202,7 @@ class EmbeddedServer(ABC):
         if process.poll() is None:
             process.send_signal(with_signal)
         try:
-            process.wait(_STOP_SECONDS)
+            process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -290,6 +290,8 @@ class SeaweedFS(EmbeddedServer):
 
     name = "seaweedfs"
     start_seconds = 60.0
+    # Its volume server can wait for its own S3 gateway; what it acknowledged is in its files.
+    stop_seconds = 3.0
     region = "us-east-1"
 
     def __init__(
@@ -365,6 +367,7 @@ class SeaweedFS(EmbeddedServer):
             f"-admin.port={admin}",
             "-s3.autoCreateBucket=false",  # a wrong bucket name must fail
             "-master.telemetry=false",
+            "-volume.preStopSeconds=0",
             "-disableHttp",  # the filer would serve every object without credentials
             "-s3.localSocket=s3.sock",  # relative to the directory; the default is in /tmp
             "-webdav=false",
