@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 .PHONY: help install demo demo-wheel test brokers fleet page programs model faults bench soak audit bench-copy bench-capacity lint types clean screenshots bench-page
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install: $(STAMP) ## Create .venv and install everything, the embedded servers included
 
