@@ -1,4 +1,4 @@
-"""Every bench in its quick form, and the demo: they run whole, and give their figures."""
+"""Every bench in its quick form: it runs from start to end, and gives its figures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from tests.integration.test_web import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
 BENCHES = ("capacity", "copy", "page", "polling", "restarts", "traces")
-pytestmark = pytest.mark.bench
+pytestmark = pytest.mark.programs
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def bench(name: str, target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env={"PATH": os.environ["PATH"]},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
+        [sys.executable, "-m", f"tests.bench.{name}", "--quick", "--json", str(target), *arguments],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
 def figures(folder: Path, name: str, *arguments: str) -> Any:
     """What a bench writes into a folder that is not there yet."""
     target = folder / "build" / f"{name}.json"
-    done = run(f"tests.bench.{name}", "--quick", "--json", str(target), *arguments)
+    done = bench(name, target, *arguments)
     assert done.returncode == 0, done.stdout
     return json.loads(target.read_text())
 
@@ -101,12 +102,6 @@ def test_a_file_that_cannot_be_written_is_found_out_before_measuring(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "build").touch()
-    done = run(f"tests.bench.{name}", "--json", str(tmp_path / "build" / "figures.json"))
-    assert done.returncode == 2
+    done = bench(name, tmp_path / "build" / "figures.json")
+    assert done.returncode == 2, done.stdout
     assert "cannot write" in done.stdout
-
-
-def test_the_demo() -> None:
-    done = run("worker.cli.main", "demo")
-    assert done.returncode == 0, done.stdout
-    assert "All 27 tasks ended as intended" in done.stdout

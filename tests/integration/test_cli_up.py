@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support import BOUND, eventually
+from worker.sandbox.demo import JOBS
 from worker.sandbox.simulator import EXAMPLE_ID
 
 pytestmark = pytest.mark.programs
@@ -173,6 +174,13 @@ async def test_a_redis_that_evicts_is_refused(
             client.config_set("maxmemory-policy", "noeviction")
     assert done.returncode == 2, done.stderr
     assert "allkeys-lru" in done.stderr
+
+
+async def test_the_demo_ends_as_intended(tmp_path: Path) -> None:
+    code, out, err = await harvester(tmp_path, "demo")
+    assert (code, err) == (0, ""), out + err
+    assert f"✓ All {len(JOBS)} tasks ended as intended" in out
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  a Path would count as I/O on the loop
 
 
 async def test_a_demo_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:

@@ -205,6 +205,17 @@ def test_make_lists_every_target_that_a_person_runs() -> None:
     assert make_targets() == set(phony.split())
 
 
+def test_only_what_needs_the_developers_tools_installs_them(tmp_path: Path) -> None:
+    def commands(target: str) -> str:
+        line = ["make", "-n", target, f"VENV={tmp_path}/venv"]
+        result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+        return result.stdout
+
+    assert "'.[sandbox]'" in commands("demo")
+    assert "--group dev" not in commands("demo")
+    assert "--group dev" in commands("test")
+
+
 def test_every_target_is_in_the_table_for_contributors() -> None:
     table = re.findall(r"^\| `make ([a-z-]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     assert sorted(table) == sorted(make_targets())
