@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 # Tests wait more than they compute: four processes keep two cores busy.
 PYTEST := $(BIN)/pytest -q -n 4 --dist worksteal
 PYTEST_ARGS ?=
+# A newer pip is no news to somebody who tries the demo.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MINUTES ?= 30
 BENCH_ARGS ?=
 

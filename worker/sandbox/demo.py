@@ -288,6 +288,7 @@ def _clean_environment() -> dict[str, str]:
     return kept | {
         "AWS_EC2_METADATA_DISABLED": "true",
         "HARVESTER_UNKNOWN_TASK_GRACE": "5",
+        "HARVESTER_FRESH_ADDRESS_GAPS": "0,2,3",
         "HARVESTER_LOG_FORMAT": "json",
     }
 
