@@ -70,7 +70,7 @@ fleet: $(STAMP) ## Test several workers that are killed, frozen, upgraded or at 
 page: $(STAMP) ## Test the page in Chromium, and fuzz the API
 	$(PYTEST) -m page $(PYTEST_ARGS)
 
-programs: $(STAMP) ## Test the examples, the wheel, up, demo and the Procfile
+programs: $(STAMP) ## Test the examples, the wheel, the benches, up, demo and the Procfile
 	$(PYTEST) -m programs $(PYTEST_ARGS)
 
 model: $(STAMP) ## Test the protocol of leases in many more orders of its steps
