@@ -80,7 +80,7 @@ faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/fau
 	FAULTS=full $(PYTEST) -o timeout=3600 -o run_timeout=14400 tests/faults $(PYTEST_ARGS)
 
 soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory and keys
-	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q -o timeout=0 -o run_timeout=$$(($(MINUTES) * 60 + 3600)) \
+	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q -o timeout=0 -o run_timeout=$$(awk "BEGIN {print int($(MINUTES) * 60) + 3600}") \
 	  tests/faults/test_soak.py $(PYTEST_ARGS)
 
 audit: $(STAMP) ## Look for known vulnerabilities in what is installed

@@ -31,7 +31,7 @@ FINAL = ("stored", "partial", "failed")
 class Fleet:
     """``size`` workers, each started again when it dies, until :meth:`stop`.
 
-    ``program`` is what Python runs instead of Celery itself.
+    ``program`` is what Python runs instead of Celery itself, in the checkout ``root``.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class Fleet:
         *,
         size: int = 2,
         program: Sequence[str] = CELERY,
+        root: Path = ROOT,
     ) -> None:
+        self._root = root
         self.environ = {
             "PATH": os.environ["PATH"],
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -107,7 +109,7 @@ class Fleet:
         with (self._logs / f"worker-{self._started}.log").open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, *self._program, "-A", "worker.app", "worker"],
-                cwd=ROOT,
+                cwd=self._root,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
