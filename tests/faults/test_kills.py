@@ -167,7 +167,6 @@ async def test_killed_at_named_steps(scene: Scene, steps: tuple[Step, ...]) -> N
             HARVESTER_WEBHOOK_ALLOW_PRIVATE="127.0.0.1/32",
         )
         assassin.fleet = await stack.enter_async_context(fleet)
-        await scene.works()  # the workers have started
         await scene.measure()
         assassin.arm()
         batches = size(10, 5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.faults.kit import Scene, Watcher
 from tests.fleet import audit
 
@@ -55,3 +57,12 @@ async def test_a_half_record_is_seen(scene: Scene) -> None:
     watcher = Watcher(scene.redis, scene.bucket, scene.namespace, ["early", "bare", "fine"])
     await watcher.look()
     assert len(watcher.wrong) == 2
+
+
+async def test_recovery_is_judged_by_what_a_task_takes_on_the_same_machine(scene: Scene) -> None:
+    scene.unhurt = [3.0, 1.0]
+    assert scene.soon([2.0, 20.0], within=15) == 20
+    with pytest.raises(AssertionError):
+        scene.soon([2.0, 22.0], within=15)
+    scene.unhurt = [1.0, 30.0]
+    assert scene.soon([200.0], within=15) == 200

@@ -113,7 +113,6 @@ async def test_killed_and_restarted(scene: Scene, own_valkey: Valkey) -> None:
     seed, recoveries = random.Random(5), []
     async with on(scene, own_valkey.url) as scene:
         async with scene.fleet() as fleet:
-            await scene.works()  # the workers have started
             await scene.measure()
             for _ in range(size(2, 10)):
                 ids = scene.plant(lively(size(20, 100), seed, spread=size(3, 10)))
@@ -145,7 +144,6 @@ async def test_bad_network_to_redis(scene: Scene, own_valkey: Valkey) -> None:
         url = f"redis://127.0.0.1:{proxy.port}/0"
         async with on(scene, url, direct=own_valkey.url) as scene:
             async with scene.fleet() as fleet, scene.watched(ids):
-                await scene.works()  # the workers have started
                 await scene.measure()
                 await scene.hand_in(ids)
                 await eventually(
@@ -184,7 +182,6 @@ async def test_out_of_memory(scene: Scene, own_valkey: Valkey) -> None:
     async with on(scene, own_valkey.url) as scene:
         ids = scene.plant(lively(size(30, 100), seed, spread=size(5, 20)))
         async with scene.fleet() as fleet, scene.watched(ids):
-            await scene.works()  # the workers have started
             await scene.measure()
             await scene.hand_in(ids)
             await eventually(

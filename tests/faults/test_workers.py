@@ -45,7 +45,6 @@ async def test_rolling_restart(scene: Scene) -> None:
     # a lease that a loaded machine renews in time, too
     env = {"HARVESTER_SHUTDOWN_GRACE": str(GRACE), "HARVESTER_LEASE": str(GRACE)}
     async with scene.fleet(workers=size(2, 3), **env) as fleet, AsyncExitStack() as watchers:
-        await scene.works()  # the workers have started
         await scene.measure()
         for _ in range(rounds):
             for process in fleet.processes:
