@@ -641,8 +641,20 @@ async def test_calls_for_fresh_addresses_borrow_no_more_than_a_burst(
     began = await registry.now()
     answers = [await registry.take_call() for _ in range(20)]
     refilled = (await registry.now() - began) * 20 / 1000
-    assert 10 <= sum(allowed for _, allowed in answers) <= 11 + refilled
-    assert max(wait for wait, allowed in answers if allowed) <= 0.3
+    assert 10 <= sum(allowed for _, allowed, _ in answers) <= 11 + refilled
+    assert max(wait for wait, allowed, _ in answers if allowed) <= 0.3
+
+
+async def test_an_open_circuit_lets_one_call_for_fresh_addresses_through(
+    registry: Registry, redis: Redis
+) -> None:
+    await registry.trip("upstream", kind="credentials", message="no", probe=False)
+    assert (await registry.take_call())[1:] == (False, False)
+    await redis.hset(registry.key("circuit", "upstream"), "probe_at", "1")
+    assert await registry.take_call() == (0, True, True)
+    assert (await registry.take_call())[1:] == (False, False)
+    await registry.close_circuit("upstream")
+    assert (await registry.take_call())[1:] == (True, False)
 
 
 async def test_an_open_circuit_lets_one_prober_through(registry: Registry, redis: Redis) -> None:

@@ -462,10 +462,14 @@ class Registry:
 
     # -- rate and circuits --------------------------------------------------------------------
 
-    async def take_call(self) -> tuple[float, bool]:
-        """Reserve one upstream call: the seconds to wait first, and whether it may be made."""
-        wait, refused = await self._scripts.call("take", self.poll_rate, self._burst)
-        return int(wait) / 1000, not refused
+    async def take_call(self) -> tuple[float, bool, bool]:
+        """Reserve one upstream call.
+
+        Returns the seconds to wait first, whether it may be made, and whether it is the probe of an
+        open circuit.
+        """
+        wait, refused, probe = await self._scripts.call("take", self.poll_rate, self._burst)
+        return int(wait) / 1000, not refused, bool(probe)
 
     async def throttle(self) -> None:
         """Halve the fleet's rate of upstream calls."""

@@ -9,7 +9,6 @@ import structlog
 from worker.work.claim import insist
 
 if TYPE_CHECKING:
-    from worker.registry.records import Job
     from worker.registry.registry import Registry
 
 log = structlog.get_logger("harvester.circuit")
@@ -30,12 +29,12 @@ class Circuit:
         if await insist(lambda: self._registry.say_once(f"circuit:{self._name}")):
             log.error("circuit.open", circuit=self._name, kind=kind, error=str(error))
 
-    async def unproven(self, job: Job) -> None:
+    async def unproven(self, *, probe: bool) -> None:
         """A probe that proved nothing: the next one comes after the same gap."""
-        if job.probe:
+        if probe:
             await insist(lambda: self._registry.postpone(self._name))
 
-    async def proven(self, job: Job) -> None:
+    async def proven(self, *, probe: bool) -> None:
         """A probe that succeeded closes it."""
-        if job.probe and await insist(lambda: self._registry.close_circuit(self._name)):
+        if probe and await insist(lambda: self._registry.close_circuit(self._name)):
             log.warning("circuit.closed", circuit=self._name)

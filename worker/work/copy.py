@@ -146,7 +146,7 @@ class CopyWork:
         except (StoreUnavailable, StoreRefused) as error:
             # a manifest or the first look failed; files have trials of their own
             log.warning("store.unavailable", error=str(error))
-            await self._circuit.unproven(job)
+            await self._circuit.unproven(probe=job.probe)
             faults = job.note("faults") + 1
             delay = self._gaps.store.after(faults, chance=self._chance())
             await claim.save(Kind.COPY, delay=delay, work={"faults": str(faults)})
@@ -156,7 +156,7 @@ class CopyWork:
             log.warning("record.newer", kind=Kind.COPY, count=1)
             await claim.save(Kind.COPY, delay=self._gaps.newer)
             outcome = "newer"
-        await self._circuit.proven(job)
+        await self._circuit.proven(probe=job.probe)
         return outcome
 
     async def _step(self, claim: Claim) -> str:
@@ -290,7 +290,7 @@ class CopyWork:
 
     async def _fresh_addresses(self, claim: Claim) -> list[FoundFile] | InVain:
         """Ask the upstream again, within its rate."""
-        wait, allowed = await insist(self._registry.take_call)
+        wait, allowed, probe = await insist(self._registry.take_call)
         if not allowed:
             return InVain("fresh addresses have to wait: the upstream is blocked or too busy")
         claim.alive(wait + self._bound + 5)
@@ -299,13 +299,14 @@ class CopyWork:
         try:
             answer = await self._gateway.get_result(claim.job.task_id)
         except UpstreamBlocked as error:
-            await self._upstream.blocked(error.kind, error, probe=False)
-            return InVain(str(error))
-        except UpstreamThrottled as error:
-            await insist(self._registry.throttle)
+            await self._upstream.blocked(error.kind, error, probe=probe)
             return InVain(str(error))
         except UpstreamError as error:
+            if isinstance(error, UpstreamThrottled):
+                await insist(self._registry.throttle)
+            await self._upstream.unproven(probe=probe)
             return InVain(str(error))
+        await self._upstream.proven(probe=probe)
         said = answer.observation
         believed_from = claim.job.note("succeeded_at") + round(self._grace * 1000)
         found = copying.fresh_addresses(said, now=claim.now, believed_from=believed_from)

@@ -92,11 +92,11 @@ class PollWork:
         except UpstreamBlocked as error:
             await self._circuit.blocked(error.kind, error, probe=job.probe)
             return await self._apply(claim, Step(outcome="blocked", delay=self._gaps.blocked))
-        await self._circuit.proven(job)
+        await self._circuit.proven(probe=job.probe)
         return await self._answered(claim, answer)
 
     async def _failed(self, claim: Claim, outcome: str) -> str:
-        await self._circuit.unproven(claim.job)
+        await self._circuit.unproven(probe=claim.job.probe)
         faults = claim.job.note("faults") + 1
         step = polling.failed(faults, self._gaps, chance=self._chance())
         return await self._apply(claim, replace(step, outcome=outcome))

@@ -1,12 +1,16 @@
 -- Reserves one upstream call outside the polls (a fresh address for a file). Invariant: the fleet
--- as a whole stays under its rate; copies may borrow one burst from the polls, no more.
+-- as a whole stays under its rate; copies may borrow one burst from the polls, no more. While the
+-- circuit is open one call is let through when its probe is due: there may be no poll to do it.
 -- ARGV: ns, rate, burst
--- Returns {the wait (ms) before the call may be made, 1 if the circuit is open else 0}.
-local probe_at = tonumber(redis.call('HGET', ns .. ':circuit:upstream', 'probe_at'))
+-- Returns {the wait (ms) before the call may be made, 1 if it may not be made else 0,
+--          1 if the call is the circuit's probe else 0}.
+local circuit = ns .. ':circuit:upstream'
+local probe_at = tonumber(redis.call('HGET', circuit, 'probe_at'))
 local now, rate, burst = now_ms(), tonumber(ARGV[2]), tonumber(ARGV[3])
-if probe_at then return {ms(math.max(1000, probe_at - now)), 1} end
+if probe_at and now < probe_at then return {ms(math.max(1000, probe_at - now)), 1, 0} end
 local tokens, factor = rate_tokens(now, rate, burst)
-if tokens <= -burst then return {ms(math.ceil(-tokens * 1000 / (rate * factor))), 1} end
+if tokens <= -burst then return {ms(math.ceil(-tokens * 1000 / (rate * factor))), 1, 0} end
 tokens = tokens - 1
 keep_rate(now, tokens, factor)
-return {ms(math.ceil(math.max(0, -tokens) * 1000 / (rate * factor))), 0}
+if probe_at then redis.call('HSET', circuit, 'probe_at', ms(now + 45000)) end
+return {ms(math.ceil(math.max(0, -tokens) * 1000 / (rate * factor))), 0, probe_at and 1 or 0}
