@@ -1,0 +1,490 @@
+"""Every way out of a claim leaves calls, notes, due sets and token as they should be."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from redis.asyncio import Redis
+
+from tests import doubles
+from tests.doubles import Said, done, pending
+from tests.support import ROOT, eventually
+from tests.works.house import BUSY, GONE, PRIVATE, House, T, picture, serving
+from worker.core.models import FINAL_STATES
+from worker.engine import Drain, Pace
+from worker.errors import LeaseLost, StoreBlocked, StoreError, StoreRefused, StoreUnavailable
+from worker.registry.records import Kind
+from worker.work.claim import insist
+
+Go = Callable[[House], Awaitable[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way out of a claim: how it goes, its word, and what is to be seen afterwards."""
+
+    kind: Kind
+    word: str
+    due: Kind | None
+    noted: tuple[str, ...]
+    go: Go
+
+
+WAYS: dict[str, Way] = {}
+
+
+def way(
+    kind: Kind, word: str, due: Kind | None = None, *, noted: tuple[str, ...] = (), name: str = ""
+) -> Callable[[Go], Go]:
+    """``due`` is the set where the task should be; ``None`` says that its run has ended."""
+
+    def add(go: Go) -> Go:
+        key = ": ".join(filter(None, (kind, word, name)))
+        assert key not in WAYS
+        WAYS[key] = Way(kind=kind, word=word, due=due, noted=noted, go=go)
+        return go
+
+    return add
+
+
+# -- polls ------------------------------------------------------------------------------------
+
+
+def answered(said: Said) -> Go:
+    async def go(house: House) -> str:
+        await house.waiting()
+        house.gateway.script(T, said, pending())
+        return await house.step(Kind.POLL)
+
+    return go
+
+
+way(Kind.POLL, "pending", Kind.POLL, noted=("seen_at",))(answered(pending()))
+way(Kind.POLL, "unsure", Kind.POLL, noted=("doubts",))(answered(doubles.doubtful()))
+way(Kind.POLL, "succeeded", Kind.COPY, noted=("data",))(answered(done()))
+way(Kind.POLL, "ended", Kind.COPY, noted=("ending",))(answered(doubles.failed()))
+way(Kind.POLL, "throttled", Kind.POLL, noted=("faults",))(answered(doubles.throttled()))
+way(Kind.POLL, "unavailable", Kind.POLL, noted=("faults",))(answered(doubles.unavailable()))
+way(Kind.POLL, "blocked", Kind.POLL)(answered(doubles.blocked()))
+
+
+@way(Kind.POLL, "canceled", Kind.COPY, noted=("cancel",))
+async def _(house: House) -> str:
+    await house.waiting()
+    await house.claim(Kind.POLL)
+    assert await house.registry.cancel(T) == "ok"  # only flagged: its owner lives, as it seems
+    return await house.step(Kind.POLL)
+
+
+@way(Kind.POLL, "poisoned", Kind.COPY, noted=("ending",))
+async def _(house: House) -> str:
+    await house.waiting()
+    await poison(house)
+    return await house.step(Kind.POLL)
+
+
+async def poison(house: House) -> None:
+    await house.registry.redis.hset(house.registry.key("work", T), "lapses", "6")
+
+
+@way(Kind.POLL, "pending", Kind.COPY, noted=("cancel",), name="canceled meanwhile")
+async def _(house: House) -> str:
+    async def cancel() -> doubles.Answer:
+        assert await house.registry.cancel(T) == "ok"
+        return pending()
+
+    return await answered(cancel)(house)
+
+
+# -- copies -----------------------------------------------------------------------------------
+
+BURDEN = ("try:0", "lost:1", "try:2")
+
+
+async def burdened(house: House, *then: Said) -> None:
+    """A task whose first claim asks for fresh addresses, and has gathered notes before."""
+    urls = house.file("/0", GONE, serving(picture())), PRIVATE, house.file("/2", BUSY)
+    await house.copying(*urls)
+    house.pages["/2"] = [BUSY, BUSY, serving(picture())]
+    if then:
+        house.gateway.script(T, *then, done(*urls))
+
+
+async def dying(house: House, *others: str) -> None:
+    """A task whose only claim asks for one fresh address in vain, and then ends the run."""
+    house.arrange(fresh=(0.0,))
+    await house.copying(house.file("/0", GONE), *others)
+
+
+@way(Kind.COPY, "new", Kind.POLL)
+async def _(house: House) -> str:
+    await house.submitted()
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "new", Kind.COPY, noted=("cancel",), name="canceled meanwhile")
+async def _(house: House) -> str:
+    async def cancel() -> None:
+        assert await house.registry.cancel(T) == "ok"
+
+    await house.submitted()
+    house.store.on("get", cancel)
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "again", Kind.COPY, noted=BURDEN)
+async def _(house: House) -> str:
+    await burdened(house)
+    house.pages["/0"] = [GONE, BUSY, serving(picture())]
+    return await house.step(Kind.COPY)
+
+
+for said in (doubles.throttled(), doubles.unavailable(), doubles.blocked(), pending()):
+
+    @way(Kind.COPY, "again", Kind.COPY, noted=BURDEN, name=f"no address: {type(said).__name__}")
+    async def _(house: House, said: Said = said) -> str:
+        await burdened(house, said)
+        return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "blocked", Kind.COPY, noted=BURDEN)
+async def _(house: House) -> str:
+    await burdened(house)
+    house.store.on("put", StoreBlocked("no"))
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "unavailable", Kind.COPY, noted=("key:0", "faults"), name="left-over uploads")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    house.store.on("put", StoreUnavailable("away"), times=2)
+    assert await house.step(Kind.COPY) == "again"
+    house.store.on("list_uploads", StoreUnavailable("away"))
+    return await house.step(Kind.COPY)
+
+
+def at_the_manifest(error: StoreError, call: str, *, after: bool = False, skip: int = 0) -> Go:
+    async def go(house: House) -> str:
+        await dying(house)
+        house.store.on(call, error, key="*/manifests/*", after=after, skip=skip)
+        return await house.step(Kind.COPY)
+
+    return go
+
+
+for error, word, noted in (
+    (StoreBlocked("no"), "blocked", ("lost:0",)),
+    (StoreUnavailable("away"), "unavailable", ("lost:0", "faults")),
+    (StoreRefused("not this"), "unavailable", ("lost:0", "faults")),
+):
+    for moment, go in {
+        "before it is read": at_the_manifest(error, "get"),
+        "before it is written": at_the_manifest(error, "put_document"),
+        "after it is written": at_the_manifest(error, "put_document", after=True),
+        "before it is read back": at_the_manifest(error, "get", skip=1),
+    }.items():
+        name = f"manifest, {moment}, {type(error).__name__}"
+        way(Kind.COPY, word, Kind.COPY, noted=noted, name=name)(go)
+
+
+@way(Kind.COPY, "unavailable", Kind.COPY, noted=("faults",), name="first look")
+async def _(house: House) -> str:
+    await house.submitted()
+    house.store.on("get", StoreUnavailable("away"))
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "newer", Kind.COPY, noted=("lost:0",))
+async def _(house: House) -> str:
+    await dying(house)
+    await newer_manifest(house)
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "newer", Kind.COPY, name="first look")
+async def _(house: House) -> str:
+    await house.submitted()
+    await newer_manifest(house)
+    return await house.step(Kind.COPY)
+
+
+async def newer_manifest(house: House) -> None:
+    body = json.dumps({"schema": 99, "task_id": T}).encode()
+    await house.store.put_document(house.layout.manifest_key(T), body, task_id=T)
+
+
+@way(Kind.COPY, "stored")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0", GONE, serving(picture())))
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "partial")
+async def _(house: House) -> str:
+    await dying(house, house.file("/1"))
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "failed")
+async def _(house: House) -> str:
+    await dying(house)
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "stored", Kind.TELL, name="with a callback")
+async def _(house: House) -> str:
+    callback = {"channel": "reply", "task": "a.b", "queue": "q"}
+    await house.waiting(callbacks=[callback])
+    house.gateway.script(T, done(house.file("/0")))
+    await house.step(Kind.POLL)
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "restored", name="first look")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    assert await house.step(Kind.COPY) == "stored"
+    await house.registry.redis.flushall()
+    await house.submitted()
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "restored", name="at the end, by another submission")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    assert await house.step(Kind.COPY) == "stored"
+    await house.registry.redis.flushall()
+    manifest = house.store.objects.pop(house.layout.manifest_key(T))
+    await dying(house)
+    house.store.objects[house.layout.manifest_key(T)] = manifest
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "restored", name="at the end, by the same submission")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    house.store.on("put_document", lambda: house.claim(Kind.COPY), after=True)
+    with pytest.raises(LeaseLost):
+        await house.step(Kind.COPY)
+    await house.registry.redis.hdel(house.registry.key("work", T), "file:0")
+    assert await house.registry.cancel(T) == "ok"
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "failed", name="canceled before")
+async def _(house: House) -> str:
+    await house.waiting()
+    house.gateway.script(T, pending())
+    await house.step(Kind.POLL)
+    assert await house.registry.cancel(T) == "ok"
+    return await house.step(Kind.COPY)
+
+
+@way(Kind.COPY, "failed", name="canceled while fresh addresses are asked for")
+async def _(house: House) -> str:
+    async def cancel() -> doubles.Answer:
+        claim.cancel.set()
+        return await asyncio.Future()
+
+    await burdened(house, cancel)
+    claim = await house.claim(Kind.COPY)
+    return await house.work(claim)
+
+
+@way(Kind.COPY, "failed", name="poisoned")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    await poison(house)
+    return await house.step(Kind.COPY)
+
+
+# -- what they leave --------------------------------------------------------------------------
+
+
+async def check(
+    house: House, due: Kind | None, noted: tuple[str, ...] = (), *, uncounted: int = 0
+) -> None:
+    record, notes = await house.record(), await house.notes()
+    assert int(record["polls"]) == house.gateway.calls[T] - uncounted
+    assert await house.due() == ({due} if due else set())
+    assert "token" not in notes
+    assert set(noted) <= set(notes)
+    await house.check_truth()
+    if record["state"] in FINAL_STATES and "restored" not in record:
+        manifest = house.manifest()
+        assert manifest is not None
+        assert (manifest["state"], manifest["polls"]) == (record["state"], int(record["polls"]))
+
+
+async def check_the_rest(house: House, *, uncounted: int = 0) -> None:
+    """The run goes on to its end, and its record still counts every call."""
+    house.store.relent()
+    manifest = house.manifest()
+    if manifest and manifest["schema"] == 99:
+        del house.store.objects[house.layout.manifest_key(T)]
+    if (await house.record())["state"] == "waiting":
+        house.gateway.script(T, done(house.file("/late")))
+    await house.to_the_end()
+    await check(house, None, uncounted=uncounted)
+    assert house.store.uploads == {}
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_a_way_out(house: House, name: str) -> None:
+    taken = WAYS[name]
+    assert await taken.go(house) == taken.word
+    await check(house, taken.due, taken.noted)
+    final = (await house.record())["state"] in FINAL_STATES
+    assert final == (taken.due in (None, Kind.TELL))
+    if not final:
+        await check_the_rest(house)
+
+
+def words(*names: str) -> set[str]:
+    """The words that the works in these files can return."""
+    found: set[str] = set()
+
+    def add(value: ast.expr | None) -> None:
+        match value:
+            case ast.Constant(value=str(word)):
+                found.add(word)
+            case ast.IfExp():
+                add(value.body)
+                add(value.orelse)
+            case ast.Attribute(attr="state"):
+                found.update(FINAL_STATES)
+            case ast.Await(value=ast.Call(func=ast.Attribute(attr="_failed"), args=[_, word])):
+                add(word)
+
+    for name in names:
+        for node in ast.walk(ast.parse((ROOT / "worker" / name).read_text())):
+            match node:
+                case ast.Return(value=value) | ast.keyword(arg="outcome", value=value):
+                    add(value)
+                case ast.Assign(targets=[ast.Name(id="outcome")], value=value):
+                    add(value)
+    return found
+
+
+def test_no_way_out_is_missing() -> None:
+    taken = {kind: {w.word for w in WAYS.values() if w.kind is kind} for kind in Kind}
+    assert words("work/poll.py", "core/polling.py") == taken[Kind.POLL]
+    assert words("work/copy.py", "work/endings.py") == taken[Kind.COPY]
+
+
+# -- the engine's -----------------------------------------------------------------------------
+
+BOTH = pytest.mark.parametrize(("kind", "noted"), [(Kind.POLL, ()), (Kind.COPY, BURDEN)])
+
+
+async def called_back(house: House, kind: Kind, act: Callable[[], Awaitable[object]]) -> None:
+    """A task for which ``act`` happens while the upstream is asked."""
+
+    async def say() -> doubles.Answer:
+        await act()
+        return pending()
+
+    if kind is Kind.COPY:
+        await burdened(house, say)
+    else:
+        await house.waiting()
+        house.gateway.script(T, say, pending())
+
+
+@contextlib.asynccontextmanager
+async def drained(house: House, kind: Kind) -> AsyncIterator[Drain]:
+    """A drain works while the block runs; it is stopped then."""
+    # it claims once and looks again only when it is woken
+    drain = Drain(house.registry, house.works[kind], Pace(tick=600))
+    await house.let_time_pass()
+    running = asyncio.create_task(drain.run())
+    try:
+        yield drain
+    finally:
+        await drain.stop(5)
+        await running
+
+
+async def idle(drain: Drain) -> None:
+    await eventually(lambda: not drain._in_hand, what="the end of the work in hand")
+
+
+@BOTH
+async def test_a_crash(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
+    async def crash() -> None:
+        crashed.set()
+        raise ZeroDivisionError
+
+    crashed = asyncio.Event()
+    await called_back(house, kind, crash)
+    async with drained(house, kind) as drain:
+        await crashed.wait()
+        await idle(drain)
+    await check(house, kind, noted)
+    await check_the_rest(house)
+
+
+@BOTH
+async def test_a_stop(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
+    async def hang() -> None:
+        hanging.set()
+        await asyncio.Future()
+
+    hanging = asyncio.Event()
+    await called_back(house, kind, hang)
+    async with drained(house, kind):
+        await hanging.wait()
+    await check(house, kind, noted)
+    assert "lapses" not in {n for n, v in (await house.notes()).items() if v != "0"}
+    await check_the_rest(house)
+
+
+@BOTH
+async def test_a_lost_lease(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
+    async def lapse() -> None:
+        others.append(await house.claim(kind))
+        lost.set()
+
+    others, lost = [], asyncio.Event()
+    await called_back(house, kind, lapse)
+    before = await house.record()
+    async with drained(house, kind) as drain:
+        await lost.wait()
+        await idle(drain)
+    notes = await house.notes()
+    assert await house.record() == before  # nothing is written by an owner that was late
+    assert notes["token"] == others[0].job.token
+    assert not set(noted) & set(notes)
+    assert await house.due() == {kind}
+    await house.work(others[0])
+    await check_the_rest(house, uncounted=1)
+
+
+@BOTH
+async def test_a_redis_that_takes_no_writes(
+    house: House, redis: Redis, kind: Kind, noted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fill() -> None:
+        await redis.config_set("maxmemory", "1")
+        full.set()
+
+    full = asyncio.Event()
+    monkeypatch.setitem(insist.__kwdefaults__, "seconds", 0.0)
+    await called_back(house, kind, fill)
+    before = await house.record()
+    try:
+        async with drained(house, kind) as drain:
+            await full.wait()
+            await idle(drain)
+    finally:
+        await redis.config_set("maxmemory", "0")
+    assert await house.record() == before
+    assert not set(noted) & set(await house.notes())
+    assert await house.due() == {kind}
+    await check_the_rest(house, uncounted=1)
