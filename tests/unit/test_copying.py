@@ -95,6 +95,17 @@ def test_a_stored_file_has_no_address_any_more() -> None:
     those = files(url("a"), url("b"))
     those.outcomes[0] = STORED
     assert those.addresses() == {1: url("b")}
+    those.renew([])
+    those.outcomes[1] = STORED
+    assert those.addresses() == {}
+
+
+def test_a_file_that_a_new_reply_does_not_name_keeps_its_address() -> None:
+    those = files(url("a", 1), url("b", 1), url("c", 1))
+    fresh = outputs.find_files({"images": [url("a", 2)]})
+    assert set(those.renew(fresh)) == {0}
+    assert set(those.renew([])) == set()
+    assert those.addresses() == {0: url("a", 2), 1: url("b", 1), 2: url("c", 1)}
 
 
 @pytest.mark.parametrize("fresh", [(0.0,), (0.0, 15.0, 30.0), (1.0,) * 10])

@@ -15,7 +15,7 @@ from worker.core.models import NotFound, Succeeded
 from worker.core.redact import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from worker.core.models import FoundFile, Observation, PlannedFile
     from worker.core.schedule import Gaps
@@ -38,15 +38,16 @@ class InVain:
 class Files:
     """The files of one task.
 
-    ``plan`` is fixed at the first look. Both other members are by a file's place in it:
-    ``outcomes`` of files that are stored or lost; ``trials`` of those that failed so far, with the
-    time of the next try. ``found`` are the addresses of the newest reply.
+    ``plan`` is fixed at the first look. By a file's place in it: ``outcomes`` of files that are
+    stored or lost; ``trials`` of those that failed so far, with the time of the next try; ``kept``
+    addresses of earlier replies. ``found`` are the addresses of the newest one.
     """
 
     plan: Sequence[PlannedFile] = ()
     outcomes: dict[int, outputs.FileOutcome] = field(default_factory=dict)
     trials: dict[int, tuple[machine.Trial, int]] = field(default_factory=dict)
     found: Sequence[FoundFile] = ()
+    kept: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def from_notes(cls, work: Mapping[str, str]) -> Files:
@@ -76,8 +77,20 @@ class Files:
         """When the next pending file may be tried."""
         return min((self.trials[n][1] for n in self.pending if n in self.trials), default=now)
 
+    def renew(self, found: Sequence[FoundFile]) -> Collection[int]:
+        """Take the addresses of a new reply, and return the files that it names.
+
+        The others keep the address that they had: it may still work.
+        """
+        self.kept, self.found = self.addresses(), found
+        return self._named().keys()
+
     def addresses(self) -> dict[int, str]:
-        """The address of each pending file that the newest reply names."""
+        """The newest address of each pending file that any reply names."""
+        kept = {number: url for number, url in self.kept.items() if number not in self.outcomes}
+        return kept | self._named()
+
+    def _named(self) -> dict[int, str]:
         stored = {self.plan[number].name for number in self.outcomes}
         by_name = outputs.addresses(self.plan, self.found, stored)
         return {n: by_name[self.plan[n].name] for n in self.pending if self.plan[n].name in by_name}

@@ -280,9 +280,8 @@ class CopyWork:
             for number in stale:
                 self._fault(task, number, found.error, store=not found.answered)
             return stale
-        task.files.found = found
-        known = task.files.addresses()
-        without = [number for number in stale if number not in known]
+        named = task.files.renew(found)
+        without = [number for number in stale if number not in named]
         for number in without:
             error = "the upstream no longer names this file"
             self._follow(task, number, task.files.on_gone(number, error, self._gaps))
