@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -18,6 +19,7 @@ from redis.asyncio import Redis
 from tests.doubles import MemoryStore, ScriptedGateway, done
 from tests.filehost import Caller, Host, Script, hosted
 from tests.integration.test_registry import make, submission
+from worker.core import jsontext
 from worker.core.layout import Layout
 from worker.core.models import FINAL_STATES
 from worker.core.schedule import Gaps
@@ -116,7 +118,8 @@ class House:
     # -- tasks --------------------------------------------------------------------------------
 
     async def submitted(self, task_id: str = T, **options: Any) -> None:
-        await self.registry.submit([submission(task_id, **options)])
+        text = jsontext.dumps({"callbacks": [], **options})
+        await self.registry.submit([replace(submission(task_id), options=text)])
 
     async def waiting(self, task_id: str = T, **options: Any) -> None:
         """A task past its first look."""
@@ -131,10 +134,13 @@ class House:
 
     async def claim(self, kind: Kind) -> Claim:
         """Claim the one task of a kind, as if its time had come; an earlier claim has lapsed."""
-        await self.let_time_pass()
-        batch = await self.registry.claim(kind, limit=10, in_hand=0, slots=_SLOTS)
-        (job,) = batch.jobs
-        return Claim(self.registry, job)
+        for _ in range(_STEPS):  # an owner that lives renews its claim now and then
+            await self.let_time_pass()
+            batch = await self.registry.claim(kind, limit=10, in_hand=0, slots=_SLOTS)
+            if batch.jobs:
+                (job,) = batch.jobs
+                return Claim(self.registry, job)
+        raise AssertionError(f"nothing is due for {kind}")
 
     async def work(self, claim: Claim) -> str:
         return await self.works[claim.job.kind](claim)

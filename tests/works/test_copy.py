@@ -61,6 +61,16 @@ async def test_uploads_of_an_earlier_claim_are_aborted_and_those_of_other_tasks_
     assert sorted(opened.upload.key for opened in house.store.uploads.values()) == sorted(others)
 
 
+async def test_an_upload_whose_abort_failed_is_aborted_when_the_file_is_stored(
+    house: House,
+) -> None:
+    await house.copying(house.file("/0", serving(clip())))
+    house.store.on("upload_part", StoreUnavailable("away"))
+    house.store.on("abort", StoreUnavailable("away"))
+    assert await house.step(Kind.COPY) == "stored"
+    assert house.store.uploads == {}
+
+
 async def test_uploads_of_files_that_are_given_up_are_aborted(house: House) -> None:
     await house.copying(house.file("/0", serving(clip())))
     lost = StoreRefused("the answer is lost")

@@ -239,8 +239,9 @@ class CopyWork:
         )
 
     async def _end(self, claim: Claim, files: Files, how: ending.Ending, data: str) -> str:
-        if not all(outcome.stored for outcome in how.outcomes.values()):
-            await self._abort_uploads(claim.job)  # of files that were given up on the way
+        if files.trials or not all(outcome.stored for outcome in how.outcomes.values()):
+            # of files that were given up, and those whose opening was never answered
+            await self._abort_uploads(claim.job)
         return await self._endings.end(claim, how, files.plan, data)
 
     async def _unless_canceled(self, task: _Task) -> bool:
