@@ -16,7 +16,7 @@ from worker.sandbox.simulator import Simulator
 
 pytestmark = pytest.mark.fleet
 
-COUNT = int(os.environ.get("REBUILD_TASKS", "200"))
+COUNT = int(os.environ.get("REBUILD_TASKS", "40"))
 SCRIPTS: tuple[dict[str, Any], ...] = (
     {"images": ["png"]},
     {"images": ["png", "gif"], "result": {"seed": 12345678901234567890}},

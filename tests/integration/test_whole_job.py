@@ -22,13 +22,8 @@ from tests.fleet import environ, verify
 from tests.strict_store import StrictStore
 from tests.support import BOUND, BucketEnv, eventually
 from worker import wiring
-from worker.core import schedule
-from worker.core.layout import Layout
 from worker.engine import Engine, Parts
 from worker.sandbox.simulator import Simulator
-from worker.transfer.store import ObjectStore
-from worker.work.manifests import Manifests
-from worker.work.rebuild import Rebuilt, rebuild
 
 Start = Callable[..., AbstractAsyncContextManager["Harness"]]
 
@@ -152,43 +147,6 @@ async def test_public_addresses_and_options(start: Start) -> None:
     assert json.loads(record["options"])["prefix"] == "customer-1/"
 
 
-async def test_durations_are_learned_and_used(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: list[Any] = []
-    gap = schedule.poll_gap
-
-    def seen(**facts: Any) -> float:
-        used.append(facts["known"])
-        return gap(**facts)
-
-    async with start() as harness:
-        script = {"images": ["png"], "waiting": 1, "duration": 3}
-        ids = [harness.simulator.submit({"simulate": script}) for _ in range(5)]
-        await harness.submit(*ids, label="slow poster")
-        for task_id in ids:
-            await harness.final(task_id)
-        known = await harness.ask(lambda parts: parts.registry.durations("slow poster"))
-    monkeypatch.setattr(schedule, "poll_gap", seen)
-    async with start() as harness:  # a worker that has asked nothing yet
-        await harness.submit(
-            harness.simulator.submit({"simulate": {"end": "never"}}), label="slow poster"
-        )
-        await eventually(lambda: used)
-    assert used[0] == known
-    assert (known.total.total, known.queued.total, known.running.total) == (5, 5, 5)
-    assert known.running.quantile(0.5) == pytest.approx(2, rel=0.1)
-    assert known.total.quantile(0.5) == pytest.approx(3, rel=0.2)
-
-
-async def test_a_large_file_goes_in_parts(start: Start) -> None:
-    async with start() as harness:
-        record = await harness.run({"images": [{"file": "png", "size": 20_000_001}]})
-        await harness.check(record["task_id"])
-    (file,) = files(record)
-    assert file["bytes"] == 20_000_001
-
-
 async def test_addresses_that_have_died_are_asked_for_anew(start: Start) -> None:
     async with start() as harness:
         ids = [
@@ -208,66 +166,6 @@ async def test_addresses_that_have_died_are_asked_for_anew(start: Start) -> None
         await harness.check(*ids)
 
 
-async def test_a_dead_address_counts_once_while_the_upstream_gives_no_other(start: Start) -> None:
-    async with start() as harness:
-        dead = {"file": "png", "faults": [{"fault": "expired", "times": 1}]}
-        task_id = harness.simulator.submit({"simulate": {"images": [dead]}})
-        harness.simulator.control(latency=0.5)
-        await harness.submit(task_id)
-        counters = harness.simulator.counters
-        await eventually(lambda: counters.fetches == 1)
-        harness.simulator.control(outage="error")  # before the fresh address is given
-
-        async def asked_in_vain() -> bool:
-            notes = await harness.redis.hgetall(f"{harness.namespace}:work:{task_id}")
-            return json.loads(notes.get("try:0", "{}")).get("trial", {}).get("faults", 0) >= 2
-
-        await eventually(asked_in_vain)
-        assert counters.fetches == 1
-        harness.simulator.control(outage="", latency=0)
-        assert (await harness.final(task_id))["state"] == "stored"
-        await harness.check(task_id)
-
-
-async def test_an_upstream_that_gives_no_address_for_a_while_loses_no_file(start: Start) -> None:
-    async with start(HARVESTER_UNKNOWN_TASK_GRACE="120") as harness:
-        dead = {"file": "png", "faults": [{"fault": "expired", "times": 1}]}
-        ids = {
-            hiccup: harness.simulator.submit(
-                {
-                    "simulate": {
-                        "images": [dead],
-                        "answers": ["truth", {"fault": hiccup, "times": 4}],
-                    }
-                }
-            )
-            for hiccup in ("unknown", "running", "service_error", "empty", "error_503")
-        }
-        await harness.submit(*ids.values())
-        for task_id in ids.values():
-            assert (await harness.final(task_id))["state"] == "stored"
-        await harness.check(*ids.values())
-
-
-async def test_what_is_gone_for_good_is_partial_or_failed(start: Start) -> None:
-    gone = {"file": "png", "faults": [{"fault": "gone", "times": "ever"}]}
-    async with start(HARVESTER_FRESH_ADDRESS_GAPS="0,0.5,1") as harness:
-        ids = [
-            harness.simulator.submit({"simulate": {"images": images}})
-            for images in (["png", gone], [gone])
-        ]
-        await harness.submit(*ids)
-        partial, failed = [await harness.final(task_id) for task_id in ids]
-        await harness.check(*ids)
-    assert (partial["state"], partial["reason"]) == ("partial", "files_unavailable")
-    assert (failed["state"], failed["reason"]) == ("failed", "files_unavailable")
-    stored, lost = files(partial)
-    assert "key" in stored
-    assert "key" not in lost
-    assert "410" in lost["error"]
-    assert json.loads(partial["result"])["images"] == [stored["uri"], None]
-
-
 async def test_refused_by_policy(start: Start) -> None:
     async with start(HARVESTER_CONTENT_TYPES="image/*", HARVESTER_MAX_FILE_BYTES="100000") as h:
         scripts = {
@@ -285,52 +183,6 @@ async def test_refused_by_policy(start: Start) -> None:
         "redirect": ("failed", "files_rejected"),
         "origin": ("failed", "files_rejected"),
     }
-
-
-async def test_a_stored_manifest_restores_the_record(start: Start) -> None:
-    async with start() as harness:
-        first = await harness.run({"images": ["png"]}, metadata={"n": 1})
-        task_id = first["task_id"]
-        await harness.redis.flushall()
-        polls = harness.simulator.counters.polls
-        await harness.submit(task_id)
-        again = await harness.final(task_id)
-        assert harness.simulator.counters.polls == polls
-        ((_, event),) = await harness.redis.xrange(f"{harness.namespace}:events")
-    assert again["restored"] == "true"
-    assert event["restored"] == "true"
-    for name in ("files", "result", "manifest", "metadata", "run", "finished_at", "upstream"):
-        assert again[name] == first[name], name
-
-
-async def test_records_are_rebuilt_from_the_manifests(start: Start) -> None:
-    async with start() as harness:
-        ids = [
-            harness.simulator.submit({"simulate": script})
-            for script in ({"images": ["png"]}, {"end": "failed"}, {"images": [], "result": {}})
-        ]
-        await harness.submit(*ids, metadata={"exact": 1.10})
-        before = {task_id: await harness.final(task_id) for task_id in ids}
-        broken = f"{harness.namespace}/manifests/broken.json"
-        bucket = harness.bucket
-        bucket.client.put_object(Bucket=bucket.bucket, Key=broken, Body=b"{}")
-        await harness.redis.flushall()
-        store = ObjectStore.from_settings(load_settings())
-
-        async def again(parts: Parts) -> Rebuilt:
-            layout = Layout(prefix=f"{harness.namespace}/")
-            return await rebuild(parts.registry, Manifests(store, layout))
-
-        assert (await harness.ask(again)).restored == 3
-        found = await harness.ask(again)
-        await harness.ask(lambda _: store.close())
-        assert (found.restored, found.known) == (0, 3)
-        assert [key for key, _ in found.unreadable] == [broken]
-        for task_id in ids:
-            assert await harness.record(task_id) == before[task_id]
-        assert await harness.redis.zcard(f"{harness.namespace}:index:stored") == 2
-        assert await harness.redis.xlen(f"{harness.namespace}:events") == 0
-        assert await harness.redis.ttl(f"{harness.namespace}:task:{ids[0]}") > 0
 
 
 async def test_cancel_while_waiting_and_while_copying(start: Start) -> None:
@@ -356,42 +208,23 @@ async def test_cancel_while_waiting_and_while_copying(start: Start) -> None:
         assert explained <= set(harness.bucket.keys(f"{harness.namespace}/"))
 
 
-async def test_retry_keeps_what_is_stored(start: Start) -> None:
-    async with start(HARVESTER_FRESH_ADDRESS_GAPS="0,0.5,1") as harness:
+async def test_what_is_gone_for_good_makes_a_task_partial_and_a_retry_may_store_it(
+    start: Start,
+) -> None:
+    async with start(HARVESTER_FRESH_ADDRESS_GAPS="0,0,0") as harness:
         lost = {"file": "png", "faults": [{"fault": "gone", "times": 5}], "expect": "stored"}
         record = await harness.run({"images": ["png", lost]})
-        assert record["state"] == "partial"
-        before = files(record)[0]
+        assert (record["state"], record["reason"]) == ("partial", "files_unavailable")
+        stored, missing = files(record)
+        assert "410" in missing["error"]
+        assert json.loads(record["result"])["images"] == [stored["uri"], None]
         assert await harness.ask(lambda p: p.registry.retry(record["task_id"])) == "ok"
         end = await harness.until(record["task_id"], "stored")
         assert end["run"] == "2"
-        assert files(end)[0] == before
+        assert files(end)[0] == stored
         events = await harness.redis.xrange(f"{harness.namespace}:events")
         assert [event["state"] for _, event in events] == ["partial", "stored"]
-        manifest = json.loads(harness.bucket.read(end["manifest"]))
-        assert manifest["state"] == "stored"
-
-
-async def test_the_deadline_ends_a_task_only_after_an_answer(start: Start) -> None:
-    async with start() as harness:
-        record = await harness.run({"end": "never"}, deadline=2)
-    assert (record["state"], record["reason"]) == ("failed", "deadline_exceeded")
-    assert int(record["finished_at"]) - int(record["submitted_at"]) >= 2000
-
-
-async def test_upstream_outages_end_nothing(start: Start) -> None:
-    async with start() as harness:
-        ids = [
-            harness.simulator.submit(
-                {"simulate": {"answers": [{"fault": fault, "times": 2}], "images": ["png"]}}
-            )
-            for fault in ("throttled", "error_503", "empty_body", "broken_json", "html", "reset",
-                          "invoke_timeout", "flow_control", "nonce_used", "strange")
-        ]  # fmt: skip
-        await harness.submit(*ids)
-        for task_id in ids:
-            assert (await harness.final(task_id))["state"] == "stored"
-        await harness.check(*ids)
+        assert json.loads(harness.bucket.read(end["manifest"]))["state"] == "stored"
 
 
 async def test_the_fleet_stays_under_its_rate(start: Start) -> None:

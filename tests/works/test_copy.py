@@ -35,10 +35,16 @@ def jpeg() -> bytes:
 # -- keys and uploads -------------------------------------------------------------------------
 
 
-async def test_a_key_once_reserved_is_used_for_ever(house: House) -> None:
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(StoreBlocked("no"), "blocked"), (StoreUnavailable("away"), "stored")]
+)
+async def test_a_key_once_reserved_is_used_for_ever(
+    house: House, error: Exception, outcome: str
+) -> None:
+    """By the next claim, and by the next try of the same one."""
     await house.copying(house.file("/0", serving(picture()), serving(jpeg())))
-    house.store.on("put", StoreBlocked("no"))
-    assert await house.step(Kind.COPY) == "blocked"
+    house.store.on("put", error)
+    assert await house.step(Kind.COPY) == outcome
     record = await house.to_the_end()
     (file,) = files(record)
     assert file["key"].endswith(".png")
