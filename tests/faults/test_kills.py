@@ -265,17 +265,19 @@ async def test_stalled_owner_resumes_its_write(scene: Scene) -> None:
     late: dict[str, asyncio.Event] = {}
     answers: list[tuple[str, int]] = []
     frozen: subprocess.Popen[bytes] | None = None
+    armed = False  # a resumed owner may write more after its round: that freezes nobody
 
     async def rule(seen: Seen, forward: Forward) -> web.StreamResponse:
-        nonlocal frozen
+        nonlocal frozen, armed
         if seen.step not in ("PUT", "complete") or seen.task_id in late:
             return await forward()
         owner = await scene.redis.hget(f"{scene.namespace}:work:{seen.task_id}", "owner")
-        if frozen is None:
+        if armed and owner:
+            armed = False
             (frozen,) = [p for p in fleet.processes if owner.endswith(f":{p.pid}")]
             # a moment later, when more of its writes are on their way
             asyncio.get_running_loop().call_later(0.3, frozen.send_signal, signal.SIGSTOP)
-        if not owner.endswith(f":{frozen.pid}"):
+        if frozen is None or not owner or not owner.endswith(f":{frozen.pid}"):
             return await forward()
         late[seen.task_id] = asyncio.Event()
         await late[seen.task_id].wait()
@@ -293,6 +295,7 @@ async def test_stalled_owner_resumes_its_write(scene: Scene) -> None:
         while len(answers) < size(3, 50):
             ids = scene.plant([LARGE, *[SMALL] * size(9, 15)])
             async with scene.watched(ids):
+                armed = True
                 await scene.hand_in(ids)
                 owner = await eventually(stalled, what="an owner at its PUT")
                 await scene.all_final()
