@@ -223,7 +223,7 @@ async def final(bench: Bench, files: int, count: int) -> float:
     picture = {"images": [{"file": "png"}] * files}
     async with bench.worker("harvester"):
         ids = await bench.hand_in("harvester", picture, 20)
-        await all_final(bench.redis, "harvester", ids, seconds=300)
+        await all_final(bench.redis, "harvester", ids)
     dumps: list[tuple[bytes, bytes]] = []
     async with Redis.from_url(bench.redis_url, protocol=2) as raw:
         for task_id in ids:
