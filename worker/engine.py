@@ -377,7 +377,7 @@ class Engine:
         grace = self._grace * 0.4
         await asyncio.gather(*(drain.stop(grace) for drain in self._drains.values()))
         over.set()
-        await asyncio.wait(running, timeout=2)
+        await asyncio.wait(running, timeout=min(2.0, self._grace * 0.1))
         try:
             await asyncio.wait_for(parts.registry.leave(self.name), 1)
         except (RegistryUnavailable, TimeoutError):
