@@ -33,7 +33,7 @@ from worker.sandbox.simulator import Simulator
 
 Run = Callable[..., Any]
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "patient_doctor")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from worker.errors import SettingsError
 from worker.sandbox.servers import Valkey
 from worker.wiring import refuse_unfit_redis
 
-pytestmark = pytest.mark.brokers
+pytestmark = [pytest.mark.brokers, pytest.mark.usefixtures("patient_doctor")]
 
 
 class Cluster(Valkey):

@@ -18,7 +18,11 @@ from tests.support import BucketEnv, eventually, needs
 from worker.cli.checks import Level, examine
 from worker.sandbox.simulator import Simulator
 
-pytestmark = [pytest.mark.brokers, needs("rabbitmq-server", INSTALLED)]
+pytestmark = [
+    pytest.mark.brokers,
+    pytest.mark.usefixtures("patient_doctor"),
+    needs("rabbitmq-server", INSTALLED),
+]
 
 
 @pytest.fixture(scope="module")

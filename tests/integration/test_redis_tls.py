@@ -31,7 +31,7 @@ from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 from worker.wiring import make_redis
 
-pytestmark = pytest.mark.brokers
+pytestmark = [pytest.mark.brokers, pytest.mark.usefixtures("patient_doctor")]
 
 REDIS_SERVER = shutil.which("redis-server")
 

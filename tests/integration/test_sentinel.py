@@ -22,7 +22,7 @@ from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 from worker.wiring import make_redis
 
-pytestmark = pytest.mark.brokers
+pytestmark = [pytest.mark.brokers, pytest.mark.usefixtures("patient_doctor")]
 
 NAME = "fleet"
 
