@@ -21,6 +21,7 @@ from worker.errors import (
     StoreRefused,
     StoreUnavailable,
     UpstreamBlocked,
+    UpstreamRefused,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -350,3 +351,7 @@ def unavailable() -> UpstreamUnavailable:
 
 def blocked() -> UpstreamBlocked:
     return UpstreamBlocked("the upstream refuses the credentials", kind="credentials")
+
+
+def bare() -> UpstreamRefused:
+    return UpstreamRefused("the upstream refuses the request: HTTP 404", kind="request")

@@ -7,6 +7,7 @@
     │   ├── UpstreamThrottled    asked too often: the whole fleet slows down
     │   ├── UpstreamUnavailable  5xx, timeouts, broken replies: asked again later
     │   └── UpstreamBlocked      credentials, clock, account or our request: the circuit opens
+    │       └── UpstreamRefused  a refusal that may be of this id alone: other answers decide
     ├── SourceError              a file could not be fetched
     │   ├── SourceGone           403, 404, 410: a fresh address is needed
     │   ├── SourceRejected       against policy (size, host, type): never tried again
@@ -57,6 +58,14 @@ class UpstreamBlocked(UpstreamError):
     def __init__(self, message: str, *, kind: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class UpstreamRefused(UpstreamBlocked):
+    """One call was refused, and nothing in the answer says whether all calls would be.
+
+    The refusal may be about the id, or about every call (a wrong endpoint, a proxy on the way).
+    Only answers about other ids tell which.
+    """
 
 
 class SourceError(HarvesterError):

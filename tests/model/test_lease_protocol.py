@@ -333,7 +333,7 @@ class Protocol:
             return
         life = self.owner_writes(
             "save", one, one.task_id, one.token, one.kind, to, delay, state, 1,
-            "total:61", 250, 2, "upstream", "{}", "note", "1", "other", "", again=again,
+            "total:61", 250, 1, 2, "upstream", "{}", "note", "1", "other", "", again=again,
         )  # fmt: skip
         if life is not None:
             life.settle(one.token)

@@ -81,7 +81,9 @@ def test_an_ending_is_handed_over_with_its_reason() -> None:
 
 
 def test_failed_calls_are_repeated_more_and_more_seldom() -> None:
-    steps = [polling.failed(faults, Gaps(), chance=0.5) for faults in (1, 2, 3, 50)]
+    gap = Gaps().upstream
+    steps = [polling.failed("throttled", n, gap, chance=0.5) for n in (1, 2, 3, 50)]
+    assert {found.outcome for found in steps} == {"throttled"}
     assert [found.work for found in steps] == [{"faults": str(n)} for n in (1, 2, 3, 50)]
     delays = [found.delay for found in steps]
     assert delays == sorted(delays)

@@ -21,7 +21,13 @@ from worker.core.models import (
     Succeeded,
 )
 from worker.core.reply import read_reply
-from worker.errors import UpstreamBlocked, UpstreamError, UpstreamThrottled, UpstreamUnavailable
+from worker.errors import (
+    UpstreamBlocked,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
 
 TASK = "01jgjgyaqh85f7rs23v0kbmtdb"
 SIGNED = "https://bucket.oss-cn-beijing.aliyuncs.com/a.png?Expires=1&Signature=abc%3D"
@@ -392,6 +398,75 @@ def test_what_only_an_operator_can_mend_is_blocked(
     assert error.kind == kind
     for part in (f"HTTP {status}", code, "7AD05292"):
         assert part in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "alone"),
+    [
+        (400, "A400IK", "Invalid AppKey", False),
+        (403, "B403OD", "API account overdue", False),
+        (400, "", "Timestamp Expired", False),
+        (401, "", "", True),
+        (403, "", "", True),
+        (404, "", "", True),
+        (302, "", "", True),
+        (418, "", "I am a proxy", True),
+        (404, "I404NF", "API not found", True),
+        (400, "I400HD", "Invalid Header", True),
+    ],
+)
+def test_a_refusal_without_a_reason_may_be_of_one_id_alone(
+    status: int, code: str, message: str, alone: bool
+) -> None:
+    assert isinstance(refuse(status, code, message), UpstreamRefused) == alone
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 409, 422, 429, 500, 502, 503])
+def test_an_envelope_is_read_whatever_its_http_status(status: int) -> None:
+    def said(**reply: Any) -> Any:
+        body = json.dumps(reply).encode()
+        return read_reply(http_status=status, headers={}, body=body, task_id="t").observation
+
+    service = {"status": 20, "errCode": "B_API_ServiceError"}
+    assert isinstance(said(**service, subErrCode="B_COMPUTING_CanNotFindTask"), NotFound)
+    unsafe = said(**service, subErrCode="P_Request_ContentSafe")
+    assert isinstance(unsafe, Failed)
+    assert unsafe.reason is Reason.CONTENT_REJECTED
+    assert isinstance(said(errCode="B_API_New"), Doubtful)
+    running = said(status=10, errCode=None, data={"status": "running"})
+    assert running == Pending(status="running")
+    with pytest.raises(UpstreamThrottled):
+        said(status=20, errCode="B_API_CauseFlowControl")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"status":404,"error":"Not Found","path":"/scc/comfy_get_result"}',
+        b'{"errCode":null,"subErrCode":null,"status":404}',
+        b'{"code":20,"message":"no"}',
+        b'[{"errCode":"B_API_ServiceError"}]',
+        b'"errCode"',
+        b"<html>404</html>",
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_what_a_framework_or_proxy_answers_is_no_envelope(body: bytes) -> None:
+    for status in (400, 403, 404):
+        with pytest.raises(UpstreamRefused):
+            read_reply(http_status=status, headers={}, body=body, task_id="t")
+    with pytest.raises(UpstreamUnavailable):
+        read_reply(http_status=502, headers={}, body=body, task_id="t")
+
+
+def test_the_gateways_own_word_counts_before_a_body() -> None:
+    body = b'{"status":20,"errCode":"B_API_ServiceError","subErrCode":"P_Request_ContentSafe"}'
+    headers = {"X-Ca-Error-Code": "A403IS"}
+    with pytest.raises(UpstreamBlocked) as caught:
+        read_reply(http_status=403, headers=headers, body=body, task_id="t")
+    assert not isinstance(caught.value, UpstreamRefused)
 
 
 def test_the_repeated_request_is_not_shown() -> None:

@@ -107,6 +107,7 @@ async def test_a_copy_probes_the_upstream_where_no_poll_can(house: House) -> Non
     url = house.file("/0", GONE)
     await house.copying(url)
     house.gateway.script(T, doubles.blocked(), doubles.unavailable(), done(house.file("/1")))
+    await house.registry.trip("upstream", kind="credentials", message="no", probe=False)
     for gap in ("5000", "5000"):
         assert await house.step(Kind.COPY) == "again"
         assert (await house.registry.overview()).circuits["upstream"]["gap"] == gap

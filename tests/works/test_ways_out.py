@@ -72,6 +72,7 @@ way(Kind.POLL, "ended", Kind.COPY, noted=("ending",))(answered(doubles.failed())
 way(Kind.POLL, "throttled", Kind.POLL, noted=("faults",))(answered(doubles.throttled()))
 way(Kind.POLL, "unavailable", Kind.POLL, noted=("faults",))(answered(doubles.unavailable()))
 way(Kind.POLL, "blocked", Kind.POLL)(answered(doubles.blocked()))
+way(Kind.POLL, "refused", Kind.POLL, noted=("faults",))(answered(doubles.bare()))
 
 
 @way(Kind.POLL, "canceled", Kind.COPY, noted=("cancel",))
@@ -359,7 +360,7 @@ def words(*names: str) -> set[str]:
                 add(value.orelse)
             case ast.Attribute(attr="state"):
                 found.update(FINAL_STATES)
-            case ast.Await(value=ast.Call(func=ast.Attribute(attr="_failed"), args=[_, word])):
+            case ast.Await(value=ast.Call(func=ast.Attribute(attr="_failed"), args=[_, word, *_])):
                 add(word)
 
     for name in names:

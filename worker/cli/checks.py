@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from worker.errors import (
     StoreError,
     StoreUnavailable,
     UpstreamBlocked,
+    UpstreamRefused,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -84,14 +85,28 @@ async def examine(settings: Settings) -> list[Finding]:
         groups = await asyncio.gather(
             _within("Redis", _redis(registry, settings)),
             _within("Broker", _broker(settings)),
-            _within("Upstream", _upstream(settings)),
+            _within("Upstream", _upstream(settings, registry)),
             _within("Bucket", _bucket(settings)),
             _within("Profile", _profile(settings)),
             _within("Workers", _workers(registry)),
         )
     finally:
         await registry.close()
-    return [finding for group in groups for finding in group]
+    return _agreed([finding for group in groups for finding in group])
+
+
+def _agreed(findings: list[Finding]) -> list[Finding]:
+    """The findings, none of which advises to correct what another one has just seen to work."""
+    if not any(found.name == "Upstream" and found.level is Level.GOOD for found in findings):
+        return findings
+    disproved = {_UPSTREAM_REMEDIES[kind] for kind in ("credentials", "clock", "request")}
+    remedy = "The upstream answers this machine now; the fleet's next probe closes the circuit."
+    return [
+        replace(found, remedy=remedy)
+        if found.name == "Circuit" and found.remedy in disproved
+        else found
+        for found in findings
+    ]
 
 
 def exit_code(findings: Findings) -> int:
@@ -332,6 +347,7 @@ async def _in_thread(work: Callable[[], Exception | None]) -> Exception | None:
 
 # -- upstream ------------------------------------------------------------------------------------
 
+_RECENTLY = 300.0  # seconds for which a usable answer to the fleet speaks for the endpoint
 _UPSTREAM_REMEDIES = {
     "credentials": "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET.",
     "clock": "Let NTP set this machine's clock; signatures hold for 15 minutes.",
@@ -340,7 +356,7 @@ _UPSTREAM_REMEDIES = {
 }
 
 
-async def _upstream(settings: Settings) -> Findings:
+async def _upstream(settings: Settings, registry: Registry) -> Findings:
     where = strip_query(settings.speedpix_endpoint)
     made_up = f"doctor-{secrets.token_hex(10)}"
     async with upstream_session() as session:
@@ -356,6 +372,8 @@ async def _upstream(settings: Settings) -> Findings:
         except UpstreamThrottled as error:
             remedy = "If this lasts, lower HARVESTER_POLL_RATE."
             found = [_bad("Upstream", Level.WARNING, f"{where} is throttling: {error}", remedy)]
+        except UpstreamRefused as error:
+            found = [await _refused(registry, where, error)]
         except UpstreamBlocked as error:
             remedy = _UPSTREAM_REMEDIES[error.kind]
             found = [_bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)]
@@ -370,6 +388,20 @@ async def _upstream(settings: Settings) -> Findings:
     if gateway.clock_skew is not None:
         found.append(_clock("Upstream clock", -gateway.clock_skew, "the upstream's"))
     return found
+
+
+async def _refused(registry: Registry, where: str, error: UpstreamRefused) -> Finding:
+    """What a refusal of one made-up id proves, which depends on what the fleet was answered."""
+    try:
+        ago = await registry.since_usable("upstream")
+    except RegistryUnavailable:
+        ago = None
+    if ago is None or ago > _RECENTLY:
+        remedy = _UPSTREAM_REMEDIES[error.kind]
+        return _bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)
+    detail = f"{where} refused an id that does not exist, and answered the fleet {span(ago)} ago: "
+    remedy = "Nothing, unless tasks of your own are refused too (upstream.refused in the log)."
+    return _bad("Upstream", Level.WARNING, detail + str(error), remedy)
 
 
 def _bad(name: str, level: Level, detail: str, remedy: str) -> Finding:

@@ -41,13 +41,10 @@ def ending_note(reason: Reason, error: str) -> dict[str, str]:
     return {"ending": jsontext.dumps({"reason": reason, "error": error})}
 
 
-def failed(faults: int, gaps: schedule.Gaps, *, chance: float) -> Step:
-    """A call that brought no answer, the ``faults``-th in a row."""
-    return Step(
-        outcome="unavailable",
-        delay=gaps.upstream.after(faults, chance=chance),
-        work={"faults": str(faults)},
-    )
+def failed(outcome: str, faults: int, gap: schedule.Backoff, *, chance: float) -> Step:
+    """A call that brought no answer about the task, the ``faults``-th in a row."""
+    delay = gap.after(faults, chance=chance)
+    return Step(outcome=outcome, delay=delay, work={"faults": str(faults)})
 
 
 def answered(

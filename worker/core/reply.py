@@ -27,6 +27,7 @@ from worker.core.redact import one_line, redact
 from worker.errors import (
     UpstreamBlocked,
     UpstreamError,
+    UpstreamRefused,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from worker.core.jsontext import Json
 
+_CODE, _MESSAGE = "x-ca-error-code", "x-ca-error-message"
 _TEXT_LIMIT = 1000
 _NUMBER_LIMIT = 40
 
@@ -92,17 +94,24 @@ def read_reply(
 ) -> Answer:
     """Read the reply to a question about ``task_id``.
 
-    Raises ``UpstreamThrottled``, ``UpstreamUnavailable`` or ``UpstreamBlocked`` if it says nothing
-    about the task. Of those blocked, kind ``clock`` deserves one more try, signed anew.
+    Raises ``UpstreamThrottled``, ``UpstreamUnavailable``, ``UpstreamBlocked`` or
+    ``UpstreamRefused`` if it says nothing about the task. Of those blocked, kind ``clock`` deserves
+    one more try with a new signature.
     """
-    if http_status != 200:
-        raise _gateway_error(http_status, {name.lower(): headers[name] for name in headers})
-    try:
-        reply = jsontext.loads(body)
-    except ValueError as exc:
-        raise UpstreamUnavailable(one_line(f"the upstream's reply is unreadable: {exc}")) from exc
-    if not isinstance(reply, dict):
-        raise UpstreamUnavailable("the upstream's reply is no JSON object")
+    if http_status == 200:
+        try:
+            reply = jsontext.loads(body)
+        except ValueError as exc:
+            error = one_line(f"the upstream's reply is unreadable: {exc}")
+            raise UpstreamUnavailable(error) from exc
+        if not isinstance(reply, dict):
+            raise UpstreamUnavailable("the upstream's reply is no JSON object")
+    else:
+        lower = {name.lower(): headers[name] for name in headers}
+        envelope = None if _CODE in lower or _MESSAGE in lower else _envelope(body)
+        if envelope is None:
+            raise _gateway_error(http_status, lower)
+        reply = envelope
     observation = _observe(reply, task_id)
     data = reply.get("data")
     task = data if isinstance(data, dict) else {}
@@ -114,9 +123,24 @@ def read_reply(
     )
 
 
+def _envelope(body: bytes) -> dict[str, Json] | None:
+    """The reply of the business gateway, whatever HTTP status it came with.
+
+    ``None`` if the body is something else: a web framework's or a proxy's own JSON, say.
+    """
+    try:
+        reply = jsontext.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(reply, dict) or not {"errCode", "subErrCode"} & reply.keys():
+        return None
+    coded = _text(reply.get("errCode")) or _text(reply.get("subErrCode"))
+    return reply if coded or _text(reply.get("status")) in ("10", "20") else None
+
+
 def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
-    code = headers.get("x-ca-error-code", "").strip()
-    message = headers.get("x-ca-error-message", "").strip()
+    code = headers.get(_CODE, "").strip()
+    message = headers.get(_MESSAGE, "").strip()
     shown = f"HTTP {status} {code}".rstrip()
     if message:  # what follows repeats the request, the access key included
         shown += f": {message.partition('Server StringToSign')[0].rstrip(', ')}"
@@ -125,16 +149,17 @@ def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
     if "x-ca-request-id" in headers:
         shown += f" (request {headers['x-ca-request-id']})"
 
-    kind = (
-        _by_prefix(_CLASS_BY_MESSAGE, message.lower())
-        or _by_prefix(_CLASS_BY_CODE, code)
-        or _by_status(status)
-    )
+    named = _by_prefix(_CLASS_BY_MESSAGE, message.lower()) or _by_prefix(_CLASS_BY_CODE, code)
+    kind = named or _by_status(status)
     if kind == "throttled":
         return UpstreamThrottled(one_line(f"the upstream throttles: {shown}"))
     if kind == "backend":
         return UpstreamUnavailable(one_line(f"the upstream fails: {shown}"))
-    return UpstreamBlocked(one_line(f"{_BLOCKED[kind]}: {shown}"), kind=kind)
+    error = one_line(f"{_BLOCKED[kind]}: {shown}")
+    # a refusal of the request, or one that gives no reason, may be of this id alone
+    if kind == "request" or not named:
+        return UpstreamRefused(error, kind=kind)
+    return UpstreamBlocked(error, kind=kind)
 
 
 def _by_prefix(table: Mapping[str, str], text: str) -> str:

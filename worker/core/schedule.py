@@ -84,7 +84,8 @@ class Backoff:
 class Gaps:
     """Every wait between one try and the next, in seconds.
 
-    ``upstream``: after a call that failed. ``doubt``: after an answer that cannot be used.
+    ``upstream``: after a call that failed. ``bare``: after a refusal that may be of every call or
+    of this id alone. ``doubt``: after an answer that cannot be used.
     ``blocked``: while a circuit is open; it decides itself when a probe may go. ``store``: after
     the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
     store refused the object. ``fresh``: before the first, second, third… fresh address of a file
@@ -93,6 +94,7 @@ class Gaps:
     """
 
     upstream: Backoff = Backoff(longest=30)
+    bare: Backoff = Backoff(first=2, longest=60)
     doubt: Backoff = Backoff(first=2, longest=15)
     blocked: float = 1.0
     store: Backoff = Backoff(longest=60)
@@ -110,6 +112,7 @@ class Gaps:
         never = Backoff(first=0, longest=0)
         return cls(
             upstream=never,
+            bare=never,
             doubt=never,
             blocked=0,
             store=never,

@@ -79,11 +79,13 @@ class Job:
 class Unsaved:
     """What work on a job has come to and no script has written yet.
 
-    ``calls`` are those made to the upstream; ``notes`` are fields of the job's ``work``, where an
+    ``calls`` are those made to the upstream, and ``usable`` says that it gave a usable answer: one
+    that proves that it can be called. ``notes`` are fields of the job's ``work``, where an
     empty value removes the note.
     """
 
     calls: int = 0
+    usable: bool = False
     notes: dict[str, str] = field(default_factory=dict)
 
 

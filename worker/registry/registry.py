@@ -328,6 +328,7 @@ class Registry:
         record: Mapping[str, str] | None = None,
         work: Mapping[str, str] | None = None,
         learned: Lesson | None = None,
+        usable: bool = False,
     ) -> None:
         """End a claim with a step that is not final; raises :class:`LeaseLost`.
 
@@ -349,6 +350,7 @@ class Registry:
             calls,
             " ".join(learned.fields) if learned else "",
             round(learned.lag * 1000) if learned else 0,
+            int(usable),
             len(fields),
             *fields,
             *_flat(work or {}),
@@ -470,6 +472,20 @@ class Registry:
         """
         wait, refused, probe = await self._scripts.call("take", self.poll_rate, self._burst)
         return int(wait) / 1000, not refused, bool(probe)
+
+    async def suspect(self, task_id: str) -> str:
+        """Note that a call about an id was refused, with no word on whose account.
+
+        Returns ``id`` if other ids had usable answers since its last refusal, ``upstream`` if three
+        ids were refused and none had one, else ``unknown``.
+        """
+        verdict: str = await self._scripts.call("suspect", task_id)
+        return verdict
+
+    async def since_usable(self, service: str) -> float | None:
+        """Seconds since ``upstream`` or ``store`` last gave a usable answer; ``None`` if never."""
+        at: Any = await self.redis.hget(self.key("services"), service)
+        return None if at is None else (await self.now() - int(at)) / 1000
 
     async def throttle(self) -> None:
         """Halve the fleet's rate of upstream calls."""

@@ -31,6 +31,7 @@ NAMES = (
     "retry",
     "save",
     "submit",
+    "suspect",
     "sweep",
     "take",
     "throttle",

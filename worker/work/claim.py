@@ -98,6 +98,7 @@ class Claim:
                 record=record,
                 work={**self.unsaved.notes, **(work or {})},
                 learned=learned,
+                usable=self.unsaved.usable,
             )
         )
 

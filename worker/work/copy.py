@@ -15,7 +15,7 @@ import structlog
 
 from worker.core import copying, ending, jsontext, machine, manifest, outputs
 from worker.core.copying import Files, InVain
-from worker.core.models import Reason, State, Succeeded
+from worker.core.models import Doubtful, Reason, State, Succeeded
 from worker.errors import (
     SourceFault,
     SourceGone,
@@ -23,8 +23,8 @@ from worker.errors import (
     StoreBlocked,
     StoreRefused,
     StoreUnavailable,
-    UpstreamBlocked,
     UpstreamError,
+    UpstreamRefused,
     UpstreamThrottled,
 )
 from worker.registry.records import Kind
@@ -298,16 +298,19 @@ class CopyWork:
         claim.unsaved.calls += 1
         try:
             answer = await self._gateway.get_result(claim.job.task_id)
-        except UpstreamBlocked as error:
-            await self._upstream.blocked(error.kind, error, probe=probe)
-            return InVain(str(error))
         except UpstreamError as error:
+            # opens no circuit: polls do, which are many
             if isinstance(error, UpstreamThrottled):
                 await insist(self._registry.throttle)
             await self._upstream.unproven(probe=probe)
-            return InVain(str(error))
-        await self._upstream.proven(probe=probe)
+            answered = False
+            if isinstance(error, UpstreamRefused):
+                verdict = await insist(lambda: self._registry.suspect(claim.job.task_id))
+                answered = verdict == "id"
+            return InVain(str(error), answered=answered)
         said = answer.observation
+        claim.unsaved.usable = not isinstance(said, Doubtful)
+        await self._upstream.proven(probe=probe)
         believed_from = claim.job.note("succeeded_at") + round(self._grace * 1000)
         found = copying.fresh_addresses(said, now=claim.now, believed_from=believed_from)
         if isinstance(said, Succeeded):

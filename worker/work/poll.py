@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from worker.core import machine, polling, schedule
-from worker.core.models import Pending, Reason, State
+from worker.core.models import Answer, Doubtful, Pending, Reason, State
 from worker.core.polling import Step, ending_note
 from worker.errors import (
     RegistryUnavailable,
     UpstreamBlocked,
+    UpstreamRefused,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.core.durations import Durations
-    from worker.core.models import Answer
     from worker.registry.registry import Registry
     from worker.upstream.gateway import Gateway
     from worker.work.claim import Claim
@@ -85,21 +84,36 @@ class PollWork:
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
             log.info("upstream.throttled", error=str(error))
-            return await self._failed(claim, "throttled")
+            return await self._failed(claim, "throttled", self._gaps.upstream)
         except UpstreamUnavailable as error:
             log.info("upstream.unavailable", error=str(error))
-            return await self._failed(claim, "unavailable")
+            return await self._failed(claim, "unavailable", self._gaps.upstream)
+        except UpstreamRefused as error:
+            return await self._refused(claim, error)
         except UpstreamBlocked as error:
             await self._circuit.blocked(error.kind, error, probe=job.probe)
             return await self._apply(claim, Step(outcome="blocked", delay=self._gaps.blocked))
+        claim.unsaved.usable = not isinstance(answer.observation, Doubtful)
         await self._circuit.proven(probe=job.probe)
         return await self._answered(claim, answer)
 
-    async def _failed(self, claim: Claim, outcome: str) -> str:
+    async def _failed(self, claim: Claim, outcome: str, gap: schedule.Backoff) -> str:
         await self._circuit.unproven(probe=claim.job.probe)
         faults = claim.job.note("faults") + 1
-        step = polling.failed(faults, self._gaps, chance=self._chance())
-        return await self._apply(claim, replace(step, outcome=outcome))
+        return await self._apply(claim, polling.failed(outcome, faults, gap, chance=self._chance()))
+
+    async def _refused(self, claim: Claim, error: UpstreamRefused) -> str:
+        """A refusal of this id, or of every call: what others were answered decides."""
+        job = claim.job
+        verdict = await insist(lambda: self._registry.suspect(job.task_id))
+        log.info("upstream.refused", error=str(error), suspect=verdict)
+        if verdict == "id":
+            await self._circuit.unproven(probe=job.probe)
+            said = Answer(observation=Doubtful(error=str(error)), upstream=job.record["upstream"])
+            return await self._answered(claim, said)
+        if verdict == "upstream":
+            await self._circuit.blocked(error.kind, error, probe=job.probe)
+        return await self._failed(claim, "refused", self._gaps.bare)
 
     async def _answered(self, claim: Claim, answer: Answer) -> str:
         job, said = claim.job, answer.observation

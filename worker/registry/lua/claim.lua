@@ -3,7 +3,9 @@
 -- no more is claimed than slots and rate allow, so that nothing waits claimed for its turn.
 -- Crash caps: a claim found with its token still on has lapsed. Each lapse halves the number of
 -- tasks that may be in hand beside it in one process; only a lapse at cap 1, alone, is counted.
--- An open circuit lets one claim through when its probe is due.
+-- An open circuit lets one claim through when its probe is due. A task that may be the cause itself
+-- (the upstream refused it, or answered oddly about it) proves nothing: it is passed over as long as
+-- another one is due, and these take turns, since each try puts them later.
 -- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, owner,
 --       rate ('' = none), burst
 -- Returns {now, wait (ms until it is worth looking again), probe, held cap,
@@ -66,7 +68,18 @@ end
 
 local ids, held, cap_now, gone = {}, 0, slots, {}
 -- look a little further than the limit: capped tasks may have to be passed over
-local candidates = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'LIMIT', 0, limit + 16)
+local further = (probe == 1 and 500 or limit + 16)
+local candidates = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'LIMIT', 0, further)
+if probe == 1 then
+  local clean, doubtful = {}, {}
+  for _, id in ipairs(candidates) do
+    local to = (redis.call('ZSCORE', ns .. ':suspects', id)
+      or redis.call('HEXISTS', work_key(id), 'doubts') == 1) and doubtful or clean
+    to[#to + 1] = id
+  end
+  for _, id in ipairs(doubtful) do clean[#clean + 1] = id end
+  candidates = clean
+end
 local caps = {}
 for _, id in ipairs(candidates) do
   if #ids >= limit then break end

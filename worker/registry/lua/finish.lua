@@ -14,6 +14,8 @@ end
 local now, finished = now_ms(), ARGV[6]
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[10])
 count_calls(ARGV[10])
+redis.call('ZREM', ns .. ':suspects', id)
+usable('store', id, now)  -- it holds the manifest
 for i = 11, #ARGV, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', task_key(id), 'reason', ARGV[5], 'finished_at', finished,
   'updated_at', finished, 'told', '[]')

@@ -38,6 +38,12 @@ local function write_work(id, from, to)
   end
 end
 
+-- Notes when a service last gave a usable answer, and clears the id it was about of suspicion.
+local function usable(service, id, now)
+  redis.call('HSET', ns .. ':services', service, ms(now))
+  if service == 'upstream' then redis.call('ZREM', ns .. ':suspects', id) end
+end
+
 -- Gives the claim up for good and remembers by whom, for a repeated call.
 local function settle(id, token)
   redis.call('HDEL', work_key(id), 'token')
@@ -81,6 +87,7 @@ end
 local function forget(id)
   redis.call('DEL', work_key(id))
   redis.call('ZREM', ns .. ':expiring', id)
+  redis.call('ZREM', ns .. ':suspects', id)
   for _, kind in ipairs({'poll', 'copy', 'tell'}) do redis.call('ZREM', due_key(kind), id) end
   for _, state in ipairs({'waiting', 'copying', 'stored', 'partial', 'failed'}) do
     redis.call('ZREM', index_key(state), id)

@@ -16,5 +16,6 @@ if string.sub(field, 1, 4) == 'key:' then
   value = redis.call('HGET', work_key(id), field)
 elseif field ~= '' then
   redis.call('HSET', work_key(id), field, value)
+  if string.sub(field, 1, 5) == 'file:' then usable('store', id, now) end
 end
 return {work[2] and 'cancel' or 'ok', value, ms(now)}

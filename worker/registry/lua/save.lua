@@ -5,7 +5,8 @@
 -- all weights halved when there are many, so that old ones fade.
 -- ARGV: ns, id, token, from kind, to kind, delay (ms), state ('' = as it is),
 --       upstream calls, durations (names of histogram fields, by blanks), lag (ms by which the
---       task was seen done too late), n, n record fields and values, work fields and values...
+--       task was seen done too late), 1 if the upstream gave a usable answer about it else 0,
+--       n, n record fields and values, work fields and values...
 --       (a work value '' removes the field)
 -- Returns 'ok' or 'lost'.
 local function learn(label, fields)
@@ -31,10 +32,10 @@ if owner == 'lost' or not state then
   return 'lost'
 end
 local now, to, delay = now_ms(), ARGV[5], tonumber(ARGV[6])
-local record_end = 11 + tonumber(ARGV[11])
+local record_end = 12 + tonumber(ARGV[12])
 redis.call('HSET', task_key(id), 'updated_at', ms(now))
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[8])
-for i = 12, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
+for i = 13, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
 write_work(id, record_end + 1, #ARGV)
 if ARGV[7] ~= '' and ARGV[7] ~= state then
   to_state(id, state, ARGV[7], redis.call('HGET', task_key(id), 'submitted_at'))
@@ -42,6 +43,7 @@ end
 if redis.call('HEXISTS', work_key(id), 'cancel') == 1 then to, delay = 'copy', 0 end
 redis.call('HDEL', work_key(id), 'cap', 'lapses')
 count_calls(ARGV[8])
+if ARGV[11] == '1' then usable('upstream', id, now) end
 if ARGV[9] ~= '' then
   local known = redis.call('HMGET', task_key(id), 'label', 'polls')
   learn(known[1] or '', ARGV[9])
