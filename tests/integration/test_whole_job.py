@@ -166,6 +166,24 @@ async def test_addresses_that_have_died_are_asked_for_anew(start: Start) -> None
         await harness.check(*ids)
 
 
+async def test_ids_that_the_upstream_refuses_do_not_stop_the_others(start: Start) -> None:
+    async with start() as harness:
+        bad = [
+            harness.simulator.submit({"simulate": {"answers": [{"fault": fault, "times": "ever"}]}})
+            for fault in ("bare_404", "proxy_403", "bad_request") * 4
+        ]
+        await harness.submit(*bad)
+        good = [
+            harness.simulator.submit({"simulate": {"images": ["png"], "duration": n / 20}})
+            for n in range(60)
+        ]
+        await harness.submit(*good)
+        for task_id in good:
+            assert (await harness.final(task_id))["state"] == "stored"
+        assert {(await harness.record(task_id))["state"] for task_id in bad} == {"waiting"}
+        await harness.check(*good)
+
+
 async def test_refused_by_policy(start: Start) -> None:
     async with start(HARVESTER_CONTENT_TYPES="image/*", HARVESTER_MAX_FILE_BYTES="100000") as h:
         scripts = {

@@ -111,6 +111,8 @@ ANSWERS = {
     "timestamp_expired": "HTTP 400 `Timestamp Expired`",
     "overdue": "HTTP 403, B403OD: the account owes money",
     "bad_request": "HTTP 400, I400BD",
+    "bare_404": "HTTP 404 and a web page, without a word of the gateway",
+    "proxy_403": "HTTP 403 and a proxy's own JSON, without a word of the gateway",
     "unknown": "B_COMPUTING_CanNotFindTask",
     "running": "the task runs",
     "strange": "a status nobody documented",

@@ -361,6 +361,8 @@ _FIXED: dict[str, Reply] = {
     "timestamp_expired": gateway_error(400, "", "Timestamp Expired"),
     "overdue": gateway_error(403, "B403OD", "Provider Account Overdue"),
     "bad_request": gateway_error(400, "I400BD", "Invalid Body: unreadable"),
+    "bare_404": Reply(status=404, body=b"<html><body>404 Not Found</body></html>"),
+    "proxy_403": Reply(status=403, body=b'{"status":403,"error":"Forbidden"}'),
     "content_refused": _CONTENT_REFUSED,
     "audit_refused": envelope(error="B_API_AuditFailed", message="Audit failed."),
     "no_data": envelope(),
