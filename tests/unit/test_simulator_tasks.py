@@ -175,6 +175,8 @@ ANSWER_CHECKS: dict[str, Callable[[httpx.Response], bool]] = {
     "timestamp_expired": _headers(400, Message="Timestamp Expired"),
     "overdue": _headers(403, Code="B403OD"),
     "bad_request": _headers(400, Code="I400BD"),
+    "bare_404": lambda reply: reply.status_code == 404 and "X-Ca-Error-Code" not in reply.headers,
+    "proxy_403": lambda reply: reply.status_code == 403 and reply.json()["error"] == "Forbidden",
     "unknown": _error("B_COMPUTING_CanNotFindTask"),
     "running": lambda reply: reply.json()["data"]["status"] == "running",
     "strange": lambda reply: reply.json()["data"]["status"] == "archiving",
