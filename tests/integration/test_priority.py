@@ -44,7 +44,7 @@ class Fleet(Server):
         self, task_id: str, token: str, *, was: str = "poll", to: str = "poll", seconds: float
     ) -> None:
         delay = round(seconds * 1000)
-        assert self.call("save", task_id, token, was, to, delay, "", 1, "", 0, 0) == "ok"
+        assert self.call("save", task_id, token, was, to, delay, "", 1, "", 0, 0, 0) == "ok"
 
     def to_poll(self) -> None:
         """Pass the first look of all that are due for it."""
