@@ -782,6 +782,23 @@ async def test_pages_hold_every_id_once(registry: Registry, redis: Redis, namesp
     assert {len(page) for page in pages[:-1]} == {7}
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("leaving", [slice(3), slice(-3, None)], ids=["first", "last"])
+async def test_pages_miss_nothing_that_stays(
+    registry: Registry, redis: Redis, namespace: str, newest_first: bool, leaving: slice
+) -> None:
+    key = f"{namespace}:index:waiting"
+    scores = {f"t{n:02}": 1000 if 5 <= n < 45 else n * 100 for n in range(50)}
+    await redis.zadd(key, scores)
+    pages = registry.pages(State.WAITING, newest_first=newest_first, size=10)
+    found: list[str] = []
+    async for page in pages:
+        found += page
+        await redis.zrem(key, *page[leaving])
+    everything = sorted(scores, key=lambda i: (scores[i], i), reverse=newest_first)
+    assert found == everything
+
+
 # -- Redis itself -----------------------------------------------------------------------------
 
 

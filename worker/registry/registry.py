@@ -612,30 +612,38 @@ class Registry:
 
         Final ones go by the time they finished, the others by the time of their submission, both
         in Unix milliseconds as ``since`` and ``until``. A page costs the same however many there
-        are; what leaves the state meanwhile may be missed.
+        are. What leaves the state meanwhile may be missed, and what comes meanwhile; nothing else.
         """
-        start: int | str = since
-        end: int | str = "+inf" if until is None else until
+        start: float | str = since
+        end: float | str = "+inf" if until is None else until
         if newest_first:
             start, end = end, start
-        skip = 0
+        skip, last = 0, ("", 0.0)
         while True:
-            rows: Any = await self.redis.zrange(
-                self.key("index", state),
-                start,
-                end,
-                desc=newest_first,
-                byscore=True,
-                withscores=True,
-                offset=skip,
-                num=size,
+            again = min(skip, 1)  # the last one is read again, to see whether it has moved
+            rows = await self._indexed(
+                state, start, end, desc=newest_first, offset=skip - again, num=size + again
             )
-            if not rows:
+            if again and rows[:1] != [last]:
+                # others of its time have left or come: find the rest of these by their ids
+                start, skip = f"({last[1]:.0f}", 0
+                rows = await self._indexed(state, last[1], last[1], desc=newest_first)
+                if rest := [i for i, _ in rows if (i < last[0] if newest_first else i > last[0])]:
+                    yield rest
+                continue
+            if not (rows := rows[again:]):
                 return
-            yield [str(task_id) for task_id, _ in rows]
-            last = int(rows[-1][1])
-            skip = sum(int(score) == last for _, score in rows) + (skip if last == start else 0)
-            start = last
+            yield [task_id for task_id, _ in rows]
+            last = rows[-1]
+            skip = sum(t == last[1] for _, t in rows) + (skip if last[1] == start else 0)
+            start = last[1]
+
+    async def _indexed(
+        self, state: State, start: Any, end: Any, *, desc: bool, **place: Any
+    ) -> Any:
+        return await self.redis.zrange(
+            self.key("index", state), start, end, desc, byscore=True, withscores=True, **place
+        )
 
     async def page(
         self, states: Sequence[State], *, after: tuple[int, str] | None, limit: int
