@@ -799,6 +799,19 @@ async def test_pages_miss_nothing_that_stays(
     assert found == everything
 
 
+async def test_a_script_that_is_gone_again_is_an_outage(
+    registry: Registry, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def loaded_elsewhere(_script: str) -> str:  # on a primary that has just failed over
+        await asyncio.sleep(0)
+        return "0" * 40
+
+    await redis.script_flush()
+    monkeypatch.setattr(registry.redis, "script_load", loaded_elsewhere)
+    with pytest.raises(RegistryUnavailable, match="script"):
+        await registry.cancel("t1")
+
+
 # -- Redis itself -----------------------------------------------------------------------------
 
 

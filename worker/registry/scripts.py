@@ -6,6 +6,10 @@ import asyncio
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import NoScriptError
+
+from worker.errors import RegistryUnavailable
+
 if TYPE_CHECKING:
     from redis.commands.core import AsyncScript
 
@@ -60,7 +64,10 @@ class Scripts:
 
     async def call(self, name: str, *args: str | float) -> Any:
         """Run the script ``name``; the namespace is always its first argument."""
-        return await self._scripts[name](args=[self._namespace, *args])
+        try:
+            return await self._scripts[name](args=[self._namespace, *args])
+        except NoScriptError as error:  # redis-py has loaded it, into a primary that failed over
+            raise RegistryUnavailable("Redis has lost a script") from error
 
     async def call_together(self, name: str, *args: str | float) -> Any:
         """As :meth:`call`, in one round trip with others of the next few milliseconds.
