@@ -171,9 +171,11 @@ class Drain:
                 log.exception("job.crashed", kind=job.kind)
                 await self._release([entry.claim], delay=self._pace.crash)
             finally:
-                # at a stop the claims stay listed: stop() hands them back
-                if not (self._stopping and outcome == "crashed"):
-                    self._in_hand.pop(job.task_id, None)
+                # At a stop the claims stay listed: stop() hands them back. If this one's lease has
+                # lapsed, another claim of the task may be listed by now.
+                given_back = self._stopping and outcome == "crashed"
+                if not given_back and self._in_hand.get(job.task_id) is entry:
+                    del self._in_hand[job.task_id]
                 self._report[outcome] += 1
                 self._count(job, outcome)
                 if self._backlog:

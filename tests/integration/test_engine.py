@@ -148,6 +148,31 @@ async def test_work_that_shows_no_life_loses_its_lease(short: Registry) -> None:
     assert broken_off == ["t1"]
 
 
+async def test_a_job_that_was_claimed_again_meanwhile_does_not_take_the_new_claim_along(
+    registry: Registry, redis: Redis
+) -> None:
+    over = asyncio.Event()
+
+    async def act(claim: Claim) -> str:
+        if len(toy.seen) == 1:
+            claim.alive(0)  # no sign of life: its lease is not renewed
+            await over.wait()
+            return "late"
+        await asyncio.sleep(60)
+        return "never"
+
+    toy = Toy(act)
+    await registry.submit([submission()])
+    drain = await running(registry, toy)
+    await eventually(lambda: toy.seen)
+    await redis.zadd(registry.key("due", Kind.COPY), {"t1": 0})  # its lease has lapsed
+    await eventually(lambda: len(toy.seen) == 2)
+    over.set()
+    await eventually(lambda: toy.now == 1)
+    await ended(drain)
+    assert await redis.hget(registry.key("work", "t1"), "token") is None  # given back
+
+
 async def test_a_stop_hands_claims_back_at_once(registry: Registry, redis: Redis) -> None:
     async def act(claim: Claim) -> str:
         await asyncio.sleep(60)
