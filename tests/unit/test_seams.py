@@ -75,7 +75,7 @@ NO_CELERY = {
     "CeleryCommandException": "of Celery's own commands",
 }
 NO_REDIS = {
-    "NoScriptError": "redis-py catches it and loads the script; a pipeline's is tried below",
+    "NoScriptError": "redis-py loads the script; tried below, and in test_registry",
     "ResponseError": "of a command that is wrong, which is a defect; tried below",
     "ChildDeadlockedError": "of connections shared by processes",
     "CrossSlotTransactionError": "of the client for Redis Cluster",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worker.core.models import PlannedFile
 
 PUBLIC = ("error", "files", "result", "manifest")
-"""The fields of a final record that an ending writes besides state, reason and times."""
+"""The fields of a final record that an ending writes, next to state, reason and times."""
 
 _RESTORED = ("run", "error", "submitted_at", "polls", "upstream", "files", "result", "manifest")
 
