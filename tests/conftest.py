@@ -98,7 +98,7 @@ def redis_url(valkey: Valkey) -> str:
 @pytest.fixture(name="redis")
 async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
     """A client of the empty Valkey, as the registry makes its own."""
-    client = Client.from_url(redis_url, decode_responses=True, protocol=2)
+    client = Client.from_url(redis_url, decode_responses=True, protocol=2, socket_timeout=BOUND)
     yield client
     await client.aclose()
 
