@@ -19,7 +19,7 @@ from worker.core.models import State
 from worker.core.submission import Refusal, Submission
 from worker.errors import LeaseLost, RegistryUnavailable
 from worker.registry.client import Client
-from worker.registry.records import Job, Kind
+from worker.registry.records import Job, Kind, Unsaved
 from worker.registry.registry import Registry
 from worker.registry.scripts import NAMES, source
 from worker.sandbox.servers import Valkey
@@ -246,6 +246,36 @@ async def test_handing_back_is_no_crash(registry: Registry) -> None:
         assert job.note("lapses") == 0
         assert job.cap == 100
         await registry.release([job])
+
+
+async def test_what_a_release_brings_is_counted_once_however_often_it_is_sent(
+    registry: Registry, redis: Redis
+) -> None:
+    job = await waiting(registry)
+    other = await waiting(registry, "t2")
+    unsaved = {"t1": Unsaved(calls=2, notes={"faults": "1"})}
+    for _ in range(2):
+        await registry.release([job, replace(other, token=job.token)], unsaved=unsaved)
+    assert (await registry.record("t1") or {})["polls"] == "2"
+    again = await claim_one(registry, Kind.POLL)
+    assert again.note("faults") == 1
+    await registry.save(again, to=Kind.POLL, calls=1, work={"faults": ""})
+    await registry.release([job], unsaved=unsaved)  # sent again later still
+    assert (await registry.record("t1") or {})["polls"] == "3"
+    assert (await claim_one(registry, Kind.POLL)).note("faults") == 0
+    assert await redis.hget(registry.key("counters"), "calls") == "3"
+    assert (await registry.record("t2") or {})["polls"] == "0"
+
+
+async def test_a_release_makes_no_record_of_a_task_that_was_deleted(
+    registry: Registry, redis: Redis
+) -> None:
+    job = await waiting(registry)
+    await redis.delete(registry.key("task", "t1"))
+    await registry.release([job], unsaved={"t1": Unsaved(calls=2, notes={"faults": "1"})})
+    assert await registry.record("t1") is None
+    assert await claim(registry, Kind.POLL) == []
+    assert await redis.keys(registry.key("*:t1")) == []
 
 
 async def test_a_capped_task_waits_until_fewer_are_in_hand(redis: Redis, namespace: str) -> None:
