@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import io
 import json
 import time
@@ -24,6 +26,10 @@ from worker.registry.records import Kind
 def files(record: dict[str, str]) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = json.loads(record["files"])
     return listed
+
+
+def sha256(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
 
 
 def jpeg() -> bytes:
@@ -282,6 +288,23 @@ async def test_a_cancel_during_a_slow_copy_keeps_what_is_stored(house: House) ->
     assert house.files() == [files(record)[0]["key"]]
     assert house.store.uploads == {}
     await house.check_truth()
+
+
+async def test_a_file_whose_cancellation_was_swallowed_writes_nothing_more(house: House) -> None:
+    async def swallow() -> None:
+        (key,) = [value for name, value in (await house.notes()).items() if name == "key:0"]
+        await house.store.put(key, b"other", content_type="text/plain", sha256=sha256(b"other"))
+        claim.cancel.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Future()
+
+    await house.copying(house.file("/0"))
+    claim = await house.claim(Kind.COPY)
+    house.store.on("put", swallow)
+    assert await house.work(claim) == "failed"
+    (key,) = house.files()
+    assert house.store.objects[key].body == b"other"  # not replaced by the file
+    assert (await house.record())["reason"] == "canceled"
 
 
 async def test_a_cancel_is_heard_at_the_next_note(house: House) -> None:
