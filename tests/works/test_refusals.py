@@ -86,6 +86,18 @@ async def test_an_id_is_doubted_only_after_another_one_had_a_usable_answer(house
     assert (await house.notes("bad"))["doubts"] == "1"
 
 
+async def test_a_record_restored_from_an_old_manifest_can_be_doubted(house: House) -> None:
+    await ids(house, "bad", "good")
+    # a manifest need not tell what the upstream said last
+    await house.registry.redis.hdel(house.registry.key("task", "bad"), "upstream")
+    house.gateway.script("bad", doubles.bare())
+    house.gateway.script("good", pending())
+    assert await poll(house, "bad") == "refused"
+    await long_ago(house)
+    assert await poll(house, "good") == "pending"
+    assert await poll(house, "bad") == "unsure"
+
+
 @pytest.mark.parametrize("said", [doubles.failed(), not_found(), pending()])
 async def test_every_answer_that_is_understood_speaks_for_the_upstream(
     house: House, said: doubles.Answer

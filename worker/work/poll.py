@@ -109,7 +109,8 @@ class PollWork:
         log.info("upstream.refused", error=str(error), suspect=verdict)
         if verdict == "id":
             await self._circuit.unproven(probe=job.probe)
-            said = Answer(observation=Doubtful(error=str(error)), upstream=job.record["upstream"])
+            upstream = job.record.get("upstream", "{}")
+            said = Answer(observation=Doubtful(error=str(error)), upstream=upstream)
             return await self._answered(claim, said)
         if verdict == "upstream":
             await self._circuit.blocked(error.kind, error, probe=job.probe)
