@@ -156,12 +156,14 @@ class PollWork:
         return outcome
 
     async def _apply(self, claim: Claim, step: Step) -> str:
+        noted = claim.job.work
         await claim.save(
             Kind.COPY if step.copy else Kind.POLL,
             delay=step.delay,
             state=step.state,
             record=step.record,
-            work=step.work,
+            # most polls have nothing to remove, and each argument of a script costs
+            work={name: value for name, value in step.work.items() if value or name in noted},
             learned=step.learned,
         )
         if step.copy:
