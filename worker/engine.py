@@ -135,6 +135,8 @@ class Drain:
             return self._pace.tick + self._pace.next_tick()
         if batch.newer:
             log.warning("record.newer", kind=kind, count=batch.newer)
+        for task_id in batch.aside:
+            log.warning("task.set_aside", kind=kind, task_id=task_id)
         claims = [Claim(self._registry, job) for job in batch.jobs]
         if self._stopping:  # the claims in hand were released before this answer came
             await self._release(claims)
@@ -221,6 +223,9 @@ class Drain:
                 answers = await self._registry.renew(living)
             except RegistryUnavailable as error:
                 log.warning("lease.not_renewed", kind=self.work.kind, error=str(error))
+                continue
+            except Exception:  # without renewal every job of this process would be lost
+                log.warning("lease.not_renewed", kind=self.work.kind, exc_info=True)
                 continue
             for job in living:
                 entry = self._in_hand.get(job.task_id)

@@ -19,7 +19,8 @@
     ├── TellError                a target was not told; tried again for three days
     │   └── TellRejected         the target does not want to be told, ever
     ├── LeaseLost                another worker owns the task now; drop the work, write nothing
-    └── RegistryUnavailable      Redis is out of reach, read-only or full
+    └── RegistryUnavailable      Redis is out of reach, read-only, full or busy
+        └── RegistryUnfit        Redis refuses us until somebody changes rights or settings
 
 Library exceptions are translated into these where the library is called, and nowhere else.
 """
@@ -114,3 +115,10 @@ class LeaseLost(HarvesterError):
 
 class RegistryUnavailable(HarvesterError):
     """Redis cannot be read or written now."""
+
+
+class RegistryUnfit(RegistryUnavailable):
+    """Redis refuses what the fleet needs: credentials, access list or database are wrong.
+
+    A program that starts ends with exit code 2; one that runs waits, as for any other outage.
+    """

@@ -12,7 +12,7 @@ from worker.core.layout import Layout
 from worker.core.schedule import Gaps
 from worker.core.submission import Policy
 from worker.engine import Parts, worker_name
-from worker.errors import RegistryUnavailable, SettingsError
+from worker.errors import RegistryUnavailable, RegistryUnfit, SettingsError
 from worker.http import make_session
 from worker.registry.client import connect
 from worker.registry.registry import Registry
@@ -161,10 +161,15 @@ def make_layout(settings: Settings) -> Layout:
 async def refuse_unfit_redis(settings: Settings) -> None:
     """Raise ``SettingsError`` if Redis, or the broker if that is another one, cannot be used.
 
-    A cluster cannot, and neither can a Redis that may evict records that are not finished. Raises
-    ``RegistryUnavailable`` if Redis does not answer; a broker that does not is Celery's to await.
+    A cluster cannot, and neither can a Redis that may evict records that are not finished, or one
+    that refuses a key or a command of the fleet. Raises ``RegistryUnavailable`` if Redis does not
+    answer; a broker that does not is Celery's to await.
     """
-    if fault := await redis_fault(settings):
+    try:
+        fault = await redis_fault(settings) or await _refused_key(settings)
+    except RegistryUnfit as error:
+        raise SettingsError(f"REDIS_URL: {error}") from error
+    if fault:
         raise SettingsError(f"REDIS_URL: {fault}")
     broker = settings.celery_broker_url
     if broker == settings.redis_url or broker.get_secret_value().startswith(BROKER_SCHEMES):
@@ -184,6 +189,19 @@ async def redis_fault(settings: Settings) -> str:
         return unfit(await registry.info())
     finally:
         await registry.close()
+
+
+async def _refused_key(settings: Settings) -> str:
+    """The first key that the user of ``REDIS_URL`` may not use; empty if there is none.
+
+    A key that holds something else is no reason to stop: ``harvester doctor`` names it.
+    """
+    registry = make_registry(settings)
+    try:
+        unusable = await registry.check()
+    finally:
+        await registry.close()
+    return next((f"{key}: {said}" for key, said in unusable.items() if said), "")
 
 
 def upstream_session() -> aiohttp.ClientSession:

@@ -9,6 +9,7 @@ import json
 import re
 import socketserver
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -508,6 +509,30 @@ async def test_doctor_tells_a_redis_that_evicts_or_forgets(run: Run, redis: Redi
     assert result.exit_code == 1
     found = levels(result)
     assert (found["Eviction"], found["Persistence"]) == ("wrong", "warning")
+
+
+async def test_doctor_tells_of_keys_that_something_else_has_written(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    await redis.set(f"{namespace}:suspects", "something else")
+    await redis.zadd(f"{namespace}:aside", {"t1": time.time() * 1000})
+    result = await run("doctor")
+    assert result.exit_code == 1
+    assert f"redis-cli DEL {namespace}:suspects" in result.stdout
+    assert re.search(r"Keys +1 task set aside.*: t1", result.stdout)
+
+
+async def test_a_database_that_redis_lacks_is_an_error_of_the_settings(
+    run: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", f"{redis_url.rpartition('/')[0]}/4711")
+    for arguments in (["list"], ["submit", "t1"], ["stats"]):
+        result = await run(*arguments)
+        assert result.exit_code == 2, arguments
+        assert "correct the number in REDIS_URL" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    result = await run("doctor", "--json")
+    assert (result.exit_code, levels(result)["Redis"]) == (1, "wrong")
 
 
 async def test_doctor_tells_a_wrong_redis_password(

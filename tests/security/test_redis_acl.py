@@ -268,3 +268,32 @@ async def test_scripts_are_no_way_round_the_list(
             digest = await client.script_load(f"return {body}")
             with pytest.raises(redis_errors.ResponseError, match=r"(?i)permission|ACL"):
                 await client.evalsha(digest, 0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        (["resetkeys", "~another:*"], f"{FLEET}:"),
+        (["-hset"], f"{FLEET}:task:"),
+        (["-evalsha"], "evalsha"),
+        (["%R~harvester:*", "resetkeys", "%R~harvester:*"], f"{FLEET}:"),
+    ],
+    ids=["no keys", "no HSET", "no scripts", "keys to read only"],
+)
+async def test_rights_that_are_missing_are_named_at_once(
+    guarded: Valkey, admin: Redis, passwords: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    simulator: Simulator, bucket: BucketEnv, tmp_path: Path, rules: list[str], named: str,
+) -> None:  # fmt: skip
+    await admin.execute_command("ACL", "SETUSER", "harvester-worker", *rules)
+    url = login(guarded.url, "harvester-worker", passwords["harvester-worker"])
+    variables = environ(simulator, url, bucket, FLEET)
+    for arguments in (["worker"], ["list"] if "evalsha" not in named else ["submit", "t1"]):
+        if named == f"{FLEET}:task:" and arguments == ["list"]:
+            continue  # reading needs no HSET
+        ran = await command(*arguments, environ=variables, cwd=tmp_path)
+        assert ran.code == 2 or arguments == ["list"], ran.said
+        assert "Traceback" not in ran.said
+    assert named in (await command("worker", environ=variables, cwd=tmp_path)).said
+    doctor = await command("doctor", environ=variables, cwd=tmp_path)
+    assert doctor.code in (1, 3), doctor.said
+    assert "docs/security.md" in doctor.said

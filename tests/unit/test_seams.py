@@ -36,6 +36,7 @@ from multidict import CIMultiDict
 
 from config.settings import Settings, load_settings
 from worker import errors
+from worker.registry.client import outage
 from worker.registry.records import Job
 from worker.registry.records import Kind as Due
 from worker.registry.registry import Registry
@@ -76,7 +77,8 @@ NO_CELERY = {
 }
 NO_REDIS = {
     "NoScriptError": "redis-py loads the script; tried below, and in test_registry",
-    "ResponseError": "of a command that is wrong, which is a defect; tried below",
+    "DataError": "of an argument that is wrong, which is a defect; tried below",
+    "ResponseError": "what it means is in its text; tried below",
     "ChildDeadlockedError": "of connections shared by processes",
     "CrossSlotTransactionError": "of the client for Redis Cluster",
     "IncorrectPolicyType": "the same",
@@ -628,8 +630,14 @@ async def keeping() -> AsyncIterator[dict[str, Callable[[], Call]]]:
 async def test_asking_redis(server: Any, error: Exception) -> None:
     server(error)
     async with keeping() as ways:
-        for ask in ways.values():
-            await comes_out(ask(), errors.RegistryUnavailable, error)
+        for way, ask in ways.items():
+            await comes_out(ask(), wanted(way, error), error)
+
+
+def wanted(way: str, error: Exception) -> Kind:
+    """A start ends with an error of the settings where waiting cannot help."""
+    unfit = isinstance(outage(error), errors.RegistryUnfit)
+    return errors.SettingsError if unfit and way == "start" else errors.RegistryUnavailable
 
 
 @each(
@@ -645,26 +653,62 @@ async def test_one_answer_of_several(server: Any, error: Exception) -> None:
         await comes_out(ways["scripts together"](), errors.RegistryUnavailable, error)
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        "BUSY Redis is busy running a script.",
-        "ERR user_script: OOM command not allowed when used memory > 'maxmemory'.",
-        "MISCONF Redis is configured to save RDB snapshots",
-        "NOREPLICAS Not enough good replicas to write.",
-    ],
-)
-async def test_what_redis_says_of_itself_is_no_defect(server: Any, state: str) -> None:
-    error = redis.exceptions.ResponseError(state)
+STATES = [
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "ERR user_script: OOM command not allowed when used memory > 'maxmemory'.",
+    "MISCONF Redis is configured to save RDB snapshots",
+    "NOREPLICAS Not enough good replicas to write.",
+    "WRONGTYPE Operation against a key holding the wrong kind of value script: f",
+    "ERR value is not an integer or out of range",
+    "ERR user_script:12: attempt to compare nil with number script: f, on @user_script:12.",
+    "ERR max number of clients reached",
+    "UNKILLABLE Sorry the script already executed write commands",
+    "a text that no version of Redis has sent so far",
+    "",
+]
+UNFIT = [
+    "ERR DB index is out of range",
+    "ERR invalid DB index",
+    "NOPERM User shop has no permissions to run the 'evalsha' command",
+    "ERR ACL failure in script: User shop has no permissions to run the 'hset' command",
+    "ERR The user executing the script can't access at least one key: ACL failure",
+    "ERR unknown command 'XAUTOCLAIM', with args beginning with: ",
+    "ERR Unknown Redis command called from script script: f, on @user_script:9.",
+]
+
+
+@pytest.mark.parametrize("text", [*STATES, *UNFIT])
+async def test_what_redis_says_is_no_defect(server: Any, text: str) -> None:
+    error = redis.exceptions.ResponseError(text)
+    assert isinstance(outage(error), errors.RegistryUnfit) is (text in UNFIT)
     server(error)
     async with keeping() as ways:
-        for ask in ways.values():
-            await comes_out(ask(), errors.RegistryUnavailable, error)
+        for way, ask in ways.items():
+            if not (way == "pipeline" and text.startswith("WRONGTYPE")):
+                await comes_out(ask(), wanted(way, error), error)
 
 
-async def test_what_redis_says_of_a_command_is_a_defect_and_shows_as_one(server: Any) -> None:
+async def test_a_key_of_a_wrong_type_is_the_trouble_of_one_task(server: Any) -> None:
     server(redis.exceptions.ResponseError("WRONGTYPE Operation against a key"))
     async with keeping() as ways:
+        assert await ways["pipeline"]() == [None]
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [
+        redis.exceptions.ResponseError("ERR wrong number of arguments for 'hset' command"),
+        redis.exceptions.ResponseError(
+            "ERR Wrong number of args calling Redis command from script"
+        ),
+        redis.exceptions.ResponseError("ERR Error compiling script (new function): user_script:1:"),
+        redis.exceptions.DataError("Invalid input of type: 'NoneType'."),
+    ],
+    ids=str,
+)
+async def test_a_wrong_command_of_ours_shows_as_a_defect(server: Any, defect: Exception) -> None:
+    server(defect)
+    async with keeping() as ways:
         for ask in ways.values():
-            with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            with pytest.raises(type(defect)):
                 await ask()

@@ -94,7 +94,7 @@ async def registry(chosen: Settings) -> AsyncIterator[Registry]:
     try:
         yield opened
     except RegistryUnavailable as error:
-        raise RegistryUnavailable(f"{error} (REDIS_URL: {redis_hosts(chosen)})") from error
+        raise type(error)(f"{error} (REDIS_URL: {redis_hosts(chosen)})") from error
     finally:
         await opened.close()
 

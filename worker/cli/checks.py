@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from redis.exceptions import AuthenticationError, ResponseError
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +23,7 @@ from worker.core.models import NotFound, State
 from worker.core.redact import one_line, strip_query
 from worker.errors import (
     RegistryUnavailable,
+    RegistryUnfit,
     StoreError,
     StoreUnavailable,
     UpstreamBlocked,
@@ -31,6 +31,7 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from worker.registry.client import outage
 from worker.registry.stats import read_stats
 from worker.transfer.signer import PROFILES, ProfileName, choose_profile
 from worker.transfer.store import Capabilities, ObjectStore
@@ -53,6 +54,8 @@ DEADLINE = 10.0
 OLDEST_REDIS = (6, 2)
 _CALL_SECONDS = int(DEADLINE) - 1
 _SKEW = 60.0  # seconds a clock may be off before it is worth saying
+_ASIDE = 180.0  # seconds: what is still wrong is set aside once a minute
+_SHOWN = 5  # findings of a kind; one cause makes many
 _MAX_SKEW = 900.0  # signatures are refused beyond it
 
 
@@ -183,16 +186,10 @@ async def _redis(registry: Registry, settings: Settings) -> Findings:
         now = await registry.now()
         info = await registry.info()
         saves = await _snapshot_rule(registry)
+    except RegistryUnfit as error:
+        remedy = "Correct REDIS_URL, or the access list of its user."
+        return [Finding(name="Redis", level=Level.WRONG, detail=f"{where}: {error}", remedy=remedy)]
     except RegistryUnavailable as error:
-        if isinstance(error.__cause__, AuthenticationError):
-            return [
-                Finding(
-                    name="Redis",
-                    level=Level.WRONG,
-                    detail=f"{where} refuses the credentials",
-                    remedy="Correct user name and password in REDIS_URL.",
-                )
-            ]
         return [
             Finding(
                 name="Redis",
@@ -206,6 +203,7 @@ async def _redis(registry: Registry, settings: Settings) -> Findings:
         return [Finding(name="Redis", level=Level.WRONG, detail=detail, remedy=remedy)]
     return [
         Finding(name="Redis", detail=f"{where} answers"),
+        *await _keys(registry),
         _version(info),
         _eviction(info),
         _persistence(info, saves),
@@ -213,11 +211,37 @@ async def _redis(registry: Registry, settings: Settings) -> Findings:
     ]
 
 
+async def _keys(registry: Registry) -> Findings:
+    """What is wrong with single keys of the fleet, if anything is."""
+    try:
+        unusable = await registry.check()
+        aside = await registry.set_aside(seconds=_ASIDE)
+    except RegistryUnavailable as error:
+        remedy = "Make room, or wait until Redis takes writes again."
+        return [Finding(name="Keys", level=Level.WRONG, detail=str(error), remedy=remedy)]
+    found = []
+    for key, said in list(unusable.items())[:_SHOWN]:
+        remedy = "Give the user of REDIS_URL this key; docs/security.md has the access list."
+        if not said:
+            remedy = f"Find out what did, then remove the key: redis-cli DEL {key}"
+        detail = one_line(f"{key}: {said or 'something else than the fleet has written it'}", 200)
+        found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+    if aside:
+        shown = ", ".join(aside[:_SHOWN])
+        detail = f"{_count(len(aside), 'task')} set aside, since a key has a wrong type: {shown}"
+        remedy = (
+            "Find out what overwrites harvester:task:ID or harvester:work:ID, remove that key "
+            "and submit the id again."
+        )
+        found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+    return found
+
+
 async def _snapshot_rule(registry: Registry) -> str | None:
     """When snapshots are made, or ``None`` if the server does not say."""
     try:
         found: dict[Any, Any] = await registry.redis.config_get("save")
-    except (ResponseError, RegistryUnavailable):  # hosted servers hide their configuration
+    except RegistryUnavailable:  # hosted servers hide their configuration
         return None
     saves = found.get("save")
     return None if saves is None else str(saves)
@@ -299,15 +323,16 @@ async def _broker(settings: Settings) -> Findings:
                 return [Finding(name="Broker", level=Level.WRONG, detail=detail, remedy=remedy)]
         return [Finding(name="Broker", detail="answers")]
     # of Redis and of RabbitMQ; kombu wraps them in an error of its own
-    kinds = {type(problem).__name__, type(problem.__cause__).__name__}
-    refused = bool(kinds & {"AuthenticationError", "AccessRefused"})
+    causes = [cause for cause in (problem, problem.__cause__) if isinstance(cause, Exception)]
+    refused = any(
+        type(cause).__name__ == "AccessRefused" or isinstance(outage(cause), RegistryUnfit)
+        for cause in causes
+    )
     return [
         Finding(
             name="Broker",
             level=Level.WRONG if refused else Level.UNREACHABLE,
-            detail="refuses the credentials"
-            if refused
-            else one_line(f"{type(problem).__name__}: {problem}", 200),
+            detail=one_line(f"{type(problem).__name__}: {problem}", 200),
             remedy=f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
         )
     ]

@@ -13,6 +13,7 @@ from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
 from worker.errors import (
     HarvesterError,
     RegistryUnavailable,
+    RegistryUnfit,
     SettingsError,
     StoreUnavailable,
     UpstreamThrottled,
@@ -36,7 +37,7 @@ class _Commands(TyperGroup):
 
 
 def _exit_code(error: HarvesterError) -> int:
-    if isinstance(error, SettingsError):
+    if isinstance(error, SettingsError | RegistryUnfit):
         return USAGE
     return UNREACHABLE if isinstance(error, _OUT_OF_REACH) else FAILED
 

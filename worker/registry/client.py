@@ -1,4 +1,4 @@
-"""The client of Redis: whatever the server is to blame for comes out as ``RegistryUnavailable``."""
+"""The client of Redis: every error but a defect of ours comes out as ``RegistryUnavailable``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 
 from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT
 from worker.cancelling import heeding
-from worker.errors import RegistryUnavailable
+from worker.core.redact import one_line
+from worker.errors import RegistryUnavailable, RegistryUnfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,33 +25,51 @@ if TYPE_CHECKING:
 _HEALTH_CHECK_INTERVAL = 15
 _MAX_CONNECTIONS = 512
 
-# Redis says these of itself, not of the command: it is worth waiting for it to recover.
-_SERVER_STATES = (
-    "BUSY ",  # running a script; BUSYGROUP is of the command
-    "OOM",
-    "READONLY",
-    "MISCONF",
-    "NOREPLICAS",
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "NOPERM",
-)
+# A script or a call of ours is wrong: a crash shows it, and an outage would hide it.
+_DEFECTS = ("wrong number of arg", "compiling script")
+# Answers that a caller of ours expects.
+_ANSWERS = ("NOGROUP", "BUSYGROUP")
+_NO_RIGHTS = ("NOPERM", "ACL failure", "no permissions to")
+_NO_COMMAND = ("unknown command", "unknown subcommand", "unknown redis command")
+_NO_DATABASE = ("DB index is out of range", "invalid DB index", "Invalid Database")
+_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
+_SHOWN = 200
+WRONG_TYPE = "WRONGTYPE"
+"""What an error begins with if a key holds something else than the command expects."""
 
 
 def outage(error: Exception) -> RegistryUnavailable | None:
-    """What an error of redis-py says of the server; ``None`` if the command itself was wrong."""
+    """What an error of redis-py says of the server; ``None`` if our own command is wrong.
+
+    Whatever is not known to be a defect of ours is an outage: a worker that waits can go on by
+    itself, and one that exits cannot.
+    """
+    # in a pipeline redis-py puts the command before it, arguments of strangers included
+    said = one_line(str(error).rpartition(" caused error: ")[2].lstrip("('\""), _SHOWN)
+    if any(text in said for text in _NO_DATABASE):
+        return RegistryUnfit(
+            f"Redis has no such database ({said}): correct the number in REDIS_URL"
+        )
+    if isinstance(error, redis_errors.NoPermissionError) or any(t in said for t in _NO_RIGHTS):
+        return RegistryUnfit(f"Redis refuses: {said} (docs/security.md has the access list)")
+    if any(text in said.lower() for text in _NO_COMMAND):
+        return RegistryUnfit(f"Redis lacks a command that the fleet needs: {said}")
+    if isinstance(error, redis_errors.AuthenticationError):
+        return RegistryUnfit(
+            "Redis refuses the credentials: correct user and password in REDIS_URL"
+        )
     match error:
         case redis_errors.ConnectionError() | redis_errors.TimeoutError() | OSError():
             return RegistryUnavailable(f"Redis is out of reach: {type(error).__name__}")
-        case redis_errors.NoPermissionError():
-            return RegistryUnavailable(f"Redis refuses: {str(error)[:200]}")
-        case redis_errors.ReadOnlyError() | redis_errors.OutOfMemoryError():
-            return RegistryUnavailable(f"Redis takes no writes: {str(error)[:200]}")
-        case redis_errors.ResponseError() if type(error) is redis_errors.ResponseError:
-            if any(state in str(error) for state in _SERVER_STATES):
-                return RegistryUnavailable(f"Redis takes no writes: {str(error)[:200]}")
+        case redis_errors.DataError():  # an argument that no command takes
             return None
+        case redis_errors.ReadOnlyError() | redis_errors.OutOfMemoryError():
+            return RegistryUnavailable(f"Redis takes no writes: {said}")
+        case redis_errors.ResponseError() if type(error) is redis_errors.ResponseError:
+            if said.startswith(_ANSWERS) or any(text in said.lower() for text in _DEFECTS):
+                return None
+            what = "takes no writes" if any(text in said for text in _NO_WRITES) else "answers"
+            return RegistryUnavailable(f"Redis {what}: {said}")
         case redis_errors.RedisError():
             return RegistryUnavailable(f"no Redis answers: {type(error).__name__}")
     return None

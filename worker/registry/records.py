@@ -94,13 +94,15 @@ class Batch:
     """The answer to a claim: jobs, and when it is worth asking again.
 
     ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand. ``newer``
-    counts the tasks handed back because only a newer version can read their records.
+    counts the tasks handed back because only a newer version can read their records. ``aside`` are
+    tasks whose keys something else has overwritten: they hold up no other any more.
     """
 
     jobs: tuple[Job, ...]
     wait: float
     held: int
     newer: int = 0
+    aside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

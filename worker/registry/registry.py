@@ -14,18 +14,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
+from redis.exceptions import ResponseError
 
 from worker.core.durations import from_fields
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
-from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable
+from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable, RegistryUnfit
+from worker.registry.client import WRONG_TYPE, outage
 from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from redis.asyncio.client import Pipeline
 
     from worker.core.durations import Durations, Lesson
     from worker.registry.client import Client
@@ -49,6 +53,23 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [part for pair in fields.items() for part in pair]
+
+
+async def _each(pipe: Pipeline) -> list[Any]:
+    """Answers about one task each: ``None`` where something else has overwritten its key."""
+    answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception) and WRONG_TYPE not in str(answer):
+            raise answer
+    return [None if isinstance(answer, Exception) else answer for answer in answers]
+
+
+def _whole(text: str | int) -> int:
+    """A number as Redis keeps it; 0 if something else has written what is there."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -258,19 +279,26 @@ class Registry:
                 task_id=task_id,
                 token=token,
                 claimed_at=int(now),
-                due_at=int(float(due_at)),
+                due_at=_whole(due_at),
                 record=_pairs(record),
                 work=_pairs(work),
                 probe=bool(probe),
                 behind=int(behind) / 1000,
             )
             for task_id, record, work, due_at in rows
+            if record
         )
-        newer = [job for job in jobs if int(job.record.get("schema") or SCHEMA) > SCHEMA]
+        newer = [job for job in jobs if _whole(job.record.get("schema") or SCHEMA) > SCHEMA]
         if newer:
             await self.release(newer, delay=_NEWER_DELAY)
             jobs = tuple(job for job in jobs if job not in newer)
-        return Batch(jobs=jobs, wait=int(wait) / 1000, held=int(held), newer=len(newer))
+        return Batch(
+            jobs=jobs,
+            wait=int(wait) / 1000,
+            held=int(held),
+            newer=len(newer),
+            aside=tuple(row[0] for row in rows if not row[1]),
+        )
 
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
@@ -565,7 +593,7 @@ class Registry:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + _CHUNK]:
                     pipe.hgetall(self.key("task", task_id))
-                found += [fields or None for fields in await pipe.execute()]
+                found += [fields or None for fields in await _each(pipe)]
         return found
 
     async def fields(
@@ -580,9 +608,9 @@ class Registry:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + _CHUNK]:
                     pipe.hmget(self.key("task", task_id), names)
-                rows = await pipe.execute()
+                rows = await _each(pipe)
             found += [
-                {n: value for n, value in zip(names, row, strict=True) if value is not None} or None
+                {n: v for n, v in zip(names, row or (), strict=bool(row)) if v is not None} or None
                 for row in rows
             ]
         return found
@@ -595,7 +623,7 @@ class Registry:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in chunk:
                     pipe.hget(self.key("task", task_id), "state")
-                states = await pipe.execute()
+                states = await _each(pipe)
             found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
         return found
 
@@ -745,6 +773,25 @@ class Registry:
             return self.poll_rate
         # as the scripts do: it comes back by a sixtieth a second
         return self.poll_rate * min(1.0, float(factor) + max(0, now - int(at)) / 60_000)
+
+    async def check(self) -> dict[str, str]:
+        """The keys that hold something else (empty text), or what Redis says if it refuses them.
+
+        Raises ``RegistryUnavailable`` if Redis takes no writes now.
+        """
+        found = _pairs(await self._scripts.call("check"))
+        for key, said in found.items():
+            known = outage(ResponseError(said))
+            if WRONG_TYPE not in said and not isinstance(known, RegistryUnfit):
+                raise known or RegistryUnavailable(f"Redis answers: {said}")
+            found[key] = "" if WRONG_TYPE in said else said
+        return found
+
+    async def set_aside(self, *, seconds: float) -> list[str]:
+        """The tasks that were set aside lately, since something else has overwritten their keys."""
+        since = await self.now() - round(seconds * 1000)
+        found: Any = await self.redis.zrangebyscore(self.key("aside"), since, "+inf")
+        return list(found)
 
     async def info(self) -> dict[str, Any]:
         """The server's ``INFO``."""

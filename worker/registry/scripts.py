@@ -21,6 +21,7 @@ _MOST = 100
 NAMES = (
     "add_callbacks",
     "cancel",
+    "check",
     "claim",
     "close",
     "finish",

@@ -76,6 +76,10 @@ def install(app: FastAPI) -> None:
     async def away(_: Request, error: RegistryUnavailable) -> Response:
         return problem(503, f"Redis: {error}", {"Retry-After": "5"})
 
+    @app.exception_handler(Exception)  # the server logs it with its traceback
+    async def broken(_: Request, error: Exception) -> Response:
+        return problem(500, f"a defect of harvester web: {type(error).__name__}")
+
     @app.exception_handler(StoreError)
     async def no_store(_: Request, error: StoreError) -> Response:
         return problem(503, f"store: {error}", {"Retry-After": "5"})

@@ -11,6 +11,7 @@
 -- Returns {now, wait (ms until it is worth looking again), probe, held cap,
 --          behind (ms that what is overdue takes at the rate there is; 0 without a rate),
 --          {id, {record...}, {work...}, due time before the claim}...}
+-- A task whose keys are of a wrong type is set aside, and stands in the answer without a record.
 local kind, token = ARGV[2], ARGV[3]
 local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, circuit = tonumber(ARGV[7]), ns .. ':circuit:' .. ARGV[8]
@@ -18,7 +19,7 @@ local rate, burst = tonumber(ARGV[10]), tonumber(ARGV[11])
 local due, claim = due_key(kind), ns .. ':claim:' .. token
 local now = now_ms()
 
-local was = {}
+local was, aside = {}, {}
 local tokens, factor
 if rate then tokens, factor = rate_tokens(now, rate, burst) end
 
@@ -29,6 +30,7 @@ local function answer(ids, wait, probe, held)
     local work = redis.call('HGETALL', work_key(id))
     out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work, was[id]}
   end
+  for _, id in ipairs(aside) do out[#out + 1] = {id, {}, {}, ms(now)} end
   return out
 end
 
@@ -43,7 +45,7 @@ local before = redis.call('LRANGE', claim, 0, -1)
 if #before > 0 then
   local ids = {}
   for i = 2, #before, 2 do
-    if redis.call('HGET', work_key(before[i]), 'token') == token then
+    if ownership(before[i], token) == 'ok' then
       ids[#ids + 1] = before[i]
       was[before[i]] = before[i + 1]
     end
@@ -74,7 +76,7 @@ if probe == 1 then
   local clean, doubtful = {}, {}
   for _, id in ipairs(candidates) do
     local to = (redis.call('ZSCORE', ns .. ':suspects', id)
-      or redis.call('HEXISTS', work_key(id), 'doubts') == 1) and doubtful or clean
+      or read('HEXISTS', work_key(id), 'doubts') == 1) and doubtful or clean
     to[#to + 1] = id
   end
   for _, id in ipairs(doubtful) do clean[#clean + 1] = id end
@@ -83,10 +85,13 @@ end
 local caps = {}
 for _, id in ipairs(candidates) do
   if #ids >= limit then break end
-  if redis.call('EXISTS', task_key(id)) == 0 then
+  local record = read('HEXISTS', task_key(id), 'task_id')
+  local work = read('HMGET', work_key(id), 'token', 'cap', 'lapses')
+  if record == 0 and redis.call('EXISTS', task_key(id)) == 0 then
     gone[#gone + 1] = id
+  elseif not record or not work then
+    aside[#aside + 1] = id
   else
-    local work = redis.call('HMGET', work_key(id), 'token', 'cap', 'lapses')
     local cap, lapses = tonumber(work[2]) or slots, tonumber(work[3]) or 0
     if work[1] then
       if cap <= 1 then lapses = lapses + 1 end
@@ -104,6 +109,7 @@ for _, id in ipairs(candidates) do
 end
 
 for _, id in ipairs(gone) do forget(id) end
+for _, id in ipairs(aside) do set_aside(kind, id, now) end
 for _, id in ipairs(ids) do
   local cap = caps[id]
   if cap[3] then redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1) end

@@ -20,10 +20,22 @@ local function work_key(id) return ns .. ':work:' .. id end
 local function due_key(kind) return ns .. ':due:' .. kind end
 local function index_key(state) return ns .. ':index:' .. state end
 
+-- Calls a command about one task. False if its key holds something else than the fleet has written:
+-- that is one task's trouble and not its batch's. Any other error is raised.
+local function read(...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err then
+    if string.find(answer.err, 'WRONGTYPE', 1, true) then return false end
+    error(answer.err, 0)
+  end
+  return answer
+end
+
 -- Whether `token` owns the task: 'ok'; 'done' if this token has already made its last move;
 -- 'lost' if another claim or nothing owns it.
 local function ownership(id, token)
-  local work = redis.call('HMGET', work_key(id), 'token', 'settled')
+  local work = read('HMGET', work_key(id), 'token', 'settled')
+  if not work then return 'lost' end
   if work[1] == token then return 'ok' end
   if work[2] == token then return 'done' end
   return 'lost'
@@ -81,6 +93,15 @@ local function to_state(id, from, to, score)
   redis.call('ZREM', index_key(from), id)
   redis.call('ZADD', index_key(to), score, id)
   redis.call('HSET', task_key(id), 'state', to)
+end
+
+-- Takes a task whose keys something else has overwritten out of a due set, so that it holds up no
+-- other. The search for lost tasks puts it back once a minute, in case somebody has set it right.
+local function set_aside(kind, id, now)
+  redis.call('ZREM', due_key(kind), id)
+  redis.call('ZADD', ns .. ':aside', ms(now), id)
+  redis.call('ZREMRANGEBYSCORE', ns .. ':aside', '-inf', ms(now - 86400000))
+  redis.call('HINCRBY', ns .. ':counters', 'set_aside', 1)
 end
 
 -- Removes all that a record which is gone (expired, or deleted from outside) has left behind.

@@ -4,8 +4,8 @@
 -- Returns for each id 'ok', 'cancel' (still ours; somebody asked to end it) or 'lost'.
 local now, out = now_ms(), {}
 for i = 5, #ARGV do
-  local work = redis.call('HMGET', work_key(ARGV[i]), 'token', 'cancel')
-  if work[1] ~= ARGV[3] then
+  local work = read('HMGET', work_key(ARGV[i]), 'token', 'cancel')
+  if not work or work[1] ~= ARGV[3] then
     out[#out + 1] = 'lost'
   else
     stand_in(ARGV[2], ARGV[i], now + tonumber(ARGV[4]))

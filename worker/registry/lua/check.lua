@@ -1,0 +1,36 @@
+-- Touches one key of every kind that the fleet uses, and names those it may not use or that hold
+-- something else. Invariant: nothing of any task changes; what is written is removed in this step.
+-- No id begins with '-'.
+-- ARGV: ns
+-- Returns {key, what Redis says...}, in turns.
+local wrong = {}
+local function try(key, ...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err then
+    wrong[#wrong + 1], wrong[#wrong + 2] = key, answer.err
+  end
+end
+local function hold(kind, ...)
+  local key = ns .. ':' .. kind .. ':-check'
+  local before = #wrong
+  local words = {...}
+  table.insert(words, 2, key)
+  try(key, unpack(words))
+  if #wrong == before then try(key, 'DEL', key) end
+end
+
+for _, name in ipairs({'rate', 'counters', 'services', 'circuit:upstream', 'circuit:store'}) do
+  try(ns .. ':' .. name, 'HEXISTS', ns .. ':' .. name, '')
+end
+for _, name in ipairs({'due:poll', 'due:copy', 'due:tell', 'index:waiting', 'index:copying',
+  'index:stored', 'index:partial', 'index:failed', 'expiring', 'workers', 'suspects', 'aside'}) do
+  try(ns .. ':' .. name, 'ZCARD', ns .. ':' .. name)
+end
+try(ns .. ':refused', 'LLEN', ns .. ':refused')
+for _, name in ipairs({'events', 'intake'}) do
+  try(ns .. ':' .. name, 'XRANGE', ns .. ':' .. name, '-', '+', 'COUNT', '1')
+end
+for _, kind in ipairs({'task', 'work', 'durations'}) do hold(kind, 'HSET', 'a', 'b') end
+for _, kind in ipairs({'said', 'reconciled'}) do hold(kind, 'SET', '1', 'PX', '1000') end
+hold('claim', 'RPUSH', '1')
+return wrong
