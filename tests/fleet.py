@@ -92,6 +92,15 @@ class Fleet:
         """All that the workers have written."""
         return "".join(p.read_text(errors="replace") for p in self._logs.glob("worker-*.log"))
 
+    async def ready(self) -> None:
+        """Wait until every worker runs: before, SIGTERM ends it as it ends any program."""
+
+        def all_run() -> bool:
+            events = [line.get("event") for line in self.log_lines()]
+            return events.count("engine.started") >= self._started
+
+        await eventually(all_run, what="the workers")
+
     async def stop(self) -> list[int]:
         """SIGTERM all; returns their exit codes."""
         try:

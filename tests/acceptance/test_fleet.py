@@ -114,6 +114,7 @@ async def test_doubled_and_lost_messages_change_nothing(
             for kind in ("poll", "copy", "tell") * 5:
                 app.send_task(f"harvester.{kind}", queue=namespace)
         await all_final(redis, namespace, ids)
+        await fleet.ready()
         assert await fleet.stop() == [0, 0]
     await verify(simulator, redis, bucket, namespace, ids)
 
