@@ -414,6 +414,15 @@ class Settings(BaseSettings):
         description="Seconds after submission, or after the task was last seen upstream, during "
         'which "cannot find task" is not believed.',
     )
+    clock_settled: float = Field(
+        60,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds for which the clock of Redis must agree with a worker's own before "
+        "the worker ends a task by its deadline, gives up a callback or removes index entries. "
+        "For as long after a step of that clock nothing else ends because of its age either.",
+    )
     lease: float = Field(
         60,
         ge=5,

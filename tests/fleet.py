@@ -354,6 +354,7 @@ def environ(
         "HARVESTER_LEASE": "5",
         "HARVESTER_POLL_RATE": "200",
         "HARVESTER_UNKNOWN_TASK_GRACE": "10",
+        "HARVESTER_CLOCK_SETTLED": "0",
         **changes,
     }
 

@@ -135,6 +135,8 @@ class Drain:
             return self._pace.tick + self._pace.next_tick()
         if batch.newer:
             log.warning("record.newer", kind=kind, count=batch.newer)
+        if batch.stepped:
+            log.warning("clock.stepped", seconds=round(batch.stepped, 1))
         for task_id in batch.aside:
             log.warning("task.set_aside", kind=kind, task_id=task_id)
         claims = [Claim(self._registry, job) for job in batch.jobs]

@@ -15,6 +15,7 @@ from worker.engine import Parts, worker_name
 from worker.errors import RegistryUnavailable, RegistryUnfit, SettingsError
 from worker.http import make_session
 from worker.registry.client import connect
+from worker.registry.clock import Clock
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
@@ -135,6 +136,7 @@ def make_registry(settings: Settings, *, owner: str = "") -> Registry:
         record_ttl=settings.record_ttl,
         events_maxlen=settings.events_maxlen,
         owner=owner,
+        clock=Clock(settled=settings.clock_settled),
     )
 
 

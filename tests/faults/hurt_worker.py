@@ -3,6 +3,7 @@
 ``HURT_POISON``: it dies at once of a file whose name contains this. ``HURT_CLOCK``: its clock is
 off by so many seconds. ``HURT_KILL``: it is killed ``before`` or ``after`` a step of the registry
 (``after finish``), for as long as there are files in the folder ``HURT_LIVES``, one for each death.
+``HURT_REDIS_CLOCK``: the time of Redis is off by the milliseconds in this key of it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,33 @@ def mortal(point: str, lives: Path) -> None:
     setattr(Registry, name, deadly)
 
 
+def turn(key: str) -> None:
+    """Have the time of Redis be off, for every script and whoever asks for it."""
+    from worker.registry import scripts
+    from worker.registry.registry import Registry
+
+    source = scripts.source
+    told = "return t[1] * 1000 + math.floor(t[2] / 1000)"
+
+    def turned(name: str) -> str:
+        text = source(name)
+        assert told in text
+        return text.replace(told, f"{told} + tonumber(redis.call('GET', '{key}') or 0)")
+
+    async def now(self: Registry) -> int:
+        begun = self.clock.begin()
+        seconds, micros = await self.redis.time()
+        off = int(await self.redis.get(key) or 0)
+        said = int(seconds) * 1000 + int(micros) // 1000 + off
+        self.clock.heard(said, begun)
+        return said
+
+    scripts.source, Registry.now = turned, now
+
+
 if __name__ == "__main__":
+    if key := os.environ.get("HURT_REDIS_CLOCK"):
+        turn(key)
     if clock := os.environ.get("HURT_CLOCK"):
         shift(float(clock))
     if mark := os.environ.get("HURT_POISON"):

@@ -19,6 +19,7 @@ from worker.core.models import State
 from worker.core.submission import Refusal, Submission
 from worker.errors import LeaseLost, RegistryUnavailable
 from worker.registry.client import Client
+from worker.registry.clock import Clock
 from worker.registry.records import Job, Kind, Unsaved
 from worker.registry.registry import Registry
 from worker.registry.scripts import NAMES, source
@@ -37,6 +38,7 @@ def make(redis: Redis, namespace: str, **changes: Any) -> Registry:
         "deadline": 3600,
         "record_ttl": 3600,
         "events_maxlen": 1000,
+        "clock": Clock(settled=0),
     }
     return Registry(redis, namespace=namespace, **(settings | changes))
 
@@ -452,7 +454,7 @@ async def test_expired_records_leave_their_indexes(redis: Redis, namespace: str)
     await eventually(swept)
     assert await registry.record("t1") is None
     left = {key.partition(":")[2] for key in await redis.keys(f"{namespace}:*")}
-    assert left <= {"events", "counters", "workers", "rate", "services"} | {
+    assert left <= {"events", "counters", "workers", "rate", "services", "clock"} | {
         key for key in left if key.startswith("claim:")
     }
 

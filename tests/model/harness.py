@@ -41,16 +41,16 @@ for _, space in ipairs({ARGV[1], 'replica.' .. ARGV[1]}) do
     end
   end
 end
-return redis.call('INCRBY', ARGV[1] .. ':clock', by)
+return redis.call('INCRBY', ARGV[1] .. ':test_clock', by)
 """
 
 # Everything but the clock becomes a copy of the other side.
 _COPY = """
 for _, key in ipairs(redis.call('KEYS', ARGV[2] .. ':*')) do
-  if key ~= ARGV[2] .. ':clock' then redis.call('DEL', key) end
+  if key ~= ARGV[2] .. ':test_clock' then redis.call('DEL', key) end
 end
 for _, key in ipairs(redis.call('KEYS', ARGV[1] .. ':*')) do
-  if key ~= ARGV[1] .. ':clock' then
+  if key ~= ARGV[1] .. ':test_clock' then
     redis.call('COPY', key, ARGV[2] .. string.sub(key, #ARGV[1] + 1))
   end
 end
@@ -60,7 +60,7 @@ end
 def on_test_clock(script: str) -> str:
     """The script with the time taken from a key instead of ``TIME``."""
     text, replaced = _CLOCK.subn(
-        r"\1  return tonumber(redis.call('GET', ns .. ':clock'))\2", script, count=1
+        r"\1  return tonumber(redis.call('GET', ns .. ':test_clock'))\2", script, count=1
     )
     assert replaced == 1
     assert "'TIME'" not in text
@@ -113,7 +113,7 @@ class Server:
         self._client = client
         self._scripts = {n: client.register_script(on_test_clock(source(n))) for n in NAMES}
         self._look, self._age, self._copy = map(client.register_script, (_LOOK, _AGE, _COPY))
-        client.set(f"{namespace}:clock", self.now)
+        client.set(f"{namespace}:test_clock", self.now)
 
     def call(self, name: str, *args: str | float) -> Any:
         """The answer of a script."""
@@ -125,10 +125,10 @@ class Server:
         self.now = int(self._run(self._age, self.namespace, seconds * 1000, _GRAIN))
 
     def look(self) -> Sight:
-        """What there is now; counters left out, since a refused write is counted."""
+        """What there is now; what any call notes is left out."""
         hashes, sets, lists, events, expiring = {}, {}, {}, [], set()
         for key, kind, ttl, value in self._run(self._look, self.namespace):
-            if key == "counters":
+            if key in ("counters", "clock"):
                 continue
             if ttl >= 0:
                 expiring.add(key)

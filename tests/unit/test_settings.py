@@ -60,6 +60,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.copy_deadline == 21600
     assert settings.fresh_address_gaps == (0, 15, 30)
     assert settings.unknown_task_grace == 120
+    assert settings.clock_settled == 60
     assert settings.lease == 60
     assert settings.max_file_bytes == 5368709120
     assert settings.memory_budget == 100663296

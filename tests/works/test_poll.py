@@ -12,6 +12,7 @@ from tests.doubles import done, not_found, pending
 from tests.works.house import GONE, House, T
 from worker.core import schedule
 from worker.errors import StoreBlocked, StoreUnavailable
+from worker.registry.clock import Clock
 from worker.registry.records import Kind
 
 OUTAGES = {
@@ -41,6 +42,19 @@ async def test_a_deadline_ends_a_task_only_after_an_answer(house: House) -> None
     record = await house.to_the_end()
     assert (record["state"], record["reason"]) == ("failed", "deadline_exceeded")
     assert "running" in record["upstream"]
+
+
+@pytest.mark.parametrize("answer", [pending(), not_found()], ids=["pending", "not found"])
+async def test_a_clock_that_has_just_stepped_ends_nothing(house: House, answer: Any) -> None:
+    await house.waiting(deadline=0.001)
+    house.gateway.script(T, answer, answer, answer)
+    house.registry.clock = stepped = Clock()
+    for at in (0, 90_000_000):
+        stepped.heard(at, stepped.begin())
+    assert await house.step(Kind.POLL) in ("pending", "unsure")
+    house.registry.clock = Clock(settled=0)
+    await house.registry.now()
+    assert await house.step(Kind.POLL) == "ended"
 
 
 async def test_an_unknown_task_is_believed_after_its_grace(house: House) -> None:

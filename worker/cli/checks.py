@@ -552,6 +552,9 @@ async def _workers(registry: Registry) -> Findings:
         detail = "not known without Redis"
         return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
     found = [_ticking(fleet), _rate(stats)]
+    if fleet.clock_step:
+        remedy = "Have NTP slew the clock of its machine instead of stepping it."
+        found.append(_bad("Redis clock", Level.WARNING, fleet.clock_step, remedy))
     for name, circuit in fleet.circuits.items():
         detail = f"waiting for the {name}: {circuit.get('message', '')}"
         remedy = _CIRCUIT_REMEDIES.get(circuit.get("kind", ""), "")

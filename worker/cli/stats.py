@@ -98,6 +98,8 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     facts.add_row("leases", f"{found.leases_expired:,} expired · {found.stale_writes:,} refused")
     for name, circuit in found.circuits.items():
         facts.add_row("circuit", plain(f"{name} is open: {circuit.get('message', '')}", "red"))
+    if found.clock_step:
+        facts.add_row("clock", plain(found.clock_step, "red"))
     if not found.labels:
         return facts
     table = plain_table()

@@ -129,6 +129,11 @@ class Files:
         """The store refused the object."""
         return machine.on_refused(self._trial(number), error, gaps, chance=chance)
 
+    def unsettled(self, number: int, error: str, gaps: Gaps) -> Verdict:
+        """It would be lost for its age, by a clock that may have stepped."""
+        trial = replace(self._trial(number), error=error)
+        return machine.TryAgain(trial=trial, delay=gaps.unsettled)
+
     def _trial(self, number: int) -> machine.Trial:
         return self.trials[number][0] if number in self.trials else machine.Trial()
 

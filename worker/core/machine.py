@@ -39,7 +39,8 @@ class Waiting:
     never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``.
     ``expected`` is the caller's hint in seconds, ``known`` what its label has taught, ``running``
     for how many seconds the task has been running upstream, if it told, ``price`` what a call may
-    cost (see :func:`worker.core.schedule.price`).
+    cost (see :func:`worker.core.schedule.price`). Nothing ends because of its age unless the
+    clock is ``steady``, and nothing by its deadline unless it is ``settled``.
     """
 
     now: int
@@ -53,6 +54,8 @@ class Waiting:
     running: float | None = None
     price: float = schedule.PRICE
     grace: float
+    steady: bool = True
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +93,18 @@ def on_answer(
             return End(reason=said.reason, error=said.error)
         case NotFound():
             believed_from = max(task.asked_from, task.seen_at) + task.grace * 1000
-            if task.now >= believed_from:
+            if task.steady and task.now >= believed_from:
                 return End(reason=Reason.UNKNOWN_TASK, error=said.error)
             gap = schedule.poll_gap(age=_age(task), expected=None, left=_left(task), chance=chance)
             return Again(delay=min(gap, max(1.0, (believed_from - task.now) / 1000 + 0.1)))
         case Doubtful():
-            long_enough = task.now - task.doubted_at >= DOUBTS_SECONDS * 1000
+            long_enough = task.steady and task.now - task.doubted_at >= DOUBTS_SECONDS * 1000
             if task.doubts + 1 >= DOUBTS and task.doubted_at and long_enough:
                 return End(reason=Reason.UPSTREAM_ERROR, error=said.error)
             delay = gaps.doubt.after(task.doubts + 1, chance=chance)
             return Again(delay=delay, doubt=True)
         case Pending():
-            if task.now >= task.deadline_at:
+            if task.settled and task.now >= task.deadline_at:
                 waited = (task.deadline_at - task.asked_from) / 1000
                 return End(
                     reason=Reason.DEADLINE_EXCEEDED,

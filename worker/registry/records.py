@@ -95,7 +95,8 @@ class Batch:
 
     ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand. ``newer``
     counts the tasks handed back because only a newer version can read their records. ``aside`` are
-    tasks whose keys something else has overwritten: they hold up no other any more.
+    tasks whose keys something else has overwritten: they hold up no other any more. ``stepped`` is
+    by how many seconds Redis' clock had stepped, which was repaired instead of claiming.
     """
 
     jobs: tuple[Job, ...]
@@ -103,6 +104,7 @@ class Batch:
     held: int
     newer: int = 0
     aside: tuple[str, ...] = ()
+    stepped: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +113,8 @@ class Overview:
 
     ``now`` and the workers' last ticks are Unix milliseconds; ``due`` holds for each due set its
     size and by how many seconds its first task is late, ``overdue`` how many are; ``rate`` is calls
-    a second, of which throttling leaves ``rate_factor``; ``circuits`` are the open ones.
+    a second, of which throttling leaves ``rate_factor``; ``circuits`` are the open ones. ``clock``
+    is what is known of Redis' clock: its last step and when that was.
     """
 
     now: int
@@ -123,11 +126,23 @@ class Overview:
     rate: float
     rate_factor: float
     circuits: Mapping[str, Mapping[str, str]]
+    clock: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def behind(self) -> float:
         """Seconds that the overdue polls take at the rate there is."""
         return self.overdue[Kind.POLL] / (self.rate * self.rate_factor)
+
+    @property
+    def clock_step(self) -> str:
+        """That Redis' clock has stepped within the last hour, for a person; empty if not."""
+        if "stepped_at" not in self.clock:
+            return ""
+        ago = (self.now - int(self.clock["stepped_at"])) / 1000
+        if not 0 <= ago < 3600:
+            return ""
+        by = int(self.clock.get("by", "0")) / 1000
+        return f"the clock of Redis stepped by {by:+,.0f} s, {ago:,.0f} s ago"
 
     @property
     def alive(self) -> list[str]:

@@ -22,6 +22,7 @@ from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
 from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable, RegistryUnfit
 from worker.registry.client import WRONG_TYPE, outage
+from worker.registry.clock import Clock
 from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
@@ -98,8 +99,10 @@ class Registry:
         record_ttl: int,
         events_maxlen: int,
         owner: str = "",
+        clock: Clock | None = None,
     ) -> None:
         self.owner = owner
+        self.clock = clock or Clock()
         self.redis = redis
         self.namespace = namespace
         self.lease = lease
@@ -124,8 +127,11 @@ class Registry:
 
     async def now(self) -> int:
         """Redis time in Unix milliseconds."""
+        begun = self.clock.begin()
         seconds, micros = await self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        now = int(seconds) * 1000 + int(micros) // 1000
+        self.clock.heard(now, begun)
+        return now
 
     # -- intake -------------------------------------------------------------------------------
 
@@ -256,6 +262,8 @@ class Registry:
 
     async def claim(self, kind: Kind, *, limit: int, in_hand: int, slots: int) -> Batch:
         """Claim up to ``limit`` due tasks for one lease."""
+        if self.clock.stepped:
+            return await self._repaired()
         token = secrets.token_hex(16)
         polling = kind is Kind.POLL
         circuit = {Kind.POLL: "upstream", Kind.COPY: "store", Kind.TELL: "tell"}[kind]
@@ -271,8 +279,11 @@ class Registry:
             self.owner,
             self.poll_rate if polling else "",
             self._burst if polling else "",
+            "" if (expected := self.clock.expected()) is None else expected,
         )
         now, wait, probe, held, behind, *rows = answer
+        if int(wait) < 0:
+            return await self._repaired()
         jobs = tuple(
             Job(
                 kind=kind,
@@ -299,6 +310,13 @@ class Registry:
             newer=len(newer),
             aside=tuple(row[0] for row in rows if not row[1]),
         )
+
+    async def _repaired(self) -> Batch:
+        """Repair what a step of Redis' clock has put out of place, before anything is claimed."""
+        await self.now()
+        by = int(await self._scripts.call("clock", self._lease_ms, self.clock.stepped))
+        self.clock.stepped = 0
+        return Batch(jobs=(), wait=0, held=0, stepped=by / 1000)
 
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
@@ -551,7 +569,8 @@ class Registry:
         except RegistryUnavailable:
             self.tally.put_back(counts)
             raise
-        await self._scripts.call("sweep", 500)
+        if self.clock.settled:
+            await self._scripts.call("sweep", 500)
 
     async def reconcile(self) -> int:
         """Put tasks that stand in no due set back to work; returns how many there were.
@@ -725,6 +744,7 @@ class Registry:
             pipe.hgetall(self.key("counters"))
             for name in ("upstream", "store"):
                 pipe.hgetall(self.key("circuit", name))
+            pipe.hgetall(self.key("clock"))
             answers = iter(await pipe.execute())
         counts = {state: int(next(answers)) for state in State}
         due: dict[Kind, tuple[int, float]] = {}
@@ -746,6 +766,7 @@ class Registry:
             rate=self.poll_rate,
             rate_factor=await self.rate(now) / self.poll_rate,
             circuits={name: fields for name, fields in circuits.items() if fields},
+            clock=next(answers),
         )
 
     async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:

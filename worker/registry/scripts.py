@@ -23,6 +23,7 @@ NAMES = (
     "cancel",
     "check",
     "claim",
+    "clock",
     "close",
     "finish",
     "notify",

@@ -30,6 +30,7 @@ class Stats:
     of lag. ``calls`` counts all calls since the counters began; ``calls_a_task`` and
     ``detection_lag`` are means over the tasks that succeeded, ``None`` without any. One in twenty
     files was copied when its address would have worked no longer than ``url_life_left``.
+    ``clock_step`` tells of a step of Redis' clock within the last hour; empty if there was none.
     """
 
     at: int
@@ -49,6 +50,7 @@ class Stats:
     circuits: dict[str, dict[str, str]]
     workers: int
     durations: dict[str, Durations]
+    clock_step: str = ""
 
     @property
     def once_round(self) -> float:
@@ -58,7 +60,9 @@ class Stats:
     @property
     def too_slow(self) -> list[str]:
         """Why :attr:`once_round` is too long, a line for each reason; empty if it is not."""
-        once, found = self.once_round, []
+        once, found = self.once_round, list[str]()
+        if self.clock_step:  # by such a clock everything is late
+            return found
         if once > schedule.LONGEST:
             found.append(f"that is longer than {schedule.LONGEST:.0f} s, the longest gap planned")
         if self.url_life_left is not None and once > self.url_life_left:
@@ -127,4 +131,5 @@ async def read_stats(registry: Registry) -> Stats:
         circuits={name: dict(fields) for name, fields in fleet.circuits.items()},
         workers=len(fleet.alive),
         durations={label: await registry.durations(label) for label in most},
+        clock_step=fleet.clock_step,
     )

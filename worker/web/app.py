@@ -382,6 +382,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
             name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
             for name, fields in fleet.circuits.items()
         },
+        "clock_step": fleet.clock_step,
         "counters": dict(sorted(fleet.counters.items())),
     }
 

@@ -159,6 +159,9 @@ class Fleet(BaseModel):
     workers: list[Process]
     rate: Rate
     circuits: dict[str, Circuit]
+    clock_step: str = Field(
+        description="A step of Redis' clock within the last hour, in words; empty without one."
+    )
     counters: dict[str, int]
 
 

@@ -46,13 +46,15 @@ class Claim:
     takes them (``RegistryUnavailable`` after two minutes) and raise ``LeaseLost`` once another
     worker owns the task.
 
-    ``now`` is Redis time in Unix milliseconds, as last heard. ``cancel`` is set when somebody asked
+    ``now`` is Redis time in Unix milliseconds, as last heard; ``clock`` says how far it may be
+    believed. ``cancel`` is set when somebody asked
     for the task's end.
     """
 
     def __init__(self, registry: Registry, job: Job) -> None:
         self.job = job
         self.now = job.claimed_at
+        self.clock = registry.clock
         self.cancel = asyncio.Event()
         self.unsaved = Unsaved()
         self._registry = registry

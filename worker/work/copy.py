@@ -372,6 +372,12 @@ class CopyWork:
     def _follow(self, task: _Task, number: int, verdict: Verdict) -> None:
         """Keep what is to become of a file that was not stored."""
         claim, files = task.claim, task.files
+        if (
+            isinstance(verdict, machine.GiveUp)
+            and verdict.reason is not Reason.FILES_REJECTED
+            and not claim.clock.steady
+        ):
+            verdict = files.unsettled(number, verdict.error, self._gaps)
         claim.unsaved.notes |= files.follow(number, verdict, claim.now)
         name = files.plan[number].name
         if isinstance(verdict, machine.GiveUp):

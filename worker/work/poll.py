@@ -136,6 +136,8 @@ class PollWork:
             running=None if began is None else max(0.0, job.claimed_at / 1000 - began),
             price=schedule.price(job.behind),
             grace=self._grace,
+            steady=claim.clock.steady,
+            settled=claim.clock.settled,
         )
         step = polling.answered(
             task,

@@ -75,7 +75,7 @@ class TellWork:
             )
             if entry["done_at"] is None and entry["next_at"] <= job.claimed_at:
                 claim.alive(_BOUND)
-                await self._tell(callback, record, entry, job.claimed_at)
+                await self._tell(callback, record, entry, claim)
                 attempt = {"at": job.claimed_at, "error": entry["last_error"]}
                 # an entry written by an older version has no log
                 entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
@@ -94,8 +94,9 @@ class TellWork:
         callback: Mapping[str, str],
         record: Mapping[str, Any],
         entry: dict[str, Any],
-        now: int,
+        claim: Claim,
     ) -> None:
+        now = claim.job.claimed_at
         entry["attempts"] += 1
         try:
             await self._channels[callback["channel"]].tell(callback, record)
@@ -105,6 +106,8 @@ class TellWork:
         except Exception as error:
             entry["last_error"] = one_line(f"{type(error).__name__}: {error}")
             gap = schedule.webhook_gap(entry["attempts"], self._gaps, chance=self._chance())
+            if gap is None and not claim.clock.settled:
+                gap = self._gaps.unsettled
             log.warning(
                 "tell.failed",
                 channel=entry["channel"],

@@ -6,9 +6,11 @@
 -- An open circuit lets one claim through when its probe is due. A task that may be the cause itself
 -- (the upstream refused it, or answered oddly about it) proves nothing: it is passed over as long as
 -- another one is due, and these take turns, since each try puts them later.
+-- Nothing is claimed by a clock that has stepped: clock.lua comes first. For two leases after a step
+-- no lapse is held against a task.
 -- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, owner,
---       rate ('' = none), burst
--- Returns {now, wait (ms until it is worth looking again), probe, held cap,
+--       rate ('' = none), burst, now as the worker expects it (ms; '' = it does not know)
+-- Returns {now, wait (ms until it is worth looking again; -1: the clock has stepped), probe, held cap,
 --          behind (ms that what is overdue takes at the rate there is; 0 without a rate),
 --          {id, {record...}, {work...}, due time before the claim}...}
 -- A task whose keys are of a wrong type is set aside, and stands in the answer without a record.
@@ -53,6 +55,15 @@ if #before > 0 then
   return answer(ids, 0, tonumber(before[1]), 0)
 end
 
+local clock = redis.call('HMGET', ns .. ':clock', 'at', 'stepped_at')
+local latest, expected = tonumber(clock[1]), tonumber(ARGV[12])
+if (latest and now < latest - clock_step)
+  or (expected and math.abs(now - expected) > clock_step) then
+  return {ms(now), '-1', 0, 0, '0'}
+end
+redis.call('HSET', ns .. ':clock', 'at', ms(now))
+local unsettled = clock[2] and now - tonumber(clock[2]) < 2 * lease
+
 local probe = 0
 local probe_at = tonumber(redis.call('HGET', circuit, 'probe_at'))
 if probe_at then
@@ -93,7 +104,7 @@ for _, id in ipairs(candidates) do
     aside[#aside + 1] = id
   else
     local cap, lapses = tonumber(work[2]) or slots, tonumber(work[3]) or 0
-    if work[1] then
+    if work[1] and not unsettled then
       if cap <= 1 then lapses = lapses + 1 end
       cap = math.max(1, math.floor(math.min(cap, slots) / 2))
     end
@@ -112,7 +123,9 @@ for _, id in ipairs(gone) do forget(id) end
 for _, id in ipairs(aside) do set_aside(kind, id, now) end
 for _, id in ipairs(ids) do
   local cap = caps[id]
-  if cap[3] then redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1) end
+  if cap[3] and not unsettled then
+    redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1)
+  end
   was[id] = redis.call('ZSCORE', due, id)
   redis.call('ZADD', due, ms(now + lease), id)
   redis.call('HSET', work_key(id), 'token', token, 'owner', ARGV[9],

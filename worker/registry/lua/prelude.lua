@@ -11,6 +11,9 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- By how much (ms) Redis' clock may be off from what was expected before it counts as stepped.
+local clock_step = 2000
+
 local function ms(value)
   return string.format('%.0f', value)
 end

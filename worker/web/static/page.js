@@ -61,6 +61,7 @@ function stats(fleet) {
     + (throttled ? `, throttled to ${Math.round(fleet.rate.factor * 100)} %` : "");
   const alerts = Object.entries(fleet.circuits).map(([name, circuit]) =>
     alertOf(`Circuit ${name} is open (${circuit.kind}): ${circuit.message}`));
+  if (fleet.clock_step) alerts.push(alertOf(`Set its machine's clock right: ${fleet.clock_step}.`));
   if (!fleet.workers.some((worker) => worker.alive)) alerts.push(alertOf("No worker is alive."));
   $("alerts").replaceChildren(...alerts);
   draw();
