@@ -27,7 +27,7 @@ class Fleet(Server):
 
     def sleep(self, seconds: float) -> None:
         """Let time pass for the scripts; keys do not age."""
-        self.now = int(self._redis.incrby(f"{self.namespace}:clock", round(seconds * 1000)))
+        self.now = int(self._redis.incrby(f"{self.namespace}:test_clock", round(seconds * 1000)))
 
     def submit(self, priority: str | None, *ids: str) -> None:
         options = {"callbacks": []} | ({"priority": priority} if priority else {})
