@@ -19,6 +19,8 @@ from urllib.parse import quote
 import structlog
 from structlog.typing import EventDict, Processor
 
+from config import log_writer
+from config.log_writer import LogWriter
 from config.settings import Settings
 from worker.core.redact import redact
 
@@ -82,19 +84,23 @@ class Redactor:
         return self.text(repr(value))
 
 
-def configure(settings: Settings, *, level: int | str = logging.INFO) -> None:
+def configure(
+    settings: Settings, *, level: int | str = logging.INFO, background: bool = False
+) -> None:
     """Send every log record of this process to stderr in the chosen format.
 
     Also shows warnings and uncaught exceptions as records. Calling it again replaces what was
-    set before. Celery calls it through its ``setup_logging`` signal.
+    set before. Celery calls it through its ``setup_logging`` signal. In the ``background`` no line
+    makes its caller wait: a service goes on although nobody reads its log.
     """
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
     )
     aws = (os.environ.get(name, "") for name in _AWS_SECRETS)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _handler(background)
     handler.setFormatter(_formatter(Redactor([*settings.secrets, *aws]), console=console))
     root = logging.getLogger()
+    log_writer.flush()
     root.handlers[:] = [handler]
     root.setLevel(level)
     for name in _QUIET:
@@ -113,6 +119,15 @@ def configure(settings: Settings, *, level: int | str = logging.INFO) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _handler(background: bool) -> logging.Handler:
+    if background:
+        try:
+            return LogWriter(sys.stderr.fileno())
+        except (AttributeError, OSError, ValueError):  # no file: a test reads it
+            pass
+    return logging.StreamHandler(sys.stderr)
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
@@ -151,11 +166,22 @@ def _formatter(redactor: Redactor, *, console: bool) -> logging.Formatter:
 def _escape_controls(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """Keep foreign text from moving the terminal's cursor or faking further lines."""
     return {
-        name: _CONTROL.sub(lambda found: ascii(found[0])[1:-1], value)
-        if isinstance(value, str) and name not in {"exception", "stack"}
+        _escaped(name): _lines(value)
+        if name in {"exception", "stack"}
+        else _escaped(value if isinstance(value, str) else repr(value))
+        if isinstance(value, str | dict | list | tuple)
         else value
         for name, value in event.items()
     }
+
+
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _lines(text: object) -> str:
+    """A traceback, indented: no line of it can be taken for a line of the log."""
+    return "\n".join(f"    {_escaped(line)}" for line in str(text).split("\n"))
 
 
 def _log_uncaught(

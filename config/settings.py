@@ -39,6 +39,14 @@ PUT_OPTIONS = frozenset(
     {"ServerSideEncryption", "SSEKMSKeyId", "StorageClass", "CacheControl", "ACL", "Tagging"}
 )
 BROKER_SCHEMES = ("amqp", "amqps")
+PAST_THE_SETTINGS = (
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_CONFIG_MODULE",
+    "CELERY_LOADER",
+    "CELERY_RESULT_BACKEND",
+)
+"""Variables that Celery reads before its configuration. The settings are the one way in."""
 
 _TEN_YEARS = 315_360_000
 _SECRET_BYTES = 65_536
@@ -96,7 +104,7 @@ def secret_variables() -> tuple[str, ...]:
 def _secret_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            text = file.read(_SECRET_BYTES + 1).decode()
+            text = file.read(_SECRET_BYTES + 1).decode("utf-8-sig")
     except OSError as exc:
         raise ValueError(f"cannot be read: {exc.strerror}") from None
     except UnicodeDecodeError:
@@ -113,7 +121,7 @@ def _dotenv() -> dict[str, str]:
     try:
         if not path.is_file():
             return {}
-        values = dotenv_values(path)
+        values = dotenv_values(path, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path.absolute()} cannot be read: {type(exc).__name__}") from None
     return {name: value for name, value in values.items() if value and value.strip()}
@@ -269,6 +277,10 @@ def _host_glob(text: str) -> str:
 
 def _host_or_network(text: str) -> str:
     if "/" not in text:
+        if re.search(r"[*?\[]", text) and re.fullmatch(
+            r"(?=.*[0-9:])[0-9a-f.:*?\[\]!-]+", text, re.I
+        ):
+            raise ValueError("must name a network instead of a glob of addresses, as in 10.0.0.0/8")
         return _host_glob(text)
     try:
         return str(ipaddress.ip_network(text, strict=False))
@@ -576,10 +588,14 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """One warning for each ``HARVESTER_*`` variable that no setting answers to."""
+    """One warning for each ``HARVESTER_*`` variable that no setting answers to, and for each that
+    would go past the settings.
+    """
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
+        if name in PAST_THE_SETTINGS:
+            warnings.append(f"{name} is not a setting and is ignored")
         if name.startswith("HARVESTER_") and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             warnings.append(f"{name} is not a setting; the nearest one is {nearest}")

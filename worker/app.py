@@ -20,10 +20,11 @@ import structlog
 from celery import Celery, bootsteps, signals
 from celery.utils import nodenames
 
+from config import log_writer
 from config import logging as log_config
 from config.celery import celery_config
 from config.settings import environment, load_settings, unknown_settings
-from worker import broker, memory, wiring
+from worker import broker, memory, process, wiring
 from worker.engine import Engine
 from worker.errors import RegistryUnavailable, SettingsError
 
@@ -38,9 +39,11 @@ except SettingsError as error:
     sys.stderr.write(f"{error}\n")
     raise SystemExit(2) from None
 
-log_config.configure(settings)
+log_config.configure(settings, background=True)
 for warning in unknown_settings(environment()):
     log.warning("settings.unknown", message=warning)
+process.shut_side_doors()
+process.heed_signals()
 
 memory.give_back()
 broker.install()
@@ -88,7 +91,8 @@ class _Hints:
 @signals.setup_logging.connect
 def _logging(loglevel: int, **_: Any) -> None:
     # Celery's default is WARNING; what becomes of tasks is said at INFO
-    log_config.configure(settings, level=logging.INFO if loglevel == logging.WARNING else loglevel)
+    level = logging.INFO if loglevel == logging.WARNING else loglevel
+    log_config.configure(settings, level=level, background=True)
 
 
 @signals.celeryd_init.connect
@@ -97,12 +101,13 @@ def _name(instance: Any, **_: Any) -> None:
     remote control, which RabbitMQ gives to one connection only.
     """
     if instance.hostname == nodenames.default_nodename(None):
-        instance.hostname = nodenames.default_nodename(f"celery-{os.getpid()}@")
+        instance.hostname = nodenames.default_nodename(f"celery-{process.name()}@")
 
 
 @signals.worker_init.connect
 def _check(**_: Any) -> None:
     try:
+        process.open_enough_files()
         asyncio.run(wiring.refuse_unfit_redis(settings))
     except SettingsError as error:
         log.critical("settings.unsafe", error=str(error))
@@ -137,9 +142,14 @@ def _stop(**_: Any) -> None:
     """SIGTERM: stop at once, without waiting for Celery's pool."""
     if engine.cache_info().currsize:
         engine().stop()
-    watch = threading.Timer(settings.shutdown_grace, os._exit, args=(1,))
+    watch = threading.Timer(settings.shutdown_grace, _give_up)
     watch.daemon = True
     watch.start()
+
+
+def _give_up() -> None:
+    log_writer.flush()
+    os._exit(1)
 
 
 @signals.worker_shutdown.connect

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import random
-import socket
 import threading
 import time
 from collections import Counter
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
+from config import log_writer
 from worker.errors import LeaseLost, RegistryUnavailable
+from worker.process import worker_name
 from worker.registry.records import Kind
 from worker.work.claim import Claim
 
@@ -275,6 +276,7 @@ class _Watchdog(threading.Thread):
                 log.error("loop.stalled", seconds=round(silent, 1))
             if silent >= self._seconds:
                 log.critical("loop.lost", seconds=round(silent, 1))
+                log_writer.flush()
                 os._exit(70)
 
 
@@ -286,11 +288,6 @@ class Parts:
     works: Sequence[Work]
     intake: Intake
     close: Callable[[], Awaitable[None]]
-
-
-def worker_name() -> str:
-    """The name of this process in the registry: ``host:pid``."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Engine:
@@ -363,6 +360,7 @@ class Engine:
         except BaseException:
             # crash-only: a process without its loop does nothing; a supervisor starts a new one
             log.critical("engine.crashed", exc_info=True)
+            log_writer.flush()
             os._exit(70)
 
     async def _run(self) -> None:

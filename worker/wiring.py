@@ -11,9 +11,10 @@ from config.settings import BROKER_SCHEMES
 from worker.core.layout import Layout
 from worker.core.schedule import Gaps
 from worker.core.submission import Policy
-from worker.engine import Parts, worker_name
+from worker.engine import Parts
 from worker.errors import RegistryUnavailable, RegistryUnfit, SettingsError
 from worker.http import make_session
+from worker.process import worker_name
 from worker.registry.client import connect
 from worker.registry.clock import Clock
 from worker.registry.registry import Registry

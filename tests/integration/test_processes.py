@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import ROOT, eventually
+import pytest
+from redis.asyncio import Redis
+
+from tests.fleet import idle_environ
+from tests.support import BOUND, ROOT, eventually
 from worker.sandbox.child import Child, worker_command
 
 _STUBBORN = """
@@ -78,3 +84,120 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def start(
+    environ: dict[str, str], tmp_path: Path, *prefix: str, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
+    """A worker as `harvester worker` starts it."""
+    return subprocess.Popen(
+        [*prefix, *worker_command("test")],
+        cwd=tmp_path,
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+    )
+
+
+async def lines_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
+    """What a worker logs, up to a line."""
+    assert process.stderr
+    said = b""
+    while text not in said:
+        line = await asyncio.wait_for(asyncio.to_thread(process.stderr.readline), BOUND)
+        assert line, said
+        said += line
+    return said
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_worker_stops_at_a_signal(
+    redis_url: str, namespace: str, tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = start(idle_environ(redis_url, namespace), tmp_path)
+    try:
+        await lines_until(process, b"engine.started")
+        process.send_signal(sent)
+        said = await lines_until(process, b"engine.stopped")
+        assert await asyncio.to_thread(process.wait, BOUND) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert b"Traceback" not in said
+
+
+async def test_a_worker_whose_log_nobody_reads_works_and_stops(
+    redis: Redis, redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = start(idle_environ(redis_url, namespace), tmp_path, stderr=writer)
+    os.close(writer)
+    try:
+        await eventually(lambda: redis.zcard(f"{namespace}:workers"), what="a worker")
+        for number in range(300):  # each is refused with a line in the log
+            await redis.xadd(f"{namespace}:intake", {"body": "x" * 200, "n": number})
+
+        async def taken() -> bool:
+            return await redis.llen(f"{namespace}:refused") == 300
+
+        await eventually(taken, what="every entry")
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, BOUND) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+
+
+async def test_a_worker_says_how_many_files_it_needs(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    environ = idle_environ(redis_url, namespace)
+    process = start(environ, tmp_path, "/bin/sh", "-c", 'ulimit -n 256; exec "$@"', "sh")
+    said = (await asyncio.to_thread(process.communicate))[1]
+    assert process.returncode == 2
+    assert b"needs 1,024 open files, and this process may have 256" in said
+    assert b"Traceback" not in said
+
+
+async def test_a_worker_raises_its_own_limit_of_files(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    environ = idle_environ(redis_url, namespace)
+    process = start(environ, tmp_path, "/bin/sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh")
+    try:
+        await lines_until(process, b"engine.started")
+        assert _open_files(process.pid) == 1024
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _open_files(pid: int) -> int:
+    found = re.search(r"Max open files +(\d+) ", Path(f"/proc/{pid}/limits").read_text())
+    assert found
+    return int(found[1])
+
+
+async def test_variables_of_celery_do_not_go_past_the_settings(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    nowhere = "redis://127.0.0.1:9/0"
+    environ = {
+        **idle_environ(redis_url, namespace),
+        "CELERY_BROKER_READ_URL": nowhere,
+        "CELERY_BROKER_WRITE_URL": nowhere,
+        "CELERY_CONFIG_MODULE": "no_such_module",
+        "CELERY_RESULT_BACKEND": nowhere,
+    }
+    process = start(environ, tmp_path)
+    try:
+        said = await lines_until(process, b"engine.started")
+        said += await lines_until(process, b"ready.")
+    finally:
+        process.kill()
+        process.communicate()
+    assert b"Cannot connect" not in said
+    assert said.count(b"is not a setting and is ignored") == 4

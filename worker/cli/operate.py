@@ -40,10 +40,11 @@ def worker(
     ] = Level.INFO,
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM; run several for more speed."""
+    from worker.process import name as process_name
     from worker.sandbox.child import worker_command
 
     settings()  # all that is wrong is said here, and a running `harvester up` is found
-    name = f"worker{os.getpid()}"
+    name = f"worker{process_name()}"
     command = worker_command(name, concurrency=concurrency, loglevel=loglevel.value)
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606  our own interpreter

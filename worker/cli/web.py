@@ -32,7 +32,7 @@ def web(
     from config.logging import configure
 
     chosen = settings()
-    configure(chosen, level="INFO")
+    configure(chosen, level="INFO", background=True)
     server = uvicorn.Server(
         uvicorn.Config(
             make(chosen, host),

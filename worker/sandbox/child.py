@@ -34,7 +34,10 @@ def worker_command(
     in the working directory first, and people do have folders named ``worker``.
     """
     code = (
-        f"import sys; sys.path.append({_ROOT!r}); "  # this very code, even if it is not installed
+        # the system lets the first process of a container ignore what it has no handler for
+        "import os, signal, sys; "
+        "os.getpid() == 1 and signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
+        f"sys.path.append({_ROOT!r}); "  # this very code, even if it is not installed
         "import worker.app; from celery.__main__ import main; main()"
     )
     command = [sys.executable, "-P", "-c", code, "-A", "worker.app", "--quiet", "worker"]

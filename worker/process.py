@@ -1,0 +1,72 @@
+"""This process among the others of the fleet: its name, its signals, what it may open."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+import socket
+from functools import cache
+from typing import Any
+
+import structlog
+from celery.apps import worker as celery_worker
+
+from config.settings import PAST_THE_SETTINGS
+from worker.errors import SettingsError
+
+log = structlog.get_logger("harvester.app")
+
+FILES = 1024
+"""Files and connections that a worker may have open at once: up to 384 polls, 16 tasks of four
+files that each read from one host and write to the store, callbacks, Redis, the broker."""
+
+
+@cache
+def name() -> str:
+    """This process on its host: the process id, and more where that is 1 in every container."""
+    pid = os.getpid()
+    return str(pid) if pid != 1 else f"1-{secrets.token_hex(3)}"
+
+
+def worker_name() -> str:
+    """The name of this process in the registry: ``host:pid``."""
+    return f"{socket.gethostname()}:{name()}"
+
+
+def shut_side_doors() -> None:
+    """Have Celery see no variable that goes past the settings; to be called once they are read."""
+    for variable in ("CELERY_BROKER_URL", *PAST_THE_SETTINGS):
+        os.environ.pop(variable, None)
+
+
+def open_enough_files(needed: int = FILES) -> None:
+    """Raise the limit on open files to what a worker needs.
+
+    Raises ``SettingsError`` if the system does not allow that many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise SettingsError(
+            f"a worker needs {needed:,} open files, and this process may have {hard:,}: raise the "
+            "limit (ulimit -n, LimitNOFILE= of systemd, ulimits of a container)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def heed_signals() -> None:
+    """Have SIGHUP stop a worker as SIGTERM does, and no signal wait for who reads its output.
+
+    Celery would start ``python -c`` again at SIGHUP, without its program, and writes to the
+    terminal itself from within its handlers.
+    """
+    inside: Any = celery_worker
+    inside.safe_say = lambda text, _file=None: log.info("worker.said", text=text.strip())
+    inside.install_worker_restart_handler = lambda worker: inside.install_worker_term_handler(
+        worker, sig="SIGHUP"
+    )
+    if os.getpid() == 1:  # until Celery has its handlers, the system would ignore it
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
