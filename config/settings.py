@@ -39,6 +39,9 @@ PUT_OPTIONS = frozenset(
     {"ServerSideEncryption", "SSEKMSKeyId", "StorageClass", "CacheControl", "ACL", "Tagging"}
 )
 BROKER_SCHEMES = ("amqp", "amqps")
+_ADDRESS_GLOB = re.compile(
+    r"(?=.*[0-9])[0-9.*?\[\]!-]+|[0-9a-f.:*?\[\]!-]*:[0-9a-f.:*?\[\]!-]*", re.I
+)
 PAST_THE_SETTINGS = (
     "CELERY_BROKER_READ_URL",
     "CELERY_BROKER_WRITE_URL",
@@ -277,9 +280,7 @@ def _host_glob(text: str) -> str:
 
 def _host_or_network(text: str) -> str:
     if "/" not in text:
-        if re.search(r"[*?\[]", text) and re.fullmatch(
-            r"(?=.*[0-9:])[0-9a-f.:*?\[\]!-]+", text, re.I
-        ):
+        if re.search(r"[*?\[]", text) and _ADDRESS_GLOB.fullmatch(text):
             raise ValueError("must name a network instead of a glob of addresses, as in 10.0.0.0/8")
         return _host_glob(text)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -158,6 +159,7 @@ def make_layout(settings: Settings) -> Layout:
         prefix=settings.prefix,
         manifest_prefix=settings.manifest_prefix,
         public_base=settings.public_base_url,
+        upstream=urlsplit(settings.speedpix_endpoint).hostname or "",
     )
 
 

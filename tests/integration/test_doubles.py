@@ -15,7 +15,7 @@ import pytest
 from tests import doubles
 from tests.doubles import MemoryStore, ScriptedGateway
 from tests.support import ROOT, BucketEnv
-from worker.core import jsontext, outputs
+from worker.core import finding, jsontext
 from worker.core.models import Doubtful, Failed, NotFound, Pending, Succeeded
 from worker.errors import (
     StoreBlocked,
@@ -346,7 +346,7 @@ async def test_answers_mean_the_same(upstream: Any, what: str, observation: type
         "taskBeginTime", "taskEndTime", "taskDuration",
     }  # fmt: skip
     if isinstance(said, Succeeded):
-        (file,) = outputs.find_files(jsontext.loads(said.data))
+        (file,) = finding.find_files(jsontext.loads(said.data))
         assert (file.refs, file.url[:4]) == (("/images/0",), "http")
     if isinstance(said, Failed):
         assert (said.reason, said.error) == ("upstream_failed", "failed upstream")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core import copying, outputs
+from worker.core import copying, finding, outputs
 from worker.core.copying import EXPIRY_MARGIN, Files, InVain
 from worker.core.machine import GiveUp, Trial, TryAgain
 from worker.core.models import Doubtful, NotFound, Pending, Reason, StoredFile, Succeeded
@@ -30,7 +30,7 @@ def url(name: str, expires: float | None = None) -> str:
 
 
 def files(*urls: str) -> Files:
-    found = outputs.find_files({"images": list(urls)})
+    found = finding.find_files({"images": list(urls)})
     return Files(plan=outputs.plan_files(found), found=found)
 
 
@@ -102,7 +102,7 @@ def test_a_stored_file_has_no_address_any_more() -> None:
 
 def test_a_file_that_a_new_reply_does_not_name_keeps_its_address() -> None:
     those = files(url("a", 1), url("b", 1), url("c", 1))
-    fresh = outputs.find_files({"images": [url("a", 2)]})
+    fresh = finding.find_files({"images": [url("a", 2)]})
     assert set(those.renew(fresh)) == {0}
     assert set(those.renew([])) == set()
     assert those.addresses() == {0: url("a", 2), 1: url("b", 1), 2: url("c", 1)}

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from config.settings import Settings, secret_variables, variable
 from worker.cli.main import app
-from worker.core import manifest, outputs, reply
+from worker.core import finding, manifest, outputs, reply
 from worker.core.layout import Layout
 from worker.core.models import Priority, Reason, State, StoredFile
 from worker.core.schedule import Gaps, webhook_gap
@@ -248,7 +248,7 @@ def test_every_field_of_upstream_files_and_told_is_described() -> None:
         assert f"`{name}`" in rows(text)["upstream"], name
 
     data = {"images": [{"url": "https://host/a", "filename": "a"}, {"url": "https://host/b"}]}
-    plan = outputs.plan_files(outputs.find_files(data))
+    plan = outputs.plan_files(finding.find_files(data))
     stored = StoredFile(
         key="k", bytes=1, sha256="0", content_type="c", width=1, height=1, duration=1.5
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core import ending, outputs
+from worker.core import ending, finding, outputs
 from worker.core.ending import Ending
 from worker.core.layout import Layout
 from worker.core.models import Reason, State, StoredFile
@@ -77,7 +77,7 @@ def test_a_run_that_goes_no_further_keeps_what_is_stored(
 
 def test_the_final_record() -> None:
     data = json.dumps({"images": ["https://h.example/0.png", "https://h.example/1.png"]})
-    plan = outputs.plan_files(outputs.find_files(json.loads(data)))
+    plan = outputs.plan_files(finding.find_files(json.loads(data)))
     how = ending.of_files({0: stored(0), 1: lost()})
     record = ending.final_record(RECORD, how, plan, data, LAYOUT, calls=3, now=2000)
     assert record["polls"] == "7"

@@ -249,7 +249,7 @@ async def test_a_connection_serves_again_after_a_reply_that_was_too_long(
 
     async with serve(handle) as endpoint:
         upstream = gateway(session, endpoint)
-        with pytest.raises(UpstreamUnavailable, match="unreadable"):
+        with pytest.raises(UpstreamUnavailable, match="too large"):
             await upstream.get_result("task-1")
         assert (await upstream.get_result("task-1")).observation == Pending(status="running")
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core import jsontext
+from worker.core.finding import find_files, url_expiry, usable
 from worker.core.layout import Layout
 from worker.core.models import FoundFile, PlannedFile, Reason, State, StoredFile
 from worker.core.outputs import (
@@ -22,14 +23,11 @@ from worker.core.outputs import (
     addresses,
     ending,
     files_field,
-    find_files,
     links,
     plan_files,
     plan_from_json,
     plan_to_json,
     shape_result,
-    url_expiry,
-    usable,
 )
 
 HOST = "https://speed-pix-beijing-prod.oss-cn-beijing.aliyuncs.com"
@@ -127,13 +125,14 @@ def test_result_comes_before_images_and_in_document_order() -> None:
         (sign(PNG), ["/result"]),
         ([sign("https://elsewhere/x")], ["/result/0"]),
         ({"x": "https://elsewhere/x?X-Amz-Signature=1"}, ["/result/x"]),
+        (PNG, ["/result"]),
         # text
-        (PNG, []),
+        (f"{HOST}/page", []),
         ("https://elsewhere/x", []),
         ({"caption": "see https://elsewhere/x"}, []),
         ({"a": {"url": PNG}, "b": f"see {PNG}"}, ["/result/a/url"]),
-        ({"a": {"url": PNG}, "b": f" {PNG}"}, ["/result/a/url"]),
-        ({"a": {"url": PNG}, "b": f"{PNG}\n"}, ["/result/a/url"]),
+        ({"a": {"url": PNG}, "b": f" {PNG}"}, ["/result/a/url", "/result/b"]),
+        ({"a": {"url": PNG}, "b": f"{PNG}\n"}, ["/result/a/url", "/result/b"]),
         ({"a": {"url": PNG}, "b": "https://elsewhere/x"}, ["/result/a/url"]),
         ({"url": "oss://bucket/key"}, []),
         ({"url": ""}, []),
@@ -209,9 +208,9 @@ def test_different_files(one: str, two: str) -> None:
 
 
 UNUSABLE = [
-    "hello", "oss://bucket/key", "ftp://h/x", "//h/x", "https:/h/x", "https://", "https:///x",
+    "hello", "oss://bucket/key", "ftp://h/x", "https:/h/x", "https://", "https:///x",
     "https://h:99999/x", "https://h:x/", "https://[::1/x", "https://[zz]/x", "https://h:0/",
-    "https://h/a\r\nHost: evil", "https://h/\x00", "https://h/\ud800", "https://@/x", " https://h/x",
+    "https://h/a\r\nHost: evil", "https://h/\x00", "https://h/\ud800", "https://@/x",
     "https://\u2100/x",
 ]  # fmt: skip
 

@@ -17,6 +17,7 @@ from worker.core.polling import Step
 from worker.core.schedule import Gaps
 
 T0 = 1_700_000_000_000
+NO_DOUBTS = {"doubts": "", "doubted_at": "", "unsure": ""}
 TASK = Waiting(now=T0 + 50_000, asked_from=T0, deadline_at=T0 + 3_600_000, grace=120)
 SIGNED = "https://host.example/a.png?Expires={}&OSSAccessKeyId=k&Signature=s"
 
@@ -32,7 +33,7 @@ def test_a_task_that_is_not_done_is_asked_about_again() -> None:
     found = step(Pending(status="running"), replace(TASK, doubts=3, doubted_at=T0))
     assert (found.outcome, found.copy, found.state) == ("pending", False, None)
     assert found.delay > 0
-    assert found.work == {"faults": "", "seen_at": str(TASK.now), "doubts": "", "doubted_at": ""}
+    assert found.work == {"faults": "", "seen_at": str(TASK.now), **NO_DOUBTS}
     assert found.record == {"upstream": '{"status":10}'}
 
 
@@ -43,7 +44,9 @@ def test_what_the_record_holds_already_is_not_written_again() -> None:
 def test_doubts_are_counted_from_the_first_one() -> None:
     first = step(Doubtful(error="odd"))
     assert first.outcome == "unsure"
-    assert first.work == {"faults": "", "doubts": "1", "doubted_at": str(TASK.now)}
+    assert first.work == {
+        "faults": "", "doubts": "1", "doubted_at": str(TASK.now), "unsure": "",
+    }  # fmt: skip
     later = step(Doubtful(error="odd"), replace(TASK, doubts=4, doubted_at=T0))
     assert (later.work["doubts"], later.work["doubted_at"]) == ("5", str(T0))
 
@@ -56,7 +59,7 @@ def test_an_unknown_task_is_no_doubt_within_its_grace() -> None:
 def test_a_success_goes_to_be_copied_sooner_the_sooner_its_addresses_die() -> None:
     def delay(expires: int) -> float:
         data = json.dumps({"images": [SIGNED.format(expires), "https://host.example/b.png"]})
-        found = step(Succeeded(data=data))
+        found = step(Succeeded(data=data, expires=expires))
         assert (found.outcome, found.copy, found.state) == ("succeeded", True, State.COPYING)
         assert found.work == {"data": data, "succeeded_at": str(TASK.now), "faults": ""}
         return found.delay
@@ -64,6 +67,21 @@ def test_a_success_goes_to_be_copied_sooner_the_sooner_its_addresses_die() -> No
     now = TASK.now // 1000
     assert -3600 <= delay(now + 60) < delay(now + 600) < delay(now + 7200) == 0
     assert step(Succeeded(data='{"images":[]}')).delay == 0
+
+
+def test_a_success_that_leaves_something_open_is_believed_when_said_often_enough() -> None:
+    said = Succeeded(data="{}", unsure="images 0 of 1 are empty")
+    first = step(said)
+    assert (first.outcome, first.work["doubts"]) == ("unsure", "1")
+    noted = {"unsure": said.unsure, "doubted_at": TASK.now - 60_000}
+    assert step(said, replace(TASK, doubts=1, **noted)).outcome == "unsure"
+    assert step(said, replace(TASK, doubts=2, **noted)).outcome == "succeeded"
+    assert step(said, replace(TASK, doubts=2, steady=False, **noted)).outcome == "unsure"
+    early = noted | {"doubted_at": TASK.now - 59_000}
+    assert step(said, replace(TASK, doubts=9, **early)).outcome == "unsure"
+    other = step(said, replace(TASK, doubts=9, **noted | {"unsure": "images is null"}))
+    assert (other.outcome, other.work["doubts"]) == ("unsure", "1")
+    assert other.work["doubted_at"] == str(TASK.now)
 
 
 def test_a_success_teaches_how_long_it_took_but_a_retry_teaches_nothing() -> None:

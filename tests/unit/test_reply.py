@@ -137,7 +137,7 @@ def test_a_success_with_outputs_is_used(outputs: dict[str, Any]) -> None:
     "document",
     [
         accepted(status="succeeded"),
-        accepted(status="succeeded", images=None, result=None),
+        accepted(status="succeeded", result=None),
         accepted(status="succeeded", images="https://example.com/a.png"),
         accepted(status="succeeded", images=[]) | {"data": None},
         {"status": 10},

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from worker.core import jsontext, machine, outputs
+from worker.core import finding, jsontext, machine, outputs
 from worker.core.models import NotFound, Succeeded
 from worker.core.redact import one_line
 
@@ -40,13 +40,15 @@ class Files:
 
     ``plan`` is fixed at the first look. By a file's place in it: ``outcomes`` of files that are
     stored or lost; ``trials`` of those that failed so far, with the time of the next try; ``kept``
-    addresses of earlier replies. ``found`` are the addresses of the newest one.
+    addresses of earlier replies. ``found`` are the addresses of the newest one; ``loose`` the
+    identities of texts that look like outputs.
     """
 
     plan: Sequence[PlannedFile] = ()
     outcomes: dict[int, outputs.FileOutcome] = field(default_factory=dict)
     trials: dict[int, tuple[machine.Trial, int]] = field(default_factory=dict)
     found: Sequence[FoundFile] = ()
+    loose: Collection[str] = ()
     kept: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -61,6 +63,16 @@ class Files:
                 note = json.loads(value)
                 files.trials[int(number)] = (machine.Trial(**note["trial"]), note["at"])
         return files
+
+    def forget_texts(self) -> None:
+        """Leave out the loose addresses that never gave bytes: they are texts, and no files."""
+        kept = [
+            number
+            for number, file in enumerate(self.plan)
+            if file.identity not in self.loose or self.outcomes[number].stored
+        ]
+        self.plan = [self.plan[number] for number in kept]
+        self.outcomes = {place: self.outcomes[number] for place, number in enumerate(kept)}
 
     # -- what can be tried --------------------------------------------------------------------
 
@@ -103,14 +115,14 @@ class Files:
     def _is_stale(self, number: int, url: str | None, now: int) -> bool:
         if url is None or (number in self.trials and self.trials[number][0].stale):
             return True
-        expiry = outputs.url_expiry(url)
+        expiry = finding.url_expiry(url)
         return expiry is not None and expiry < now / 1000 + EXPIRY_MARGIN
 
     def soonest_first(self, numbers: Iterable[int]) -> list[tuple[int, str]]:
         """Some files with their addresses, those that expire soonest first."""
         known = self.addresses()
         pairs = [(number, known[number]) for number in numbers if number in known]
-        return sorted(pairs, key=lambda pair: outputs.url_expiry(pair[1]) or 1e18)
+        return sorted(pairs, key=lambda pair: finding.url_expiry(pair[1]) or 1e18)
 
     # -- what became of one -------------------------------------------------------------------
 
@@ -151,13 +163,15 @@ class Files:
         return {f"try:{number}": json.dumps({"trial": asdict(trial), "at": at})}
 
 
-def fresh_addresses(said: Observation, *, now: int, believed_from: int) -> list[FoundFile] | InVain:
-    """The files that a new answer names.
+def fresh_addresses(
+    said: Observation, *, now: int, believed_from: int, host: str = ""
+) -> list[FoundFile] | InVain:
+    """The files that a new answer names; ``host`` is the upstream's.
 
     That the task cannot be found is believed from ``believed_from`` on: then it names none.
     """
     if isinstance(said, Succeeded):
-        return outputs.find_files(jsontext.loads(said.data))
+        return finding.find_files(jsontext.loads(said.data), host)
     if isinstance(said, NotFound) and now >= believed_from:
         return []
     why = f"the upstream gives no fresh address: {type(said).__name__}"

@@ -86,7 +86,8 @@ def final_record(
         "manifest": layout.manifest_key(record["task_id"]),
     }
     if data:
-        shaped = outputs.shape_result(jsontext.loads(data), outputs.links(files), plan)
+        links = outputs.links(files)
+        shaped = outputs.shape_result(jsontext.loads(data), links, plan, layout.upstream)
         final["result"] = jsontext.dumps(shaped)
     return final
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import simplejson
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
+MAX_VALUES = 500_000
+"""A value takes up to a hundred times its text in memory, so they are counted beforehand."""
 
 _SAFE_DIGITS = 15  # integers up to this length survive every JSON reader; longer ones stay text
 
 Json = Any
+
+
+class TooLargeError(ValueError):
+    """A JSON text has more bytes or values than are read."""
 
 
 def _integer(digits: str) -> Json:
@@ -28,6 +35,9 @@ def _constant(name: str) -> Json:
 _DECODER = simplejson.JSONDecoder(
     parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=_constant
 )
+# a text within a JSON text; commas in it part no values
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_STRINGS_IN_BYTES = re.compile(_STRINGS.pattern.encode(), re.DOTALL)
 _ENCODER = simplejson.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -38,7 +48,9 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
     deeper than ``max_depth``.
     """
     if len(text) > max_bytes:
-        raise ValueError(f"longer than {max_bytes} bytes")
+        raise TooLargeError(f"longer than {max_bytes} bytes")
+    if len(text) > MAX_VALUES and _values(text) > MAX_VALUES:
+        raise TooLargeError(f"more than {MAX_VALUES} values")
     try:
         value = _DECODER.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
     except RecursionError:
@@ -46,6 +58,14 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
     if _deeper_than(value, max_depth):
         raise ValueError(f"nested deeper than {max_depth} levels")
     return value
+
+
+def _values(text: str | bytes) -> int:
+    """About how many values a JSON text holds."""
+    comma, strings = (b",", _STRINGS_IN_BYTES) if isinstance(text, bytes) else (",", _STRINGS)
+    if text.count(comma) <= MAX_VALUES:  # type: ignore[arg-type]
+        return text.count(comma)  # type: ignore[arg-type]
+    return strings.sub(comma[:0], text).count(comma)  # type: ignore[arg-type]
 
 
 def dumps(value: Json) -> str:

@@ -21,13 +21,15 @@ class Layout:
     """The bucket as the settings lay it out.
 
     ``prefix`` and ``manifest_prefix`` end with ``/`` or are empty. ``public_base`` is the address
-    at which the bucket is read, or ``None`` if it is not public.
+    at which the bucket is read, or ``None`` if it is not public. ``upstream`` is the host whose
+    addresses in replies are outputs.
     """
 
     bucket: str = ""
     prefix: str = ""
     manifest_prefix: str = "manifests/"
     public_base: str | None = None
+    upstream: str = ""
 
     @property
     def manifests(self) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DOUBTS = 8
 DOUBTS_SECONDS = 60.0
+UNSURE = 3
 POISON_LAPSES = 6
 POISONED_ERROR = "its worker died several times while working on this task alone"
 
@@ -36,7 +37,8 @@ class Waiting:
     """What is known of a waiting task. Times are Unix milliseconds of Redis.
 
     ``asked_from`` is the submission (or retry), ``seen_at`` the last answer that knew the task (0:
-    never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``.
+    never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``, and
+    ``unsure`` what the last of them left open.
     ``expected`` is the caller's hint in seconds, ``known`` what its label has taught, ``running``
     for how many seconds the task has been running upstream, if it told, ``price`` what a call may
     cost (see :func:`worker.core.schedule.price`). Nothing ends because of its age unless the
@@ -49,6 +51,7 @@ class Waiting:
     seen_at: int = 0
     doubts: int = 0
     doubted_at: int = 0
+    unsure: str = ""
     expected: float | None = None
     known: Durations | None = None
     running: float | None = None
@@ -60,18 +63,24 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
-    """Ask again after ``delay`` seconds. ``seen`` and ``doubt`` say what the answer was."""
+    """Ask again after ``delay`` seconds. ``seen`` and ``doubt`` say what the answer was.
+
+    ``doubts`` is how many there have been in a row; ``unsure`` what a success left open.
+    """
 
     delay: float
     seen: bool = False
     doubt: bool = False
+    doubts: int = 0
+    unsure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
-    """Copy the files of ``data`` (JSON text)."""
+    """Copy the files of ``data`` (JSON text), the first of which ``expires`` (Unix seconds)."""
 
     data: str = field(repr=False)
+    expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +97,9 @@ def on_answer(
     """What follows from a conclusive answer about a waiting task."""
     match said:
         case Succeeded():
-            return Copy(data=said.data)
+            if said.unsure:
+                return _unsure(task, said, gaps, chance=chance)
+            return Copy(data=said.data, expires=said.expires)
         case Failed():
             return End(reason=said.reason, error=said.error)
         case NotFound():
@@ -102,7 +113,7 @@ def on_answer(
             if task.doubts + 1 >= DOUBTS and task.doubted_at and long_enough:
                 return End(reason=Reason.UPSTREAM_ERROR, error=said.error)
             delay = gaps.doubt.after(task.doubts + 1, chance=chance)
-            return Again(delay=delay, doubt=True)
+            return Again(delay=delay, doubt=True, doubts=task.doubts + 1)
         case Pending():
             if task.settled and task.now >= task.deadline_at:
                 waited = (task.deadline_at - task.asked_from) / 1000
@@ -122,6 +133,17 @@ def on_answer(
                 ),
                 seen=True,
             )
+
+
+def _unsure(task: Waiting, said: Succeeded, gaps: schedule.Gaps, *, chance: float) -> Again | Copy:
+    """A success that leaves something open is believed once it was said often enough."""
+    again = said.unsure == task.unsure
+    doubts = task.doubts + 1 if again else 1
+    long_enough = task.steady and task.now - task.doubted_at >= DOUBTS_SECONDS * 1000
+    if again and doubts >= UNSURE and task.doubted_at and long_enough:
+        return Copy(data=said.data, expires=said.expires)
+    delay = gaps.doubt.after(doubts + 3, chance=chance)
+    return Again(delay=delay, doubt=True, doubts=doubts, unsure=said.unsure)
 
 
 def _age(task: Waiting) -> float:

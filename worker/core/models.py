@@ -64,10 +64,14 @@ class Pending:
 class Succeeded:
     """Done. ``data`` is the reply's ``data`` as JSON text, every number as it came.
 
-    Not in its repr, as every address that may be signed.
+    Not in its repr, as every address that may be signed. ``unsure`` is what the reply leaves open:
+    it is believed once it has been said several times. The first of its addresses ``expires`` (Unix
+    seconds).
     """
 
     data: str = field(repr=False)
+    unsure: str = ""
+    expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,9 @@ class FoundFile:
     """One file of a reply, with the address that this reply gave for it.
 
     ``identity`` names the file across replies: its address without signing parameters. ``refs``
-    are JSON Pointers (RFC 6901) into the reply's ``data``, ``result`` before ``images``.
+    are JSON Pointers (RFC 6901) into the reply's ``data``, ``result`` before ``images``. ``loose``:
+    a mere text that looks like an output, and stays a text if it never gives bytes. ``awaited``:
+    named without an address.
     """
 
     identity: str = field(repr=False)
@@ -128,6 +134,8 @@ class FoundFile:
     url: str = field(repr=False)
     filename: str = ""
     format: str = ""
+    loose: bool = False
+    awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

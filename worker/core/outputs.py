@@ -1,37 +1,28 @@
-"""The files of a reply: finding them, naming them, and putting links in their place.
+"""The files of a task: naming them, what becomes of them, and putting links in their place.
 
-``data`` is the ``data`` of a succeeded reply as :func:`worker.core.jsontext.loads` returns it. Of
-its content this module knows ``images``, ``result``, ``url``, ``filename`` and ``format``
-(vendor's page of ``comfy_get_result``), and nothing else.
+``data`` is the ``data`` of a succeeded reply as :func:`worker.core.jsontext.loads` returns it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
 
 from worker.core import jsontext, keys
+from worker.core.finding import find_files
 from worker.core.jsontext import Json
 from worker.core.layout import Layout
 from worker.core.models import FoundFile, PlannedFile, Reason, State, StoredFile
-from worker.core.redact import has_signature, is_signing_parameter, one_line, strip_signatures
+from worker.core.redact import one_line, strip_signatures
 
 MAX_FILES = 1000
 NOT_HTTP = "not an http(s) address"
 TOO_MANY = f"more than {MAX_FILES:,} files"
 
 _OWN_TEXT_BYTES = 64 * 1024 * 1024  # a plan repeats parts of its reply, and is bounded by it
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_HTTP = re.compile(r"https?://", re.IGNORECASE)
-# Characters that no request can carry, or that would split it.
-_UNSENDABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_PROSE = re.compile(r'[\s"<>]')
+_SHAPED = ("images", "result", "info", "parameters")
 # Worst first: which reason a task with several kinds of losses carries.
 _PRECEDENCE = (
     Reason.CANCELED,
@@ -79,169 +70,6 @@ class FileOutcome:
         )
 
 
-# -- addresses --------------------------------------------------------------------------------
-
-
-def _address(text: str) -> SplitResult | None:
-    """The parts of an http(s) URL that a request can be made for, or ``None``."""
-    if not _HTTP.match(text) or _UNSENDABLE.search(text):
-        return None
-    try:
-        parts = urlsplit(text)
-        usable = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets, port or host malformed
-        return None
-    return parts if usable else None
-
-
-def _identity(parts: SplitResult) -> str:
-    scheme, host = parts.scheme, parts.hostname or ""
-    authority = f"[{host}]" if ":" in host else host
-    if parts.port not in (None, _DEFAULT_PORTS[scheme]):
-        authority += f":{parts.port}"
-    query = "&".join(
-        item for item in parts.query.split("&") if not is_signing_parameter(item.partition("=")[0])
-    )
-    return f"{scheme}://{authority}{parts.path}" + (f"?{query}" if query else "")
-
-
-def url_expiry(url: str) -> float | None:
-    """When a signed URL expires, in Unix seconds, or ``None`` if it does not say.
-
-    Read from ``Expires`` (OSS V1), ``x-oss-date`` + ``x-oss-expires`` (OSS V4) and ``X-Amz-Date``
-    + ``X-Amz-Expires`` (AWS V4); the earliest if there are several.
-    """
-    query = url.partition("#")[0].partition("?")[2]
-    values = {
-        unquote(name): unquote(value)
-        for name, _, value in (item.partition("=") for item in query.split("&"))
-    }
-    ends = [_whole_number(values.get("Expires", ""))]
-    for date, life in (("x-oss-date", "x-oss-expires"), ("X-Amz-Date", "X-Amz-Expires")):
-        start, seconds = _basic_time(values.get(date, "")), _whole_number(values.get(life, ""))
-        ends.append(None if start is None or seconds is None else start + seconds)
-    return min((end for end in ends if end is not None), default=None)
-
-
-def _whole_number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
-
-
-def _basic_time(text: str) -> float | None:
-    try:
-        return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return None
-
-
-# -- finding ----------------------------------------------------------------------------------
-
-
-def usable(data: Json) -> bool:
-    """Whether the ``data`` of a succeeded reply says what came out of the task."""
-    return isinstance(data, dict) and (
-        isinstance(data.get("images"), list) or data.get("result") is not None
-    )
-
-
-def _strings(node: Json, ref: str) -> Iterator[tuple[str, str, dict[str, Json] | None]]:
-    """Every string below a node, in document order.
-
-    Yields the pointer, the string, and the object whose ``url`` it is.
-    """
-    if isinstance(node, str):
-        yield ref, node, None
-    elif isinstance(node, list):
-        for index, child in enumerate(node):
-            yield from _strings(child, f"{ref}/{index}")
-    elif isinstance(node, dict):
-        for key, child in node.items():
-            below = keys.pointer(ref, key)
-            if key == "url" and isinstance(child, str):
-                yield below, child, node
-            else:
-                yield from _strings(child, below)
-
-
-def _images(node: Json) -> Iterator[tuple[str, str, dict[str, Json] | None]]:
-    for index, entry in enumerate(node if isinstance(node, list) else ()):
-        if isinstance(entry, str) and entry.strip():
-            yield f"/images/{index}", entry, None
-        elif isinstance(entry, dict) and isinstance(entry.get("url"), str) and entry["url"].strip():
-            yield f"/images/{index}/url", entry["url"], entry
-
-
-def find_files(data: Json) -> list[FoundFile]:
-    """The files of a reply, in the order of their first refs; one file may have several refs.
-
-    A file without a usable address has an empty ``url``.
-    """
-    if not isinstance(data, dict):
-        return []
-    in_result = list(_strings(data.get("result"), "/result"))
-    in_images = list(_images(data.get("images")))
-    sure = [entry for entry in in_result if entry[2] is not None] + in_images
-    hosts = {parts.hostname for parts in (_address(text) for _, text, _ in sure) if parts}
-
-    found: dict[str, FoundFile] = {}
-    refs: dict[str, list[str]] = {}
-    for ref, text, holder in in_result:
-        if holder is not None:
-            is_file = _HTTP.match(text) is not None
-        else:
-            is_file = _is_loose_file(text, hosts)
-        if is_file:
-            _add(found, refs, ref, text, holder)
-    for ref, text, holder in in_images:
-        _add(found, refs, ref, text, holder)
-    return [
-        FoundFile(
-            identity=identity,
-            refs=tuple(refs[identity]),
-            url=file.url,
-            filename=file.filename,
-            format=file.format,
-        )
-        for identity, file in found.items()
-    ]
-
-
-def _is_loose_file(text: str, hosts: Container[str | None]) -> bool:
-    """Whether a string that is no object's ``url`` is a file all the same."""
-    if not _HTTP.match(text) or _PROSE.search(text):
-        return False
-    parts = _address(text)
-    return parts is not None and (parts.hostname in hosts or has_signature(text))
-
-
-def _add(
-    found: dict[str, FoundFile],
-    refs: dict[str, list[str]],
-    ref: str,
-    text: str,
-    holder: Mapping[str, Json] | None,
-) -> None:
-    parts = _address(text)
-    if parts is None:
-        identity = "invalid:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    else:
-        identity = _identity(parts)
-    before = found.get(identity)
-    found[identity] = FoundFile(
-        identity=identity,
-        refs=(ref,),
-        url=before.url if before else (text if parts else ""),
-        filename=(before and before.filename) or _own_string(holder, "filename"),
-        format=(before and before.format) or _own_string(holder, "format"),
-    )
-    refs.setdefault(identity, []).append(ref)
-
-
-def _own_string(holder: Mapping[str, Json] | None, key: str) -> str:
-    value = holder.get(key) if holder else None
-    return value if isinstance(value, str) else ""
-
-
 # -- planning ---------------------------------------------------------------------------------
 
 
@@ -255,7 +83,7 @@ def plan_files(found: Sequence[FoundFile]) -> list[PlannedFile]:
     used: set[str] = set()
     storable = 0
     for position, file in enumerate(found):
-        rejected = "" if file.url else NOT_HTTP
+        rejected = "" if file.url or file.awaited else NOT_HTTP
         if not rejected and storable == MAX_FILES:
             rejected = TOO_MANY
         refs, rest = file.refs, len(plan) == 2 * MAX_FILES
@@ -384,37 +212,54 @@ def links(files: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
 
 
 def shape_result(
-    data: Json, links: Mapping[str, str | None], plan: Sequence[PlannedFile]
+    data: Json,
+    links: Mapping[str, str | None],
+    plan: Sequence[PlannedFile],
+    host: str = "",
 ) -> dict[str, Json]:
-    """The record's ``result``: ``images`` and ``result`` of a reply with links to our copies.
+    """The record's ``result``: what a reply says of outputs, with links to our copies.
 
     ``links`` maps a file's name to its link, or to ``None`` if it was lost. Signed addresses
     inside longer texts (and in names of members) lose their query; nothing else changes, and
-    ``data`` is left as it is.
+    ``data`` is left as it is. Raises ``TooLargeError`` as :func:`find_files` does.
     """
     if not isinstance(data, dict):
         return {}
-    found = find_files(data)
+    found = find_files(data, host)
     planned = {file.identity: file.name for file in plan}
     by_ref = _names_by_ref(plan, {file.identity for file in found})
-    replaced = {
-        ref: links.get(planned.get(file.identity) or by_ref.get(ref, ""))
-        for file in found
-        for ref in file.refs
-    }
-    return {
-        key: _replace(data[key], f"/{key}", replaced) for key in ("images", "result") if key in data
-    }
+    replaced: _Links = {}
+    for file in found:
+        for ref in file.refs:
+            name = planned.get(file.identity) or by_ref.get(ref, "")
+            if name or not file.loose:
+                _put(replaced, ref, links.get(name))
+    return {key: _replace(data[key], replaced.get(key)) for key in _SHAPED if key in data}
 
 
-def _replace(node: Json, ref: str, replaced: Mapping[str, str | None]) -> Json:
+# Links by the steps of their pointers.
+_Links = dict[str, Any]
+
+
+def _put(replaced: _Links, ref: str, link: str | None) -> None:
+    *above, last = keys.pointer_segments(ref)
+    for step in above:
+        replaced = replaced.setdefault(step, {})
+    replaced[last] = (link,)
+
+
+def _replace(node: Json, replaced: Any) -> Json:
+    if isinstance(replaced, tuple):
+        return replaced[0]
+    below = replaced or {}
     if isinstance(node, str):
-        return replaced[ref] if ref in replaced else strip_signatures(node)
+        return strip_signatures(node)
     if isinstance(node, list):
-        return [_replace(child, f"{ref}/{index}", replaced) for index, child in enumerate(node)]
+        if not below:
+            return [_replace(child, None) for child in node]
+        return [_replace(child, below.get(str(index))) for index, child in enumerate(node)]
     if isinstance(node, dict):
         return {
-            strip_signatures(key): _replace(child, keys.pointer(ref, key), replaced)
-            for key, child in node.items()
+            strip_signatures(key): _replace(child, below.get(key)) for key, child in node.items()
         }
     return node

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from worker.core import durations, jsontext, machine, outputs, schedule
+from worker.core import durations, jsontext, machine, schedule
 from worker.core.models import State
 
 if TYPE_CHECKING:
@@ -62,11 +62,13 @@ def answered(
         case machine.Again() as again:
             work = {"faults": ""}
             if again.seen:
-                work |= {"seen_at": str(task.now), "doubts": "", "doubted_at": ""}
+                work |= {"seen_at": str(task.now), "doubts": "", "doubted_at": "", "unsure": ""}
             if again.doubt:
+                first = task.doubted_at if again.doubts > 1 and task.doubted_at else task.now
                 work |= {
-                    "doubts": str(task.doubts + 1),
-                    "doubted_at": str(task.doubted_at or task.now),
+                    "doubts": str(again.doubts),
+                    "doubted_at": str(first),
+                    "unsure": again.unsure,
                 }
             outcome = "pending" if again.seen else "unsure"
             return Step(outcome=outcome, delay=again.delay, record=record, work=work)
@@ -74,7 +76,7 @@ def answered(
             return Step(
                 outcome="succeeded",
                 copy=True,
-                delay=schedule.copy_delay(_soonest_expiry(copy.data), task.now / 1000),
+                delay=schedule.copy_delay(copy.expires, task.now / 1000),
                 state=State.COPYING,
                 record=record,
                 work={"data": copy.data, "succeeded_at": str(task.now), "faults": ""},
@@ -95,8 +97,3 @@ def _lesson(task: machine.Waiting, answer: Answer) -> Lesson | None:
         began=answer.began_at,
         ended=answer.ended_at,
     )
-
-
-def _soonest_expiry(data: str) -> float | None:
-    found = outputs.find_files(jsontext.loads(data))
-    return min(filter(None, (outputs.url_expiry(file.url) for file in found)), default=None)

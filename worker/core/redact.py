@@ -7,6 +7,28 @@ from urllib.parse import unquote
 
 SIGNING_PARAMETERS = frozenset(
     {
+        # Aliyun CDN, Amazon CloudFront, Azure, Google, Tencent COS and CDN, Akamai
+        "auth_key",
+        "Key-Pair-Id",
+        "Policy",
+        "sig",
+        "GoogleAccessId",
+        "AWSAccessKeyId",
+        "q-sign-algorithm",
+        "q-ak",
+        "q-sign-time",
+        "q-key-time",
+        "q-header-list",
+        "q-url-param-list",
+        "q-signature",
+        "x-cos-security-token",
+        "txSecret",
+        "txTime",
+        "wsSecret",
+        "wsTime",
+        "hdnts",
+        "hdnea",
+        # Alibaba Cloud OSS, V1 and V4
         "Expires",
         "OSSAccessKeyId",
         "Signature",
@@ -20,15 +42,19 @@ SIGNING_PARAMETERS = frozenset(
         "x-oss-additional-headers",
     }
 )
-"""Query parameters that sign an OSS address (V1 and V4). Beside them: every ``X-Amz-*``."""
+"""Query parameters that sign an address. So does every ``X-Amz-*``,
+``X-Goog-*`` and ``X-Tos-*``."""
 
-_NAMES = "|".join(sorted(map(re.escape, SIGNING_PARAMETERS), reverse=True)) + "|X-Amz-[A-Za-z0-9-]+"
+_NAMES = (
+    "|".join(sorted(map(re.escape, SIGNING_PARAMETERS), reverse=True))
+    + r"|X-(?:Amz|Goog|Tos)-[A-Za-z0-9-]+"
+)
 # In prose an address ends at white space or at one of these.
 _TOKEN = re.compile(r'[^\s"<>]+')
 _END_OF_PATH = re.compile(r"[?#]")
 _CLOSING = ")]}'.,;:!\\"
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
-_SECRET_VALUE = re.compile(rf"(?<=[?&;])({_NAMES})=[^&\s\"<>]*")
+_SECRET_VALUE = re.compile(rf"(?<=[?&;])({_NAMES})=[^&\s\"<>]*", re.IGNORECASE)
 
 # The signs ? & = may be written plainly, percent-encoded (an address inside an address) or
 # JSON-escaped (an address inside JSON inside a text).
@@ -41,7 +67,7 @@ _NEXT_ADDRESS = re.compile(r"(?<![A-Za-z0-9=/?&%:.#+_~\\-])(?=https?://)", re.IG
 def is_signing_parameter(name: str) -> bool:
     """Whether a query parameter of this name (as it stands in the query) signs an address."""
     plain = unquote(name)
-    return plain in SIGNING_PARAMETERS or plain.startswith("X-Amz-")
+    return plain in SIGNING_PARAMETERS or plain.startswith(("X-Amz-", "X-Goog-", "X-Tos-"))
 
 
 def has_signature(url: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from worker.core import jsontext, outputs
+from worker.core import finding, jsontext
 from worker.core.models import (
     Answer,
     Doubtful,
@@ -33,12 +33,23 @@ from worker.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from worker.core.jsontext import Json
 
 _CODE, _MESSAGE = "x-ca-error-code", "x-ca-error-message"
 _TEXT_LIMIT = 1000
+_OTHERS, _OTHER = 8, 300  # members that nobody has documented, and characters of one
+_TOO_LARGE = "succeeded upstream, but the outputs are too large to record"
+
+# What is read of a reply and of its ``data``, or means nothing to a person.
+_REPLY = frozenset({
+    "status", "errCode", "errMessage", "subErrCode", "subErrMessage", "apiInvokeId", "data",
+})  # fmt: skip
+_TASK = frozenset({
+    "status", "taskId", "taskBeginTime", "taskEndTime", "taskDuration", "errCode", "subErrCode",
+})  # fmt: skip
+_OUTPUTS = frozenset({"images", "result", "info", "parameters"})
 _NUMBER_LIMIT = 40
 
 # -- the API gateway --------------------------------------------------------------------------
@@ -90,9 +101,9 @@ _ENDED = {
 
 
 def read_reply(
-    *, http_status: int, headers: Mapping[str, str], body: bytes, task_id: str
+    *, http_status: int, headers: Mapping[str, str], body: bytes, task_id: str, host: str = ""
 ) -> Answer:
-    """Read the reply to a question about ``task_id``.
+    """Read the reply of the upstream at ``host`` to a question about ``task_id``.
 
     Raises ``UpstreamThrottled``, ``UpstreamUnavailable``, ``UpstreamBlocked`` or
     ``UpstreamRefused`` if it says nothing about the task. Of those blocked, kind ``clock`` deserves
@@ -101,6 +112,11 @@ def read_reply(
     if http_status == 200:
         try:
             reply = jsontext.loads(body)
+        except jsontext.TooLargeError as exc:
+            if task_id.encode() not in body:
+                raise UpstreamUnavailable(f"the upstream's reply is too large: {exc}") from exc
+            said = Doubtful(error=f"the reply about this task is too large: {exc}")
+            return Answer(observation=said, upstream="{}")
         except ValueError as exc:
             error = one_line(f"the upstream's reply is unreadable: {exc}")
             raise UpstreamUnavailable(error) from exc
@@ -112,12 +128,12 @@ def read_reply(
         if envelope is None:
             raise _gateway_error(http_status, lower)
         reply = envelope
-    observation = _observe(reply, task_id)
+    observation = _observe(reply, task_id, host)
     data = reply.get("data")
     task = data if isinstance(data, dict) else {}
     return Answer(
         observation=observation,
-        upstream=jsontext.dumps(_summary(reply)),
+        upstream=jsontext.dumps(_summary(reply, observation)),
         began_at=_unix(task.get("taskBeginTime")),
         ended_at=_unix(task.get("taskEndTime")),
     )
@@ -176,7 +192,7 @@ def _by_status(status: int) -> str:
     return "backend"
 
 
-def _observe(reply: dict[str, Json], task_id: str) -> Observation:
+def _observe(reply: dict[str, Json], task_id: str, host: str) -> Observation:
     data = reply.get("data")
     if _text(reply.get("status")) != "10":
         _raise_if_not_about_the_task(reply)
@@ -192,7 +208,7 @@ def _observe(reply: dict[str, Json], task_id: str) -> Observation:
     if status in _ENDED:
         return _ended(reply, status)
     if status in _SUCCEEDED:
-        return _succeeded(data)
+        return _succeeded(data, host)
     shown = one_line(_text(data.get("status")), 100)
     return Pending(status=shown, known=status in _WAITING)
 
@@ -223,20 +239,36 @@ def _ended(reply: dict[str, Json], status: str) -> Failed:
     return Failed(reason=reason, error=_error(reply, f"{status} upstream"))
 
 
-def _succeeded(data: dict[str, Json]) -> Observation:
-    if not outputs.usable(data):
-        return Doubtful(error="succeeded upstream, but the reply names no outputs")
+def _succeeded(data: dict[str, Json], host: str) -> Observation:
+    data = finding.unfolded(data)
+    unsure = finding.unsure(data)
+    if not unsure and not finding.usable(data):
+        error = "succeeded upstream, but the reply names no outputs"
+        if others := [name for name in data if name not in _TASK]:
+            error += f"; it has {', '.join(others[:_OTHERS])}"
+        return Doubtful(error=one_line(error))
+    try:
+        found = finding.find_files(data, host)
+    except jsontext.TooLargeError as exc:
+        return Doubtful(error=f"{_TOO_LARGE}: {exc}")
     text = jsontext.dumps(data)
     if len(text) > jsontext.MAX_BYTES:  # escapes make it longer; who reads it has the same bound
-        return Doubtful(error="succeeded upstream, but the outputs are too large to record")
-    return Succeeded(data=text)
+        return Doubtful(error=_TOO_LARGE)
+    expires = min(filter(None, (finding.url_expiry(file.url) for file in found)), default=None)
+    return Succeeded(data=text, unsure=unsure, expires=expires)
 
 
 def _content_refused(reply: dict[str, Json]) -> bool:
-    return (
-        _text(reply.get("subErrCode")) == _CONTENT_UNSAFE
-        or _text(reply.get("errCode")) == _AUDIT_FAILED
-    )
+    data = reply.get("data")
+    said = (reply.get("subErrCode"), reply.get("errCode"), *(_inside(data) if data else ()))
+    return any(_text(value) in (_CONTENT_UNSAFE, _AUDIT_FAILED) for value in said)
+
+
+def _inside(data: Json) -> Iterator[Json]:
+    """The codes that stand with the task instead of the reply."""
+    if isinstance(data, dict):
+        for name in ("subErrCode", "errCode", "errorCode", "code"):
+            yield data.get(name)
 
 
 # -- reading fields ---------------------------------------------------------------------------
@@ -266,6 +298,19 @@ def _status(data: dict[str, Json]) -> str:
     return _text(data.get("status")).lower()
 
 
+def _others(reply: dict[str, Json]) -> dict[str, str]:
+    """What the upstream says in members that nobody has documented, as far as it is text."""
+    found: dict[str, str] = {}
+    data = reply.get("data")
+    for members, known in ((data, _TASK | _OUTPUTS), (reply, _REPLY)):
+        for name, value in members.items() if isinstance(members, dict) else ():
+            if len(found) == _OTHERS:
+                return found
+            if name not in known and isinstance(value, str) and value.strip():
+                found[one_line(name, 64)] = redact(value[: 16 * _OTHER])[:_OTHER]
+    return found
+
+
 def _complaint(reply: dict[str, Json]) -> str:
     code = _text(reply.get("subErrCode")) or _text(reply.get("errCode"))
     message = _text(reply.get("subErrMessage")) or _text(reply.get("errMessage"))
@@ -274,14 +319,16 @@ def _complaint(reply: dict[str, Json]) -> str:
 
 def _error(reply: dict[str, Json], what: str) -> str:
     """One line for a person: what happened, and the upstream's own words if it has any."""
-    return one_line(": ".join(filter(None, (what, _complaint(reply)))))
+    said = _complaint(reply) or next(iter(_others(reply).values()), "")
+    return one_line(": ".join(filter(None, (what, said))))
 
 
-def _summary(reply: dict[str, Json]) -> dict[str, Any]:
+def _summary(reply: dict[str, Json], said: Observation) -> dict[str, Any]:
     """The record's ``upstream``: ``status`` and times are the task's, the rest the reply's."""
     data = reply.get("data")
     task = data if isinstance(data, dict) else {}
-    return {
+    others = {} if isinstance(said, Pending | Succeeded) else _others(reply)
+    return ({"other": others} if others else {}) | {
         "status": _field(task.get("status")),
         "apiInvokeId": _field(reply.get("apiInvokeId")),
         "errCode": _field(reply.get("errCode")),

@@ -16,6 +16,7 @@ from worker.core.redact import one_line, strip_query
 from worker.core.reply import read_reply
 from worker.errors import UpstreamBlocked, UpstreamUnavailable
 from worker.http import BROKEN, read_some
+from worker.offload import offload
 from worker.upstream.signature import date_header, sign
 
 if TYPE_CHECKING:
@@ -130,11 +131,14 @@ class Gateway:
             raise UpstreamUnavailable(
                 one_line(f"no answer from the upstream: {type(exc).__name__}: {exc}".rstrip(": "))
             ) from exc
-        return read_reply(
+        return await offload(
+            len(reply),
+            read_reply,
             http_status=response.status,
             headers=response.headers,
             body=reply,
             task_id=task_id,
+            host=self._url.host or "",
         )
 
     def _describe_skew(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core import copying, ending, jsontext, machine, manifest, outputs
+from worker.core import copying, ending, finding, jsontext, machine, manifest, outputs
 from worker.core.copying import Files, InVain
 from worker.core.models import Doubtful, Reason, State, Succeeded
 from worker.errors import (
@@ -27,6 +27,7 @@ from worker.errors import (
     UpstreamRefused,
     UpstreamThrottled,
 )
+from worker.offload import offload
 from worker.registry.records import Kind
 from worker.transfer.copier import CopyJob
 from worker.work.circuit import Circuit
@@ -208,9 +209,13 @@ class CopyWork:
 
     async def _copy(self, claim: Claim, files: Files) -> str:
         data = claim.job.work.get("data", "")
-        files.found = outputs.find_files(jsontext.loads(data))
+        try:
+            files.found = await offload(len(data), self._found, data)
+        except jsontext.TooLargeError as error:  # noted by a version that knew no bound
+            return await self._give_up(claim, files, Reason.UPSTREAM_ERROR, str(error), "")
+        files.loose = {file.identity for file in files.found if file.loose}
         if not files.plan:
-            files.plan = outputs.plan_files(files.found)
+            files.plan = await offload(len(data), outputs.plan_files, files.found)
             await claim.note("plan", outputs.plan_to_json(files.plan))
         task = _Task(claim, files)
         for number in files.pending:
@@ -220,7 +225,11 @@ class CopyWork:
             return await self._give_up(claim, files, Reason.CANCELED, _CANCELED)
         if files.pending:
             return await self._later(task)
+        files.forget_texts()
         return await self._end(claim, files, ending.of_files(files.outcomes), data)
+
+    def _found(self, data: str) -> list[FoundFile]:
+        return finding.find_files(jsontext.loads(data), self._layout.upstream)
 
     async def _later(self, task: _Task) -> str:
         claim = task.claim
@@ -312,7 +321,14 @@ class CopyWork:
         claim.unsaved.usable = not isinstance(said, Doubtful)
         await self._upstream.proven(probe=probe)
         believed_from = claim.job.note("succeeded_at") + round(self._grace * 1000)
-        found = copying.fresh_addresses(said, now=claim.now, believed_from=believed_from)
+        found = await offload(
+            len(said.data) if isinstance(said, Succeeded) else 0,
+            copying.fresh_addresses,
+            said,
+            now=claim.now,
+            believed_from=believed_from,
+            host=self._layout.upstream,
+        )
         if isinstance(said, Succeeded):
             log.info("addresses.renewed", files=0 if isinstance(found, InVain) else len(found))
         else:
@@ -329,7 +345,7 @@ class CopyWork:
             key=job.work.get(f"key:{number}", ""),
             filename=planned.filename,
             format=planned.format,
-            expires=outputs.url_expiry(url),
+            expires=finding.url_expiry(url),
         )
         async with limit:
             began = asyncio.get_running_loop().time()

@@ -8,6 +8,7 @@ import structlog
 
 from worker.core import ending, manifest
 from worker.core.models import State
+from worker.offload import offload
 from worker.registry.records import Kind
 
 if TYPE_CHECKING:
@@ -54,8 +55,16 @@ class Endings:
         """
         await claim.note()
         now = claim.now
-        record = ending.final_record(
-            claim.job.record, how, plan, data, self._layout, calls=claim.unsaved.calls, now=now
+        record = await offload(
+            len(data),
+            ending.final_record,
+            claim.job.record,
+            how,
+            plan,
+            data,
+            self._layout,
+            calls=claim.unsaved.calls,
+            now=now,
         )
         there = await self._manifest(claim)
         if there and there["state"] == State.STORED and how.state is not State.STORED:

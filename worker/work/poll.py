@@ -131,6 +131,7 @@ class PollWork:
             seen_at=job.note("seen_at"),
             doubts=job.note("doubts"),
             doubted_at=job.note("doubted_at"),
+            unsure=job.work.get("unsure", ""),
             expected=None if expected is None else float(expected),
             known=await self._durations(job.record.get("label", "")) if pending else None,
             running=None if began is None else max(0.0, job.claimed_at / 1000 - began),

@@ -23,7 +23,7 @@ for _, field in ipairs(work) do
   end
 end
 redis.call('HDEL', work_key(id), 'token', 'settled', 'cap', 'lapses', 'cancel', 'ending',
-  'succeeded_at', 'seen_at', 'doubts', 'doubted_at', 'faults')
+  'succeeded_at', 'seen_at', 'doubts', 'doubted_at', 'unsure', 'faults')
 redis.call('HSET', work_key(id), 'asked_from', ms(now),
   'retried', ARGV[3],
   'deadline_at', ms(now + tonumber(ARGV[5] ~= '' and ARGV[5] or ARGV[4])))

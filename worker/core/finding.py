@@ -1,0 +1,349 @@
+"""The files that a reply names: where they stand, and at which addresses.
+
+``data`` is the ``data`` of a succeeded reply as :func:`worker.core.jsontext.loads` returns it. Of
+its content this module knows ``images``, ``result``, ``url``, ``filename``, ``object_key`` and
+``format`` (vendor's page of ``comfy_get_result``), and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from worker.core import jsontext, keys
+from worker.core.jsontext import Json
+from worker.core.models import FoundFile
+from worker.core.redact import has_signature, is_signing_parameter
+
+MAX_POINTER = 4096
+"""Characters of one pointer; one that is longer cannot be recorded."""
+MAX_POINTERS = 1024 * 1024
+"""Characters of all pointers to the files of one reply."""
+
+ECHOED = frozenset({"info", "parameters"})
+"""Members that repeat what the caller has submitted; what stands below them is no output."""
+
+_UPSTREAM = re.compile(r"(?:.+\.)?aliyuncs\.com")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
+# Characters that no request can carry, or that would split it.
+_UNSENDABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_PROSE = re.compile(r'[\s"<>]')
+_OUTPUT_NAMES = re.compile(
+    r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic|heif|jxl|exr|hdr|tga|svg|psd"  # pictures
+    r"|mp4|m4v|mov|webm|mkv|avi"  # clips
+    r"|mp3|wav|flac|ogg|opus|m4a|aac"  # sounds
+    r"|glb|gltf|obj|fbx|stl|ply|usdz?|3mf|splat|spz|safetensors|ckpt|pt|pth|gguf|onnx|latent"
+    r"|zip|tar|gz|tgz|7z|rar)",
+    re.IGNORECASE,
+)
+
+Path = tuple[str, ...]
+
+
+# -- addresses --------------------------------------------------------------------------------
+
+
+def trimmed(text: str) -> str:
+    """An address without white space around it; one without a scheme is https."""
+    text = text.strip()
+    return f"https:{text}" if text.startswith("//") else text
+
+
+def address(text: str) -> SplitResult | None:
+    """The parts of an http(s) URL that a request can be made for, or ``None``."""
+    if not _HTTP.match(text) or _UNSENDABLE.search(text):
+        return None
+    try:
+        parts = urlsplit(text)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets, port or host malformed
+        return None
+    return parts if usable else None
+
+
+def _identity(parts: SplitResult) -> str:
+    scheme, host = parts.scheme, parts.hostname or ""
+    authority = f"[{host}]" if ":" in host else host
+    if parts.port not in (None, _DEFAULT_PORTS[scheme]):
+        authority += f":{parts.port}"
+    query = "&".join(
+        item for item in parts.query.split("&") if not is_signing_parameter(item.partition("=")[0])
+    )
+    return f"{scheme}://{authority}{parts.path}" + (f"?{query}" if query else "")
+
+
+def url_expiry(url: str) -> float | None:
+    """When a signed URL expires, in Unix seconds, or ``None`` if it does not say.
+
+    Read from ``Expires`` (OSS V1), ``x-oss-date`` + ``x-oss-expires`` (OSS V4), ``X-Amz-Date`` +
+    ``X-Amz-Expires`` (AWS V4) and their like of Google; the earliest if there are several.
+    """
+    query = url.partition("#")[0].partition("?")[2]
+    values = {
+        unquote(name): unquote(value)
+        for name, _, value in (item.partition("=") for item in query.split("&"))
+    }
+    ends = [_whole_number(values.get("Expires", ""))]
+    for date, life in (
+        ("x-oss-date", "x-oss-expires"),
+        ("X-Amz-Date", "X-Amz-Expires"),
+        ("X-Goog-Date", "X-Goog-Expires"),
+    ):
+        start, seconds = _basic_time(values.get(date, "")), _whole_number(values.get(life, ""))
+        ends.append(None if start is None or seconds is None else start + seconds)
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _whole_number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _basic_time(text: str) -> float | None:
+    try:
+        return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+# -- what a reply says ------------------------------------------------------------------------
+
+
+def unfolded(data: dict[str, Json]) -> dict[str, Json]:
+    """``data`` with a ``result`` that is JSON text read as what it says; at most one level."""
+    text = data.get("result")
+    if not isinstance(text, str) or text.lstrip()[:1] not in ("{", "["):
+        return data
+    try:
+        return {**data, "result": jsontext.loads(text, max_depth=jsontext.MAX_DEPTH - 1)}
+    except ValueError:
+        return data
+
+
+def usable(data: Json) -> bool:
+    """Whether the ``data`` of a succeeded reply says what came out of the task."""
+    return isinstance(data, dict) and (
+        isinstance(data.get("images"), list) or data.get("result") is not None
+    )
+
+
+def unsure(data: Mapping[str, Json]) -> str:
+    """What a reply leaves open that only saying it again can settle; empty if nothing.
+
+    Two replies that leave the same open have the same text.
+    """
+    images = data.get("images")
+    if images is None and "images" in data and data.get("result") is None:
+        return "images is null"
+    if isinstance(images, list):
+        empty = [str(n) for n, entry in enumerate(images) if entry is None or _blank(entry)]
+        if empty:
+            return f"images {', '.join(empty[:100])} of {len(images)} are empty"
+    return ""
+
+
+def _blank(value: Json) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _own_string(holder: Mapping[str, Json] | None, key: str) -> str:
+    value = holder.get(key) if holder else None
+    return value if isinstance(value, str) else ""
+
+
+def _awaits(entry: Mapping[str, Json], *, listed: bool) -> bool:
+    """Whether an object names a file whose address is not there yet."""
+    url = entry.get("url")
+    if url is not None and not _blank(url):
+        return False
+    named = [name for name in ("filename", "object_key") if _own_string(entry, name).strip()]
+    return bool(named) and (listed or "url" in entry or "object_key" in named)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where something stands that may be a file.
+
+    ``text`` is a string, or ``None`` for an object that has no address yet; ``holder`` the object
+    whose ``url`` it is. ``listed``: in a list named ``images``. ``echoed``: below what repeats the
+    input.
+    """
+
+    path: Path
+    text: str | None
+    holder: dict[str, Json] | None
+    listed: bool = False
+    echoed: bool = False
+
+
+_Steps = Iterator[tuple[str, Json, dict[str, Json] | None]]
+
+
+def _members(node: dict[str, Json]) -> _Steps:
+    for key, child in node.items():
+        yield key, child, node if key == "url" else None
+
+
+def _entries(node: list[Json]) -> _Steps:
+    for index, child in enumerate(node):
+        yield str(index), child, None
+
+
+def _places(name: str, node: Json) -> Iterator[_Place]:
+    """Every string at or below a member, and every object that awaits its address, in order.
+
+    What stands above is kept once, whatever the number and length of names.
+    """
+    frames: list[_Steps] = [iter([(name, node, None)])]
+    path: list[str] = []
+    echoed = 0
+    while frames:
+        for key, child, holder in frames[-1]:
+            listed = path[-1:] == ["images"]
+            if isinstance(child, str):
+                yield _Place((*path, key), child, holder, listed, echoed > 0 or key in ECHOED)
+            elif isinstance(child, dict | list):
+                path.append(key)
+                echoed += key in ECHOED
+                if isinstance(child, list):
+                    frames.append(_entries(child))
+                else:
+                    if _awaits(child, listed=listed):
+                        yield _Place((*path, "url"), None, child, listed, echoed > 0)
+                    frames.append(_members(child))
+                break
+        else:
+            frames.pop()
+            if path:
+                echoed -= path.pop() in ECHOED
+
+
+def _images(node: Json) -> Iterator[_Place]:
+    for index, entry in enumerate(node if isinstance(node, list) else ()):
+        if isinstance(entry, str) and entry.strip():
+            yield _Place(("images", str(index)), entry, None)
+        elif isinstance(entry, dict) and _own_string(entry, "url").strip():
+            yield _Place(("images", str(index), "url"), entry["url"], entry)
+        elif isinstance(entry, dict) and _awaits(entry, listed=True):
+            yield _Place(("images", str(index), "url"), None, entry)
+
+
+def find_files(data: Json, host: str = "") -> list[FoundFile]:
+    """The files of a reply, in the order of their first refs; one file may have several refs.
+
+    ``host`` is the upstream's. A file without a usable address has an empty ``url``. Raises
+    ``TooLargeError`` if the pointers to the files would be too long to be recorded.
+    """
+    if not isinstance(data, dict):
+        return []
+    result, images = data.get("result"), data.get("images")
+    found = (place for place in _places("result", result) if place.holder is not None)
+    sure = [*_counted(chain(found, _images(images)))]
+    hosts = {parts.hostname for parts in map(_sure, sure) if parts}
+    files = _Files()
+    for place in _places("result", result):
+        if place.text is None:
+            if not place.echoed:
+                files.add(place)
+        elif place.holder is not None:
+            if _HTTP.match(trimmed(place.text)):
+                files.add(place)
+        elif _is_loose_file(place.text, hosts):
+            files.add(place)
+        elif _is_output(place, host):
+            files.add(place, loose=True)
+    for place in _images(images):
+        files.add(place)
+    return files.found()
+
+
+def _counted(places: Iterable[_Place]) -> Iterator[_Place]:
+    """The places, as long as their pointers are short enough: counted before any is built."""
+    total = 0
+    for place in places:
+        length = len(place.path) + sum(map(len, place.path))
+        total += length
+        if length > MAX_POINTER:
+            raise jsontext.TooLargeError(f"a pointer of over {MAX_POINTER:,} characters")
+        if total > MAX_POINTERS:
+            raise jsontext.TooLargeError(f"pointers of over {MAX_POINTERS:,} characters in all")
+        yield place
+
+
+def _sure(place: _Place) -> SplitResult | None:
+    """The address of a place that is a file whatever the address says."""
+    return None if place.text is None else address(trimmed(place.text))
+
+
+def _is_loose_file(text: str, hosts: Container[str | None]) -> bool:
+    """Whether a string that is no object's ``url`` is a file for its host or its signature."""
+    text = trimmed(text)
+    if not _HTTP.match(text) or _PROSE.search(text):
+        return False
+    parts = address(text)
+    return parts is not None and (parts.hostname in hosts or has_signature(text))
+
+
+def _is_output(place: _Place, host: str) -> bool:
+    """Whether a string is an address of the upstream's that looks like an output."""
+    text = trimmed(place.text or "")
+    if place.echoed or not _HTTP.match(text) or _PROSE.search(text):
+        return False
+    parts = address(text)
+    if parts is None or parts.hostname is None:
+        return False
+    if parts.hostname != host and not _UPSTREAM.fullmatch(parts.hostname):
+        return False
+    return place.listed or _OUTPUT_NAMES.search(parts.path) is not None
+
+
+class _Files:
+    """Files by their identity, in the order of their first places."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, FoundFile] = {}
+        self._refs: dict[str, list[str]] = {}
+        self._length = 0
+
+    def add(self, place: _Place, *, loose: bool = False) -> None:
+        ref = self._pointer(place)
+        text = None if place.text is None else trimmed(place.text)
+        parts = None if text is None else address(text)
+        if text is None:
+            identity = f"awaited:{ref}"
+        elif parts is None:
+            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+            identity = f"invalid:{digest}"
+        else:
+            identity = _identity(parts)
+        self._refs.setdefault(identity, []).append(ref)
+        before = self._files.get(identity)
+        if before is not None and (before.filename or place.holder is None):
+            if before.loose and not loose:
+                self._files[identity] = replace(before, loose=False)
+            return
+        self._files[identity] = FoundFile(
+            identity=identity,
+            refs=(),
+            url=before.url if before else (text or "") if parts else "",
+            filename=(before and before.filename) or _own_string(place.holder, "filename"),
+            format=(before and before.format) or _own_string(place.holder, "format"),
+            loose=loose and (before is None or before.loose),
+            awaited=text is None,
+        )
+
+    def _pointer(self, place: _Place) -> str:
+        next(_counted([place]))
+        ref = keys.pointer("", *place.path)
+        self._length += len(ref)
+        if self._length > MAX_POINTERS:
+            raise jsontext.TooLargeError(f"pointers of over {MAX_POINTERS:,} characters in all")
+        return ref
+
+    def found(self) -> list[FoundFile]:
+        return [replace(file, refs=tuple(self._refs[i])) for i, file in self._files.items()]
