@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MINUTES ?= 30
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test brokers fleet page programs model faults bench fuzz soak audit bench-copy bench-capacity lint types clean screenshots bench-page
+.PHONY: help install demo demo-wheel test brokers fleet page programs model faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ demo-wheel: | $(BIN)/python ## Build the wheel and run the demo from it, in an e
 
 fuzz: $(STAMP) ## Read ten thousand damaged replies, and print what one costs at most (BENCH_ARGS=NUMBER)
 	$(BIN)/python -m tests.bench.fuzz $(BENCH_ARGS)
+
+fuzz-heads: $(STAMP) ## Look into a million damaged heads of files, and print what one costs at most
+	$(BIN)/python -m tests.bench.heads $(BENCH_ARGS)
 
 bench-capacity: $(STAMP) ## Measure what a fleet's size is computed from (see docs/capacity.md)
 	$(BIN)/python -m tests.bench.capacity $(BENCH_ARGS)

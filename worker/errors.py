@@ -9,8 +9,8 @@
     │   └── UpstreamBlocked      credentials, clock, account or our request: the circuit opens
     │       └── UpstreamRefused  a refusal that may be of this id alone: other answers decide
     ├── SourceError              a file could not be fetched
-    │   ├── SourceGone           403, 404, 410: a fresh address is needed
-    │   ├── SourceRejected       against policy (size, host, type): never tried again
+    │   ├── SourceGone           403, 404, 410, or an error with status 200: ask for a fresh address
+    │   ├── SourceRejected       against policy (size, host, type): lost if said twice
     │   └── SourceFault          anything else on the way: tried again
     ├── StoreError               a file could not be stored
     │   ├── StoreBlocked         credentials or bucket wrong: the circuit opens, no file is blamed
@@ -74,11 +74,11 @@ class SourceError(HarvesterError):
 
 
 class SourceGone(SourceError):
-    """The address answered 403, 404 or 410: expired or deleted."""
+    """The address answered 403, 404 or 410, or something else than the file: expired or deleted."""
 
 
 class SourceRejected(SourceError):
-    """The file breaks a policy: its size, host or content type. Trying again cannot help."""
+    """The file breaks a policy: its size, host or content type. Lost once two answers agree."""
 
 
 class SourceFault(SourceError):

@@ -253,6 +253,22 @@ async def test_types_that_are_not_allowed_are_refused(environ: BucketEnv) -> Non
     assert environ.keys(it.prefix) == [f"{it.prefix}images/0.png"]
 
 
+@pytest.mark.parametrize("entry", [False, True])
+async def test_an_empty_file_is_stored_where_it_may_be_empty(
+    environ: BucketEnv, entry: bool
+) -> None:
+    chunks = answer("Transfer-Encoding: chunked", body=b"0\r\n\r\n")
+    for script in (answer("Content-Length: 0"), chunks):
+        async with bench(script, environ.bucket) as it:
+            stored = await it.copier.copy(it.job(filename="log.txt", entry=entry), Claim())
+            assert (stored.bytes, stored.sha256) == (0, hashlib.sha256().hexdigest())
+            with pytest.raises(SourceGone, match="empty"):
+                await it.copier.copy(it.job(filename="a.png"), Claim())
+            if entry:
+                with pytest.raises(SourceGone, match="empty"):
+                    await it.copier.copy(it.job(entry=True), Claim())
+
+
 async def test_pages_in_place_of_files_are_faults(environ: BucketEnv) -> None:
     page = b"<!doctype html><h1>Service unavailable</h1>"
     async with bench(serving(page, "Content-Type: image/png"), environ.bucket) as it:
@@ -261,7 +277,7 @@ async def test_pages_in_place_of_files_are_faults(environ: BucketEnv) -> None:
             it.job(filename="a.mp4"),
             it.job(format="zip", url=it.host.url("/x")),
         ):
-            with pytest.raises(SourceFault, match="text/html"):
+            with pytest.raises(SourceGone, match="text/html"):
                 await it.copier.copy(job, Claim())
         stored = await it.copier.copy(it.job(url=it.host.url("/x")), Claim())
     assert stored.content_type == "text/html"
@@ -326,7 +342,7 @@ INTEGRITY: dict[str, tuple[Callable[[bytes], Script], type[HarvesterError]]] = {
         lambda body: answer("Content-Length: 5", f"Content-Length: {len(body)}", body=body),
         SourceFault,
     ),
-    "it is empty": (lambda _: answer("Content-Length: 0"), SourceFault),
+    "it is empty": (lambda _: answer("Content-Length: 0"), SourceGone),
     "its last chunk is missing": (lambda body: framed(body, end=b""), SourceFault),
     "a chunk is broken": (lambda body: framed(body, end=b"zz\r\n"), SourceFault),
     "the rest has another tag": (
@@ -353,15 +369,15 @@ INTEGRITY: dict[str, tuple[Callable[[bytes], Script], type[HarvesterError]]] = {
         lambda body: then(body, answer("Content-Length: 0", status="403 Forbidden")),
         SourceGone,
     ),
-    "it is an HTML page": (lambda _: serving(PAGE, "Content-Type: video/mp4"), SourceFault),
-    "it is an XML error": (lambda _: serving(ERROR, "Content-Type: video/mp4"), SourceFault),
+    "it is an HTML page": (lambda _: serving(PAGE, "Content-Type: video/mp4"), SourceGone),
+    "it is an XML error": (lambda _: serving(ERROR, "Content-Type: video/mp4"), SourceGone),
     "its content is compressed": (
         lambda body: serving(body, "Content-Encoding: gzip"),
         SourceFault,
     ),
     "its transfer is compressed": (lambda body: framed(body, coding="gzip, chunked"), SourceFault),
     "it is too large by announcement": (lambda body: serving(4 * PART * b"x"), SourceRejected),
-    "it is too large in the end": (lambda body: framed(4 * PART * b"x"), SourceRejected),
+    "it is too large in the end": (lambda body: framed(4 * PART * b"\x01"), SourceRejected),
     "it is gone": (lambda _: answer("Content-Length: 0", status="404 Not Found"), SourceGone),
 }
 

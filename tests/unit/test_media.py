@@ -84,7 +84,9 @@ def test_sounds_tell_their_length() -> None:
     assert read(sound(), "audio/wav") == Facts(duration=1.5)
     assert read(sound()[:44], "audio/wav") == Facts(duration=1.5)
     assert read(FLAC, "audio/flac") == Facts(duration=2.0)
-    assert read(clip(mvhd(44_100, 44_100), trak(0, 0)), "audio/mp4") == Facts(duration=1.0)
+    assert read(clip(mvhd(44_100, 44_100), trak(0, 0)), "audio/mp4") == Facts(
+        duration=1.0, sound=True
+    )
 
 
 def test_other_files_tell_nothing_here() -> None:

@@ -16,8 +16,9 @@ from worker.transfer.sniff import (
     Kind,
     dimensions,
     disposition,
-    is_error_page,
+    is_error,
     named_extension,
+    promises,
     sniff,
 )
 
@@ -116,7 +117,8 @@ def test_kind_is_told_from_bytes(name: str) -> None:
 def test_names_do_not_outweigh_bytes(name: str) -> None:
     head, content_type, extension = FILES[name]
     given = sniff(head, filename="a.xyz", format="mp4", url="https://a.example/b.exe")
-    assert given == Kind(content_type, extension)
+    frame = extension in (".zip", ".gz", ".xml")  # which one only a name tells
+    assert given == Kind(content_type, given.extension if frame else extension)
 
 
 def test_real_avif_is_known() -> None:
@@ -194,29 +196,79 @@ def test_the_library_knows_rarer_formats() -> None:
     assert sqlite == Kind("application/x-sqlite3", ".db3")
 
 
-# -- error pages ------------------------------------------------------------------------------
+# -- errors with status 200 -------------------------------------------------------------------
 
 PAGE = b"<html><body>Service unavailable</body></html>"
 S3_ERROR = b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>'
+SVG, XML = b"<?xml version='1.0'?><svg/>", b"<?xml version='1.0'?><a/>"
+ERRORS = [
+    PAGE, S3_ERROR, S3_ERROR.partition(b"\n")[2], XML,
+    b'{"code":"AccessDenied"}', b"[]", b"null", b"Service Unavailable", b"\n", b" ",
+    b"<br />\n<b>Warning</b>: fopen() in <b>/var/www/a.php</b>", b"<?php echo 1;",
+    "服务不可用".encode(), "服务不可用".encode("gbk"), "nicht verfügbar".encode("latin-1"),
+    "unavailable".encode("utf-16"), b"\xef\xbb\xbfunavailable",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("named", [".png", ".mp4", ".zip", ".wav", ".svg"])
-@pytest.mark.parametrize("body", [PAGE, S3_ERROR, S3_ERROR.partition(b"\n")[2]])
-def test_page_in_place_of_a_file_is_an_error(body: bytes, named: str) -> None:
-    assert is_error_page(body, sniff(body), named)
+def wrong(body: bytes, named: str, *, entry: bool = False) -> bool:
+    kind = sniff(body, filename=f"f{named}" if named else "")
+    return is_error(body, kind, named, entry=entry)
 
 
-def test_store_error_is_one_whatever_the_file_is_called() -> None:
-    assert is_error_page(S3_ERROR, sniff(S3_ERROR), "")
+@pytest.mark.parametrize(
+    "named",
+    [".png", ".mp4", ".zip", ".wav", ".ply", ".gguf", ".jxl", ".latent", ".safetensors", ".usdz"],
+)
+@pytest.mark.parametrize("body", ERRORS)
+def test_a_text_in_place_of_a_picture_is_an_error(body: bytes, named: str) -> None:
+    assert wrong(body, named)
 
 
-def test_pages_that_are_files_are_none() -> None:
-    svg, xml = b"<?xml version='1.0'?><svg/>", b"<?xml version='1.0'?><a/>"
-    assert not is_error_page(svg, sniff(svg), ".svg")
-    assert not is_error_page(PAGE, sniff(PAGE), ".html")
-    assert not is_error_page(PAGE, sniff(PAGE), "")
-    assert not is_error_page(xml, sniff(xml), "")
-    assert not is_error_page(picture("PNG"), Kind("image/png", ".png"), ".png")
+@pytest.mark.parametrize("named", ["", ".unknown"])
+@pytest.mark.parametrize("body", ERRORS)
+def test_an_image_of_a_reply_is_no_text_whatever_it_is_called(body: bytes, named: str) -> None:
+    assert wrong(body, named, entry=True)
+
+
+def test_a_store_s_error_is_one_whatever_the_file_is_called() -> None:
+    assert wrong(S3_ERROR, "")
+    assert wrong(S3_ERROR, ".txt")
+
+
+@pytest.mark.parametrize("named", [".obj", ".srt", ".gltf", ".csv", ".svg"])
+def test_a_page_is_no_other_text(named: str) -> None:
+    assert wrong(PAGE, named)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (SVG, ".svg"), (PAGE, ".html"), (PAGE, ""), (XML, ""), (XML, ".xml"), (XML, ".dae"),
+        (b"v 0 0 0\n", ".obj"), (b"1\n00:00:01,000 --> 00:00:02,000\nHi\n", ".srt"),
+        (b'{"asset":{}}', ".gltf"), (b"solid cube\n", ".stl"), (b"a caption", ".txt"),
+        (b"{}", ".json"), (b"a,b\n", ".csv"), (b"a caption", ""), (b"{}", ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("entry", [False, True])
+def test_files_that_are_text_are_none(body: bytes, named: str, entry: bool) -> None:
+    if not named and entry:
+        return
+    assert not wrong(body, named, entry=entry)
+
+
+@pytest.mark.parametrize("entry", [False, True])
+def test_other_files_are_none(entry: bool) -> None:
+    assert not wrong(b"ply\nformat ascii 1.0\n", ".ply", entry=entry)
+    assert not wrong(SVG, "", entry=entry)
+    assert not wrong(picture("PNG"), ".png", entry=entry)
+    assert not wrong(b"an unknown format\x00\x01", ".gguf", entry=entry)
+
+
+def test_what_is_promised() -> None:
+    assert promises(".png", entry=False)
+    assert promises("", entry=True)
+    assert not promises("", entry=False)
+    assert not promises(".txt", entry=True)
 
 
 # -- sizes of pictures ------------------------------------------------------------------------
@@ -285,3 +337,36 @@ def test_any_name_makes_a_header(filename: str) -> None:
     assert header.isprintable()
     assert len(header) < 2000
     assert header.count('"') in (0, 2)
+
+
+# -- frames and names -------------------------------------------------------------------------
+
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+@pytest.mark.parametrize(
+    ("head", "named", "kind"),
+    [
+        (b"PK\x03\x04", ".usdz", "application/zip"), (b"PK\x03\x04", ".3mf", "application/zip"),
+        (b"PK\x03\x04", ".npz", "application/zip"), (b"PK\x03\x04", ".docx", "application/zip"),
+        (b"\x1f\x8b\x08", ".spz", "application/gzip"), (XML, ".dae", "application/xml"),
+        (OLE, ".xls", "application/x-ole-storage"), (OLE, ".ppt", "application/x-ole-storage"),
+    ],
+)  # fmt: skip
+def test_a_frame_keeps_the_extension_of_the_name(head: bytes, named: str, kind: str) -> None:
+    found = sniff(head, filename=f"a{named}")
+    assert found == Kind(kind, named)
+
+
+@pytest.mark.parametrize("named", [".png", ".mp3", ".pdf", ""])
+def test_a_frame_keeps_no_extension_that_its_bytes_disprove(named: str) -> None:
+    assert sniff(b"PK\x03\x04", filename=f"a{named}") == Kind("application/zip", ".zip")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"BM is short", b"GIF89a is a format", b"ID3 tags", b"%PDF- no", b"Rar!", b"glTF is"],
+)
+def test_a_text_that_begins_like_something_else_stays_one(text: bytes) -> None:
+    assert sniff(text, filename="a.txt") == Kind("text/plain", ".txt")
+    assert sniff(text + b"\x00", filename="a.txt").content_type != "text/plain"

@@ -137,6 +137,10 @@ class Files:
         trial = self._trial(number)
         return machine.on_fault(trial, error, gaps, store=store, late=late, chance=chance)
 
+    def on_rejected(self, number: int, error: str, gaps: Gaps) -> Verdict:
+        """It breaks a rule."""
+        return machine.on_rejected(self._trial(number), one_line(error), gaps)
+
     def on_refused(self, number: int, error: str, gaps: Gaps, *, chance: float) -> Verdict:
         """The store refused the object."""
         return machine.on_refused(self._trial(number), error, gaps, chance=chance)

@@ -200,6 +200,13 @@ def on_gone(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
     return TryAgain(trial=after, delay=gaps.fresh[trial.gone])
 
 
+def on_rejected(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
+    """The file breaks a rule. A host can err once: a second answer has to say the same."""
+    if trial.error == error:
+        return GiveUp(reason=Reason.FILES_REJECTED, error=error)
+    return TryAgain(trial=replace(trial, error=error), delay=gaps.rejected)
+
+
 def on_fault(
     trial: Trial, error: str, gaps: schedule.Gaps, *, store: bool, late: bool, chance: float
 ) -> TryAgain | GiveUp:

@@ -89,7 +89,8 @@ class Gaps:
     ``blocked``: while a circuit is open; it decides itself when a probe may go. ``store``: after
     the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
     store refused the object. ``fresh``: before the first, second, third… fresh address of a file
-    that is gone. ``unsettled``: until the clock may be believed. ``newer``: until a newer worker
+    that is gone. ``rejected``: before a file that breaks a rule is
+    looked at again. ``unsettled``: until the clock may be believed. ``newer``: until a newer worker
     may take what only it can read. ``webhook``: after each failed attempt of a callback; three days
     in all.
     """
@@ -102,6 +103,7 @@ class Gaps:
     file: Backoff = Backoff(longest=120)
     refused: Backoff = Backoff(first=2, longest=60)
     fresh: tuple[float, ...] = (0.0, 15.0, 30.0)
+    rejected: float = 2.0
     unsettled: float = 10.0
     newer: float = 5.0
     webhook: tuple[float, ...] = (
@@ -121,6 +123,7 @@ class Gaps:
             file=never,
             refused=never,
             fresh=(0.0, 0.0, 0.0),
+            rejected=0,
             unsettled=0,
             newer=0,
             webhook=(0.0,) * 14,

@@ -18,7 +18,7 @@ import structlog
 
 from worker.core import keys
 from worker.core.models import StoredFile
-from worker.errors import SourceFault, SourceRejected, StoreError, StoreUnavailable
+from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
 from worker.transfer import media, sniff
 from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
@@ -54,6 +54,7 @@ class CopyJob:
     filename: str = ""
     format: str = ""
     expires: float | None = None
+    entry: bool = False
 
 
 class Hold(Protocol):
@@ -155,6 +156,9 @@ class Copier:
                 await self._fill(download, part, hold)
                 width, height = sniff.dimensions(part.data, kind)
                 clip = media.facts(part.data, kind)
+                if clip.sound and kind.content_type.startswith("video/"):
+                    named = sniff.named_extension(job.filename, job.format, job.url)
+                    kind = self._allowed(sniff.sound(named))
                 key = job.key or await hold.reserve(keys.object_key(job.base, kind.extension))
                 file = _File(
                     job=job,
@@ -181,8 +185,14 @@ class Copier:
         head = bytes(part.data)
         kind = sniff.sniff(head, filename=job.filename, format=job.format, url=job.url)
         named = sniff.named_extension(job.filename, job.format, job.url)
-        if sniff.is_error_page(head, kind, named):
-            raise SourceFault(f"the file's host sent a page ({kind.content_type}), not the file")
+        if not head and sniff.promises(named, entry=job.entry):
+            raise SourceGone("the file's host sent an empty file")
+        if sniff.is_error(head, kind, named, entry=job.entry):
+            what = f"text ({kind.content_type})"
+            raise SourceGone(f"the file's host sent {what} with status 200 instead of the file")
+        return self._allowed(kind)
+
+    def _allowed(self, kind: Kind) -> Kind:
         if not any(fnmatchcase(kind.content_type, glob) for glob in self._content_types):
             raise SourceRejected(f"content of type {kind.content_type} is not allowed")
         return kind

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worker.transfer.sniff import Kind
 
 _MOST_BOXES = 1000
+_MOST_TRACKS = 32
 _LONGEST = 10 * 365 * 86_400  # seconds; what claims more is damaged
 _ISO_MEDIA = frozenset({"video/mp4", "video/quicktime", "video/3gpp", "audio/mp4"})
 _UNKNOWN = {">IQ": 2**64 - 1, ">II": 2**32 - 1}  # a duration of all ones, by its layout
@@ -23,11 +24,15 @@ _FLAC_INFO = 42  # bytes of the marker, a block header and STREAMINFO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a header tells: ``duration`` in seconds, ``width`` and ``height`` in pixels."""
+    """What a header tells: ``duration`` in seconds, ``width`` and ``height`` in pixels.
+
+    ``sound``: a container of clips has tracks, and none of them can be seen.
+    """
 
     width: int | None = None
     height: int | None = None
     duration: float | None = None
+    sound: bool = False
 
 
 def facts(head: memoryview, kind: Kind) -> Facts:
@@ -71,18 +76,19 @@ def _iso_media(head: memoryview) -> Facts:
     movie = next((content for name, content in _boxes(head) if name == b"moov"), None)
     if movie is None:
         return Facts()
-    duration, sizes = None, []
+    duration, sizes = None, list[tuple[int, int]]()
     for name, content in _boxes(movie):
         if name == b"mvhd":
             layout, at = (">IQ", 20) if content[0] == 1 else (">II", 12)
             rate, units = struct.unpack_from(layout, content, at)
             duration = None if units == _UNKNOWN[layout] else _seconds(units, rate)
-        elif name == b"trak":
-            sizes += [_shown(track) for kind, track in _boxes(content) if kind == b"tkhd"]
+        elif name == b"trak" and len(sizes) < _MOST_TRACKS:
+            header = next((track for kind, track in _boxes(content) if kind == b"tkhd"), None)
+            sizes.append((0, 0) if header is None else _shown(header))
     width, height = max(sizes, default=(0, 0))
     if width and height:
         return Facts(width=width, height=height, duration=duration)
-    return Facts(duration=duration)
+    return Facts(duration=duration, sound=bool(sizes))
 
 
 def _shown(track: memoryview) -> tuple[int, int]:

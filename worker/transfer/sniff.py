@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
-import imagesize  # type: ignore[import-untyped]  # ships no annotations
 import puremagic
+
+from worker.transfer import sizes
 
 HEAD_BYTES = 64 * 1024
 """Enough of a file to tell what it is."""
-
-# Bytes to look for a size in: it stands at once, or behind embedded profiles and workflows.
-_PICTURE_HEADS = (512, HEAD_BYTES, 1024 * 1024)
 
 OCTETS = "application/octet-stream"
 
@@ -25,14 +22,24 @@ _NAME_CHARACTERS = 120
 _RASTER = frozenset(
     {"image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"}
 )
-# Extensions of files that are never HTML or XML.
+# Extensions of files that are never text: pictures, clips, sounds, models, archives.
 _BINARY = frozenset(
     re.findall(
         r"\w+",
-        "png jpg jpeg webp gif avif bmp tif tiff heic heif ico psd exr "
+        "png jpg jpeg webp gif avif bmp tif tiff heic heif ico psd exr hdr tga jxl jp2 "
         "mp4 m4v mov webm mkv avi mpg mpeg flv wmv 3gp ts "
-        "mp3 wav flac ogg oga opus m4a aac aiff aif mid "
-        "zip 7z rar gz tar glb safetensors npz pdf",
+        "mp3 wav flac ogg oga opus m4a m4b aac aiff aif mid "
+        "glb ply splat spz usdz 3mf safetensors gguf ckpt pt pth onnx latent npy npz "
+        "zip 7z rar gz tgz tar pdf",
+    )
+)
+_PAGES = frozenset({"html", "htm", "xhtml", "mhtml", "xml", "txt", "md"})
+# Extensions of files that are text, or may be.
+_TEXTS = _PAGES | frozenset(
+    re.findall(
+        r"\w+",
+        "svg obj mtl gltf stl dae fbx usd usda x3d srt vtt ass ssa lrc json jsonl ndjson csv tsv "
+        "yaml yml toml ini log rst tex js css py",
     )
 )
 
@@ -68,7 +75,10 @@ _MAGIC = (
     (b"Rar!\x1a\x07", Kind("application/vnd.rar", ".rar")),
     (b"\x1f\x8b\x08", Kind("application/gzip", ".gz")),
     (b"%PDF-", Kind("application/pdf", ".pdf")),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("application/x-ole-storage", "")),
 )
+# Extensions of frames that many formats have in common: .docx, .usdz, .spz, .dae, .xls…
+_FRAMES = frozenset({"", ".zip", ".gz", ".xml"})
 # Four-letter types of containers that hold several kinds.
 _RIFF = {
     b"WEBP": Kind("image/webp", ".webp"),
@@ -89,6 +99,12 @@ _BRANDS = {
     b"3gp5": Kind("video/3gpp", ".3gp"),
 }
 _MP4 = Kind("video/mp4", ".mp4")
+# Extensions that a file has by its bytes only, never by its name.
+_TOLD = frozenset(
+    {kind.extension for _, kind in _MAGIC}
+    | {kind.extension for kind in (*_RIFF.values(), *_BRANDS.values(), _MP4)}
+    | {".aiff", ".webm", ".mkv", ".ogg", ".ogv", ".bmp", ".ico", ".tar", ".ts", ".aac", ".svg"}
+) - {".zip", ".gz", ".xml"}
 _HTML = Kind("text/html", ".html")
 _XML = Kind("application/xml", ".xml")
 _SVG = Kind("image/svg+xml", ".svg")
@@ -100,8 +116,22 @@ _PROLOGUE = re.compile(
 _HTML_START = re.compile(rb"<(?:!doctype\s+html|html|head|body|title|script|h1|meta)[\s>/]", re.I)
 _SVG_START = re.compile(rb"<(?:[a-z]+:)?svg[\s>/]", re.I)
 _XML_START = re.compile(rb"<[A-Za-z_][\w.:-]*[\s>/]")
+_TEXT_TYPES = frozenset({"application/json", "application/xml"})
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16
+_BINARY_BYTES = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _ERROR_START = re.compile(rb"<Error[\s>]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+# Formats by bytes at a fixed place, the longest first; a short match is a guess.
+_DATABASE = sorted(
+    (
+        entry
+        for entry in puremagic.magic_header_array
+        if len(entry.byte_match) >= _SURE_BYTES and entry.offset >= 0 and "/" in entry.mime_type
+    ),
+    key=lambda entry: -len(entry.byte_match),
+)
 
 
 def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -> Kind:
@@ -110,12 +140,21 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
     Where bytes do not tell, the extension comes from ``filename``, ``format`` or the path of
     ``url``, in this order.
     """
-    known = _by_magic(head) or _by_markup(head)
-    if known is not None:
-        return known
     named = named_extension(filename, format, url)
+    if named.removeprefix(".") in _TEXTS and (text := _by_text(head, named)):
+        markup = _by_markup(head)
+        return _named_as(markup, named) if markup else text  # it may begin like something else
+    if known := _by_magic(head) or _by_markup(head):
+        return _named_as(known, named)
     text = _by_text(head, named)
     return text or _by_database(head, named) or Kind(OCTETS, named)
+
+
+def _named_as(kind: Kind, named: str) -> Kind:
+    """A kind that is the frame of many others, with the extension that tells which one."""
+    if kind.extension not in _FRAMES or not named or named in _TOLD:
+        return kind
+    return Kind(kind.content_type, named)
 
 
 def named_extension(filename: str, format: str, url: str) -> str:
@@ -131,27 +170,46 @@ def named_extension(filename: str, format: str, url: str) -> str:
     return ""
 
 
-def is_error_page(head: bytes, kind: Kind, named: str) -> bool:
-    """Whether a page stands where a file should be: hosts send errors with status 200 too.
+def promises(named: str, *, entry: bool) -> bool:
+    """Whether a file must be a picture, clip, sound, model or archive.
 
-    ``named`` is the extension that the file's names give it.
+    ``named`` is the extension that its names give it; where that does not tell, an ``entry`` of a
+    reply's ``images`` is one.
     """
-    if kind not in (_HTML, _XML):
-        return False
-    if named.removeprefix(".") in _BINARY or named == _SVG.extension:
+    extension = named.removeprefix(".")
+    return extension in _BINARY or (entry and extension not in _TEXTS)
+
+
+def is_error(head: bytes, kind: Kind, named: str, *, entry: bool) -> bool:
+    """Whether an error stands where a file should be: hosts send those with status 200 too."""
+    extension = named.removeprefix(".")
+    xml = kind.content_type == _XML.content_type
+    if xml and _ERROR_START.match(_content(head)):
         return True
-    return kind is _XML and _ERROR_START.match(_content(head)) is not None
+    if extension in _TEXTS:
+        page = kind is _HTML and extension not in _PAGES
+        return page or (extension == "svg" and xml)
+    return promises(named, entry=entry) and _is_text(head, kind)
+
+
+def _is_text(head: bytes, kind: Kind) -> bool:
+    if head.startswith((b"ply\n", b"ply\r")):  # a model, in ASCII
+        return False
+    if kind.content_type.startswith("text/") or kind.content_type in _TEXT_TYPES:
+        return True
+    # of another encoding: bytes of anything else have controls among the first thousand
+    unknown = kind.content_type == OCTETS
+    return unknown and (head[:2] in _WIDE_BOMS or not _BINARY_BYTES.search(head[:1024]))
+
+
+def sound(named: str) -> Kind:
+    """The kind of a container of clips that holds nothing to see."""
+    return Kind("audio/mp4", named if named in (".m4a", ".m4b") else ".m4a")
 
 
 def dimensions(head: bytes | memoryview, kind: Kind) -> tuple[int | None, int | None]:
     """Width and height of a raster picture as it is shown, where ``head`` tells them."""
-    if not kind.content_type.startswith("image/") or kind is _SVG:
-        return None, None
-    for most in _PICTURE_HEADS:
-        width, height = imagesize.get(io.BytesIO(head[:most]))
-        if width > 0 and height > 0:
-            return width, height
-    return None, None
+    return sizes.size(memoryview(head), kind.content_type) or (None, None)
 
 
 def disposition(content_type: str, filename: str) -> str:
@@ -302,14 +360,12 @@ def _is_json(text: str) -> bool:
 
 
 def _by_database(head: bytes, named: str) -> Kind | None:
-    """Everything else that has a name; puremagic knows many formats, and some of them vaguely."""
-    try:
-        matches = puremagic.magic_string(head[:HEAD_BYTES])
-    except Exception:  # an unknown file must not fail, whatever the library makes of it
-        return None
-    for match in matches:
-        sure = len(match.byte_match) >= _SURE_BYTES and match.offset >= 0
-        if sure and "/" in match.mime_type:
+    """Everything else that has a name; puremagic knows many formats, and some of them vaguely.
+
+    Only its table is used: what it does besides with foreign bytes is bounded by nothing.
+    """
+    for match in _DATABASE:
+        if head.startswith(match.byte_match, match.offset):
             extension = match.extension.removeprefix(".").lower()
             fits = _EXTENSION.fullmatch(extension)
             return Kind(match.mime_type.lower(), f".{extension}" if fits else named)

@@ -133,8 +133,6 @@ class Source:
                 return None
             raise SourceFault("the file's host does not say where the file ends")
         length = int(response.headers["content-length"])
-        if not length:
-            raise SourceFault("the file is empty")
         if length > self.max_file_bytes:
             raise self._too_large()
         return length
@@ -202,8 +200,6 @@ class Download:
             if self.received - begun == len(room):
                 break
             if cause is None and self.length in (None, self.received):
-                if not self.received:
-                    raise SourceFault("the file is empty")
                 break
             await self._resume(cause)
         return self.received - begun

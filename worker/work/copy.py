@@ -346,14 +346,14 @@ class CopyWork:
             filename=planned.filename,
             format=planned.format,
             expires=finding.url_expiry(url),
+            entry=any(ref.startswith("/images/") for ref in planned.refs),
         )
         async with limit:
             began = asyncio.get_running_loop().time()
             try:
                 stored = await self._copier.copy(copy, _Hold(claim, number))
             except SourceRejected as error:
-                verdict = machine.GiveUp(reason=Reason.FILES_REJECTED, error=str(error))
-                self._follow(task, number, verdict)
+                self._follow(task, number, files.on_rejected(number, str(error), self._gaps))
             except SourceGone as error:
                 self._follow(task, number, files.on_gone(number, str(error), self._gaps))
             except SourceFault as error:
