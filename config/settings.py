@@ -506,6 +506,14 @@ class Settings(BaseSettings):
         "`callback_url` are refused.",
         examples=["whsec_$(openssl rand -base64 32)"],
     )
+    webhook_hosts: Annotated[
+        tuple[str, ...], BeforeValidator(_split), _each(_host_glob), AfterValidator(_some)
+    ] = Field(
+        ("*",),
+        description="Comma-separated globs of hosts that webhooks may go to. A `callback_url` to "
+        "any other host is refused.",
+        examples=["hooks.example.com,*.internal"],
+    )
     webhook_allow_private: Hosts = Field(
         (),
         description="As `HARVESTER_SOURCE_ALLOW_PRIVATE`, for callback URLs.",

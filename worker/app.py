@@ -50,6 +50,12 @@ broker.install()
 app = Celery("harvester", amqp=broker.AMQP, include=["worker.tasks"])
 app.conf.update(celery_config(settings))
 
+
+@app.on_after_finalize.connect
+def _only_ours(sender: Celery, **_: Any) -> None:
+    broker.only_ours(sender)
+
+
 _HINT_EVERY = 1.0
 
 

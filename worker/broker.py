@@ -1,4 +1,10 @@
-"""Kombu's Redis transport, made to survive garbage and lost connections.
+"""Kombu's transports, made to survive hostile messages, garbage and lost connections.
+
+What a sender wrote reaches neither Celery nor Redis a second time. :class:`Consumer` hands Celery a
+message made from what ``core/message.py`` picked out. A Redis message is noted and given back under
+a tag and a way of our own: kombu would put it back into whatever queue the sender had named. Sizes
+are checked before anything is decoded, nothing is decompressed, and properties that py-amqp cannot
+read are dropped, since its error would close the connection and the message would come again.
 
 A list item that is no message at all (not JSON, no envelope, a body of another shape) makes
 kombu's consumer raise, and the worker exit, after the item is already popped. Here it is logged
@@ -16,33 +22,67 @@ back when Redis takes writes again.
 
 from __future__ import annotations
 
+import json
 import time
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
+from amqp import basic_message, method_framing
 from celery.app import amqp
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 from celery.worker.consumer.tasks import Tasks
+from celery.worker.control import Panel
 from kombu import connection as kombu_connection
-from kombu.transport import TRANSPORT_ALIASES
+from kombu import message as kombu_message
+from kombu import messaging, pidbox
+from kombu.transport import TRANSPORT_ALIASES, pyamqp
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import Empty
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from worker.core.message import read_call, unreadable
 from worker.core.redact import one_line
+from worker.core.submission import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     _Base = kombu_redis.Channel
+    _TransportBase = kombu_redis.Transport
 else:
-    _Base = object
+    _Base = _TransportBase = object
 
 log = structlog.get_logger("harvester.broker")
 
 _SHOWN = 200
 _RETRY_SECONDS = 2
 _PUT_BACK_EVERY = 1.0  # seconds
+_MAX_ITEM = 2 * MAX_BODY_BYTES  # bytes of a Redis message: the body grows by a third in base64
+_MAX_HEADERS = 64 * 1024
+# What remote control may not do: end the fleet, or have it read other applications' queues.
+_NOT_BY_REMOTE = frozenset(
+    {
+        "add_consumer",
+        "autoscale",
+        "cancel_consumer",
+        "election",
+        "memdump",
+        "memsample",
+        "objgraph",
+        "pool_grow",
+        "pool_restart",
+        "pool_shrink",
+        "rate_limit",
+        "revoke",
+        "revoke_by_stamped_headers",
+        "shutdown",
+        "terminate",
+        "time_limit",
+    }
+)
 
 
 class _Kept:
@@ -109,6 +149,20 @@ class _QoS(kombu_redis.QoS):
 class _Tolerant(_Base):
     QoS = _QoS
 
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        client = super()._create_client(asynchronous)  # type: ignore[misc]  # kombu is untyped
+        client.set_response_callback("BRPOP", _popped)
+        return client
+
+    def _do_restore_message(
+        self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+    ) -> None:
+        # an earlier release noted the way that the sender named
+        queues = self.active_queues
+        if queues and (exchange or routing_key not in queues):
+            exchange, routing_key = "", next(iter(queues))
+        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[misc]  # kombu is untyped
+
     def _brpop_start(self, *args: Any, **options: Any) -> None:
         if _kept.put_back(self):
             super()._brpop_start(*args, **options)  # type: ignore[misc]  # kombu is untyped
@@ -136,6 +190,47 @@ class _Tolerant(_Base):
         return super()._connparams(asynchronous)  # type: ignore[misc]  # kombu is untyped
 
 
+def _popped(answer: Any) -> Any:
+    """What ``BRPOP`` returned; raises ``ValueError`` if it is too large to be decoded."""
+    if answer and len(answer[1]) > _MAX_ITEM:
+        raise ValueError(f"{len(answer[1]):,} bytes are more than {_MAX_ITEM:,}")
+    return tuple(answer) if answer else None
+
+
+def _envelope(payload: Any, queue: str) -> dict[str, Any]:
+    """A Redis message from ``queue``, with a tag and a way back that are ours.
+
+    Raises ``ValueError``, ``TypeError`` or ``KeyError`` if it is no message.
+    """
+    properties, headers = payload["properties"], payload["headers"]
+    if not (isinstance(properties, dict) and isinstance(headers, dict)):
+        raise TypeError("properties or headers are missing")
+    if not isinstance(payload["body"], str):
+        raise TypeError("the body is not text")
+    if len(json.dumps(headers)) > _MAX_HEADERS:
+        raise ValueError(f"headers of more than {_MAX_HEADERS:,} bytes")
+    return {
+        "body": payload["body"],
+        "content-type": payload.get("content-type"),
+        "content-encoding": payload.get("content-encoding"),
+        "headers": headers,
+        "properties": {
+            "delivery_tag": str(uuid.uuid4()),
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "body_encoding": "base64" if properties.get("body_encoding") == "base64" else None,
+        },
+    }
+
+
+class _Delivering(_TransportBase):
+    def _deliver(self, message: Any, queue: str | None) -> None:
+        # messages of remote control come over a channel of Redis and are never given back
+        channels: Any = self.channels
+        if queue and not any(queue in channel.active_fanout_queues for channel in channels):
+            message = _envelope(message, queue)
+        super()._deliver(message, queue)
+
+
 class Channel(_Tolerant, kombu_redis.Channel):
     """A channel on one Redis."""
 
@@ -144,16 +239,104 @@ class SentinelChannel(_Tolerant, kombu_redis.SentinelChannel):
     """A channel on the primary that the sentinels name."""
 
 
-class Transport(kombu_redis.Transport):
+class Transport(_Delivering, kombu_redis.Transport):
     """``redis://`` and ``rediss://``."""
 
     Channel = Channel
 
 
-class SentinelTransport(kombu_redis.SentinelTransport):
+class SentinelTransport(_Delivering, kombu_redis.SentinelTransport):
     """``sentinel://``."""
 
     Channel = SentinelChannel
+
+
+class AMQPChannel(pyamqp.Channel):
+    """A channel on RabbitMQ; no body is decoded by the codec that its sender names."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "auto_decode": False})
+
+
+class AMQPConnection(pyamqp.Connection):
+    """A connection to RabbitMQ."""
+
+    Channel = AMQPChannel
+
+
+class AMQPTransport(pyamqp.Transport):
+    """``amqp://``."""
+
+    Connection = AMQPConnection
+
+
+class AMQPSTransport(pyamqp.SSLTransport):
+    """``amqps://``."""
+
+    Connection = AMQPConnection
+
+
+class _Received(basic_message.Message):
+    """A message that RabbitMQ delivers; of a long body only as much is kept as shows that."""
+
+    def _load_properties(self, *args: Any) -> Any:
+        try:
+            return super()._load_properties(*args)  # type: ignore[misc]  # amqp is untyped
+        except Exception as error:  # nested without end, no UTF-8, a date beyond all years
+            self.properties = {}
+            log.warning(
+                "intake.unreadable",
+                source="celery",
+                reason=one_line(f"properties: {type(error).__name__}: {error}"),
+                value="",
+            )
+
+    def inbound_body(self, buf: Any) -> None:
+        chunks: Any = self._pending_chunks  # type: ignore[attr-defined]  # amqp is untyped
+        kept = sum(len(chunk) for chunk in chunks)
+        before = self.body_received
+        super().inbound_body(buf[: max(0, MAX_BODY_BYTES + 1 - kept)])  # type: ignore[misc]
+        self.body_received = before + len(buf)
+        if not self.ready and self.body_received >= self.body_size:
+            self.body, self.ready = b"".join(chunks), True
+
+
+class Consumer(messaging.Consumer):
+    """Hands Celery no message but those that are made here."""
+
+    def _receive_callback(self, message: Any) -> None:
+        to_python = getattr(self.channel, "message_to_python", None)
+        handle: Any = self.on_message
+        handle(_plain(to_python(message) if to_python else message))
+
+
+def _plain(message: Any) -> Any:
+    """The message with nothing left in it but a call of one of the harvester's tasks."""
+    if message.errors:
+        error = message.errors[0][1]
+        call = unreadable("", f"{type(error).__name__}: {error}")
+    else:
+        call = read_call(
+            message.headers, message.content_type, message.content_encoding, message.body
+        )
+    message.errors, message.body, message.properties = [], b"", {}
+    message.content_type = message.content_encoding = None
+    # Celery prints these instead of the arguments
+    message.headers = {"task": call.task, "id": call.ident, "argsrepr": "-", "kwargsrepr": "-"}
+    # an object with "args", as between Celery's protocols, is taken as it is and not decoded again
+    message._decoded_cache = {"args": [call.args, call.options, call.refusals], "kwargs": {}}
+    return message
+
+
+def _decompress(*_: Any) -> NoReturn:
+    raise ValueError("compressed messages are not read")
+
+
+class _Node(pidbox.Node):
+    def reply(self, data: Any, exchange: Any, *args: Any, **more: Any) -> None:
+        # not to any exchange that the command names
+        mailbox: Any = self.mailbox
+        super().reply(data, mailbox.reply_exchange.name, *args, **more)
 
 
 class Connection(kombu_connection.Connection):
@@ -168,6 +351,13 @@ class AMQP(amqp.AMQP):
     """What a Celery application connects by."""
 
     Connection = Connection
+    Consumer = Consumer
+
+
+def only_ours(app: Celery) -> None:
+    """Unregister Celery's own tasks, which run whatever their arguments name."""
+    for name in [name for name in app.tasks if not name.startswith("harvester.")]:
+        app.tasks.unregister(name)
 
 
 def report_kept() -> None:
@@ -185,11 +375,20 @@ def install() -> None:
 
     Workers do not look for each other: they have neither revoked tasks nor clocks to compare. It
     would take a second of every connection, and Celery 5.7 logs an error when one is lost.
+
+    Nothing is decompressed, and remote control keeps the commands that look or ask for events.
     """
+    kombu_message.decompress = _decompress  # type: ignore[attr-defined]  # it is imported there
+    method_framing.Message = _Received  # type: ignore[misc]  # a class in place of its base
+    pidbox.Mailbox.node_cls = _Node
+    for name in _NOT_BY_REMOTE:
+        Panel.data.pop(name, None)
     Tasks.qos_global = lambda self, c: False  # type: ignore[method-assign]
     Mingle.compatible_transports = Gossip.compatible_transports = set()
     TRANSPORT_ALIASES.update(
         redis="worker.broker:Transport",
         rediss="worker.broker:Transport",
         sentinel="worker.broker:SentinelTransport",
+        amqp="worker.broker:AMQPTransport",
+        amqps="worker.broker:AMQPSTransport",
     )

@@ -384,7 +384,11 @@ class Engine:
         grace = self._grace * 0.4
         await asyncio.gather(*(drain.stop(grace) for drain in self._drains.values()))
         over.set()
-        await asyncio.wait(running, timeout=min(2.0, self._grace * 0.1))
+        _, late = await asyncio.wait(running, timeout=min(2.0, self._grace * 0.1))
+        for task in late:
+            task.cancel()
+        if late:  # a stream entry in hand is no longer held against it
+            await asyncio.wait(late, timeout=1)
         try:
             await asyncio.wait_for(parts.registry.leave(self.name), 1)
         except (RegistryUnavailable, TimeoutError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery.exceptions import Reject
 
 from worker.app import app, engine
+from worker.core.submission import Refusal
 from worker.engine import Parts
 from worker.errors import RegistryUnavailable
 from worker.registry.records import Kind
@@ -14,20 +16,29 @@ from worker.work.claim import insist
 
 
 @app.task(name="harvester.submit", typing=False)
-def submit(*args: Any, **options: Any) -> None:
-    """Accept task ids; what is refused is kept with its reason."""
-    task_ids = args[0] if args else options.pop("task_ids", None)
-    if len(args) > 1:
-        task_ids = None
+def submit(
+    args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()
+) -> None:
+    """Accept the ids of a message (as ``core/message.py`` reads it); keep what is refused."""
 
     async def accept(parts: Parts) -> None:
-        await insist(lambda: parts.intake.submit(task_ids, options, source="celery"))
+        if refusals:
+            await insist(lambda: parts.intake.refuse(refusals, source="celery"))
+        if args is not None:
+            task_ids, given = _called(args, options)
+            await insist(lambda: parts.intake.submit(task_ids, given, source="celery"))
 
     try:
         engine().call(accept)
     except RegistryUnavailable as error:
         # back into the queue: the message is all there is of these ids
         raise Reject(str(error), requeue=True) from error
+
+
+def _called(args: list[Any], options: dict[str, Any]) -> tuple[object, dict[str, Any]]:
+    if not args:
+        return options.get("task_ids"), {k: v for k, v in options.items() if k != "task_ids"}
+    return args[0] if len(args) == 1 else None, options
 
 
 @app.task(name="harvester.poll", typing=False)

@@ -73,7 +73,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
     channels: dict[str, Channel] = {"reply": CeleryReply(app)}
     closing = [files.close, upstream.close, store.close]
     if settings.webhook_secret is not None:
-        guard = Guard(("*",), settings.webhook_allow_private)
+        guard = Guard(settings.webhook_hosts, settings.webhook_allow_private)
         hooks = guard.client()
         closing.append(hooks.aclose)
         channels["webhook"] = Webhook(hooks, guard, settings.webhook_secret.get_secret_value())
@@ -147,6 +147,7 @@ def make_policy(settings: Settings) -> Policy:
     return Policy(
         reply_allow=settings.reply_allow,
         webhooks=settings.webhook_secret is not None,
+        webhook_hosts=settings.webhook_hosts,
         namespace=settings.namespace,
         layout=make_layout(settings),
     )

@@ -715,34 +715,6 @@ async def test_a_loud_line_is_said_once(registry: Registry) -> None:
     assert sum(said) == 1
 
 
-# -- the intake stream ------------------------------------------------------------------------
-
-
-async def test_stream_entries_are_taken_and_removed(registry: Registry, redis: Redis) -> None:
-    assert await registry.take_intake() == []
-    entry = await redis.xadd(registry.key("intake"), {"body": "{}"})
-    assert await registry.take_intake() == [(entry, {"body": "{}"})]
-    assert await registry.take_intake() == []
-    await registry.ack_intake([entry])
-    assert await redis.xlen(registry.key("intake")) == 0
-
-
-async def test_entries_written_before_the_first_worker_are_not_lost(
-    registry: Registry, redis: Redis
-) -> None:
-    await redis.xadd(registry.key("intake"), {"body": "1"})
-    assert [fields for _, fields in await registry.take_intake()] == [{"body": "1"}]
-
-
-async def test_entries_of_a_dead_worker_are_taken_over(
-    registry: Registry, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await redis.xadd(registry.key("intake"), {"body": "1"})
-    assert len(await registry.take_intake()) == 1
-    monkeypatch.setattr("worker.registry.registry._INTAKE_IDLE_MS", 0)
-    assert len(await registry.take_intake()) == 1
-
-
 # -- two versions side by side ----------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ def test_a_failed_record_comes_back_without_files() -> None:
 
 
 def test_the_document() -> None:
-    text = manifest_from_record(record()).decode("ascii")
+    text = manifest_from_record(record()).decode()
     assert RESULT in text
     assert '"metadata":{"order":42.0}' in text
     document = json.loads(text)

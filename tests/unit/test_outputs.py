@@ -317,7 +317,7 @@ def test_a_plan_comes_back_from_json() -> None:
     }
     plan = plan_of(data)
     assert plan_from_json(plan_to_json(plan)) == plan
-    assert plan_to_json(plan).isascii()
+    assert plan_to_json(plan).encode()  # UTF-8 has no form for half a character
     assert "Signature" not in plan_to_json(plan)
 
 

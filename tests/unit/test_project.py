@@ -105,7 +105,7 @@ def test_every_imported_distribution_is_declared() -> None:
     declared = [*project["dependencies"], *project["optional-dependencies"]["sandbox"]]
     names = {re.split(r"[\[<>=~! ;]", line)[0].lower().replace("-", "_") for line in declared}
     names |= {"pil" if name == "pillow" else name for name in names}
-    names |= {"dotenv", "kombu", "botocore"}  # by python-dotenv, celery and boto3
+    names |= {"dotenv", "kombu", "amqp", "botocore"}  # by python-dotenv, celery and boto3
     for package in ("worker", "config"):
         for path in modules(package):
             for name in imports(path):

@@ -618,8 +618,9 @@ async def keeping() -> AsyncIterator[dict[str, Callable[[], Call]]]:
     yield {
         "command": registry.now,
         "pipeline": lambda: registry.records(["t"]),
-        "transaction": lambda: registry.ack_intake(["1-0"]),
+        "transaction": lambda: registry.intake.settle(["1-0"]),
         "script": lambda: registry.cancel("t"),
+        "script in bytes": registry.intake.take,
         "scripts together": lambda: registry.renew([job]),
         "start": lambda: refuse_unfit_redis(settings()),
     }

@@ -72,6 +72,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.events_maxlen == 100000
     assert settings.reply_allow == ()
     assert settings.webhook_secret is None
+    assert settings.webhook_hosts == ("*",)
     assert settings.webhook_allow_private == ()
     assert settings.namespace == "harvester"
     assert settings.log_format == "auto"
@@ -309,6 +310,8 @@ def test_all_that_is_wrong_is_listed_at_once(environ: dict[str, str]) -> None:
         ("HARVESTER_WEBHOOK_SECRET", WEBHOOK_SECRET.removeprefix("whsec_")),
         ("HARVESTER_WEBHOOK_SECRET", WEBHOOK_SECRET + "!"),
         ("HARVESTER_WEBHOOK_SECRET", f"{WEBHOOK_SECRET} whsec_c2hvcnQ="),
+        ("HARVESTER_WEBHOOK_HOSTS", "https://hooks.example.com"),
+        ("HARVESTER_WEBHOOK_HOSTS", ","),
         ("HARVESTER_WEBHOOK_ALLOW_PRIVATE", "http://x"),
         ("HARVESTER_NAMESPACE", "a:b"),
         ("HARVESTER_NAMESPACE", "n" * 65),

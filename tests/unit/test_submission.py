@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -207,7 +208,7 @@ def test_other_options_stand_when_one_is_refused() -> None:
 
 
 def test_metadata_is_kept_to_the_digit() -> None:
-    text = '{"a":1.50,"b":123456789012345678901234567890,"c":[],"d":{},"e":null,"f":"\\u4e2d"}'
+    text = '{"a":1.50,"b":123456789012345678901234567890,"c":[],"d":{},"e":null,"f":"中"}'
     _, options = read_body(f'{{"task_ids":"x","metadata":{text}}}')
     assert accept(**options).metadata == text
 
@@ -245,7 +246,9 @@ def test_metadata_that_is_refused(metadata: Any, reason: str) -> None:
      {"a": (1, 2)}, {"n": 10**400}],
 )  # fmt: skip
 def test_metadata_that_is_taken(metadata: Any) -> None:
-    assert accept(metadata=metadata).metadata == json.dumps(metadata, separators=(",", ":"))
+    taken = accept(metadata=metadata).metadata
+    assert json.loads(taken) == json.loads(json.dumps(metadata))
+    assert len(taken.encode()) <= 16 * 1024
 
 
 @pytest.mark.parametrize("name", ["deadline", "expected_seconds"])
@@ -322,6 +325,21 @@ def test_callback_urls(url: str) -> None:
 )  # fmt: skip
 def test_callback_urls_that_are_refused(url: Any) -> None:
     assert refuse(callback_url=url).what == "option callback_url"
+
+
+@pytest.mark.parametrize("url", ["https://shop.example/x", "https://A.Hooks.Example.:444/x"])
+def test_webhooks_to_allowed_hosts_are_accepted(url: str) -> None:
+    policy = replace(OPEN, webhook_hosts=("shop.example", "*.hooks.example"))
+    _, refusals = read_submission("id1", {"callback_url": url}, policy)
+    assert refusals == []
+
+
+@pytest.mark.parametrize(
+    "url", ["https://other.example/shop.example", "https://shop.example.org", "https://[2001::1]/"]
+)
+def test_webhooks_to_other_hosts_are_refused(url: str) -> None:
+    policy = replace(OPEN, webhook_hosts=("shop.example", "*.hooks.example"))
+    assert refuse(policy, callback_url=url).reason == "not among HARVESTER_WEBHOOK_HOSTS"
 
 
 def test_a_refused_callback_url_shows_no_secret() -> None:

@@ -208,6 +208,7 @@ async def _redis(registry: Registry, settings: Settings) -> Findings:
         _eviction(info),
         _persistence(info, saves),
         _clock("Redis clock", now / 1000 - asked_at, "Redis's"),
+        *await _stream(registry),
     ]
 
 
@@ -235,6 +236,23 @@ async def _keys(registry: Registry) -> Findings:
         )
         found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
     return found
+
+
+async def _stream(registry: Registry) -> Findings:
+    """Whether the intake stream takes entries; nothing if it does."""
+    key = registry.intake.key
+    try:
+        if not await registry.intake.is_closed():
+            return []
+    except RegistryUnavailable as error:
+        detail = f"whether {key} takes entries is not known: {error}"
+        remedy = "Allow the workers' Redis user +xinfo|stream."
+        return [_bad("Intake stream", Level.WARNING, detail, remedy)]
+    detail = f"{key} holds or held the highest id there is: XADD fails"
+    remedy = (
+        f"Workers make it again once it is read to its end. Without them, when empty: DEL {key}"
+    )
+    return [_bad("Intake stream", Level.WRONG, detail, remedy)]
 
 
 async def _snapshot_rule(registry: Registry) -> str | None:

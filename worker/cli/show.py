@@ -145,7 +145,7 @@ def refused_table(entries: Sequence[Mapping[str, Any]], now: int) -> Table:
         table.add_column(heading, overflow="fold")
     for entry in entries:
         parts = (entry["source"], entry["what"], entry["value"], entry["reason"])
-        table.add_row(ago(int(entry["at"]), now), *map(plain, parts))
+        table.add_row(ago(entry["at"], now) if entry["at"] else "", *map(plain, parts))
     return table
 
 

@@ -38,7 +38,8 @@ _DECODER = simplejson.JSONDecoder(
 # a text within a JSON text; commas in it part no values
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _STRINGS_IN_BYTES = re.compile(_STRINGS.pattern.encode(), re.DOTALL)
-_ENCODER = simplejson.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_ENCODER = simplejson.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_LONE = re.compile("[\ud800-\udfff]")  # halves of characters that UTF-8 has no form for
 
 
 def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Json:
@@ -69,9 +70,12 @@ def _values(text: str | bytes) -> int:
 
 
 def dumps(value: Json) -> str:
-    """Print compact ASCII JSON; what :func:`loads` read comes back digit for digit."""
+    """Print compact JSON for UTF-8; what :func:`loads` read comes back digit for digit.
+
+    Text stays as it is, since escapes take three times as much; only lone surrogates are escaped.
+    """
     text: str = _ENCODER.encode(value)
-    return text
+    return _LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def number(value: Json) -> float | None:

@@ -64,7 +64,7 @@ def shown(record: Mapping[str, str]) -> dict[str, Json]:
 
 def manifest_from_record(record: Mapping[str, str]) -> bytes:
     """The manifest of a final record; raises ``ValueError`` if a field is malformed."""
-    return jsontext.dumps(record_document(record)).encode("ascii")
+    return jsontext.dumps(record_document(record)).encode()
 
 
 def without_queries(options: Json) -> Json:

@@ -39,11 +39,13 @@ _URL_TEXT = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 class Policy:
     """What this fleet accepts.
 
-    ``reply_allow`` are globs ``queue/task``; ``webhooks`` is whether webhooks can be signed.
+    ``reply_allow`` are globs ``queue/task``; ``webhooks`` is whether webhooks can be signed, and
+    ``webhook_hosts`` are globs of the hosts that they may go to, in lower case.
     """
 
     reply_allow: tuple[str, ...] = ()
     webhooks: bool = False
+    webhook_hosts: tuple[str, ...] = ("*",)
     namespace: str = "harvester"
     layout: Layout = field(default_factory=Layout)
 
@@ -342,6 +344,9 @@ def _callback_url(value: object, policy: Policy) -> str:
         raise InvalidSubmission("must be an http or https URL")
     if "@" in parts.netloc:
         raise InvalidSubmission("must not carry a user name or password")
+    host = (parts.hostname or "").removesuffix(".")
+    if not any(fnmatchcase(host, allowed) for allowed in policy.webhook_hosts):
+        raise InvalidSubmission("not among HARVESTER_WEBHOOK_HOSTS")
     return value
 
 

@@ -13,7 +13,6 @@ import secrets
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from redis import exceptions as redis_errors
 from redis.exceptions import ResponseError
 
 from worker.core.durations import from_fields
@@ -23,6 +22,7 @@ from worker.core.submission import Refusal, Submission, merge_callbacks
 from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable, RegistryUnfit
 from worker.registry.client import WRONG_TYPE, outage
 from worker.registry.clock import Clock
+from worker.registry.intake import REFUSED_KEPT, Stream
 from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from worker.core.durations import Durations, Lesson
     from worker.registry.client import Client
 
-REFUSED_KEPT = 1000
-INTAKE_GROUP = "harvester"
 _CHUNK = 100
 _NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
 _RECONCILED = 500
@@ -44,8 +42,6 @@ _RECONCILE_STEPS = 20
 _WAIT_MS = 1000
 _DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be halved
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
-_INTAKE_IDLE_MS = 30_000
-_INTAKE_AT_ONCE = 4  # Redis bounds the size of an entry, not the fleet
 
 
 def _pairs(flat: Sequence[str]) -> dict[str, str]:
@@ -114,6 +110,7 @@ class Registry:
         self._events_maxlen = events_maxlen
         self.tally = Tally()
         self._scripts = Scripts(redis, namespace)
+        self.intake = Stream(redis, self._scripts, namespace)
         self._replicas = 0
         self._replicas_until = 0.0
 
@@ -206,57 +203,12 @@ class Registry:
 
     async def refuse(self, refusals: Sequence[Refusal], *, source: str) -> None:
         """Keep what was refused, newest first, the last 1,000 of them."""
-        if not refusals:
-            return
-        at = await self.now()
-        entries = [
-            json.dumps(
-                {"at": at, "source": source, "what": r.what, "value": r.value, "reason": r.reason}
-            )
-            for r in refusals
-        ]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.lpush(self.key("refused"), *entries)
-            pipe.ltrim(self.key("refused"), 0, REFUSED_KEPT - 1)
-            await pipe.execute()
+        if refusals:
+            await self.intake.refuse(refusals, source=source, at=await self.now())
 
     async def refused(self, limit: int = REFUSED_KEPT) -> list[dict[str, Any]]:
-        """What was refused lately, newest first."""
-        entries = await self.redis.lrange(self.key("refused"), 0, limit - 1)
-        return [json.loads(entry) for entry in entries]
-
-    async def take_intake(self, count: int = _INTAKE_AT_ONCE) -> list[tuple[str, dict[str, str]]]:
-        """Entries of the intake stream: those a dead worker left first, then new ones."""
-        stream = self.key("intake")
-        try:
-            stale = await self.redis.xautoclaim(
-                stream, INTAKE_GROUP, "fleet", min_idle_time=_INTAKE_IDLE_MS, count=count
-            )
-        except redis_errors.ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            try:
-                await self.redis.xgroup_create(stream, INTAKE_GROUP, id="0", mkstream=True)
-            except redis_errors.ResponseError as created:
-                if "BUSYGROUP" not in str(created):
-                    raise
-            stale = [None, []]
-        entries = list(stale[1])
-        if not entries:
-            fresh = await self.redis.xreadgroup(INTAKE_GROUP, "fleet", {stream: ">"}, count=count)
-            streams = fresh.values() if isinstance(fresh, dict) else [s[1] for s in fresh or []]
-            for batch in streams:
-                entries += batch[0] if isinstance(fresh, dict) else batch
-        return [(str(entry_id), dict(fields or {})) for entry_id, fields in entries]
-
-    async def ack_intake(self, entry_ids: Sequence[str]) -> None:
-        """Acknowledge and remove entries whose ids are accepted (or refused) by now."""
-        if not entry_ids:
-            return
-        async with self.redis.pipeline() as pipe:
-            pipe.xack(self.key("intake"), INTAKE_GROUP, *entry_ids)
-            pipe.xdel(self.key("intake"), *entry_ids)
-            await pipe.execute()
+        """What was refused lately, newest first (see :meth:`Stream.refused`)."""
+        return await self.intake.refused(limit)
 
     # -- claims -------------------------------------------------------------------------------
 

@@ -26,11 +26,13 @@ NAMES = (
     "clock",
     "close",
     "finish",
+    "intake",
     "notify",
     "postpone",
     "progress",
     "purge",
     "reconcile",
+    "refused",
     "release",
     "renew",
     "restore",
@@ -70,6 +72,20 @@ class Scripts:
             return await self._scripts[name](args=[self._namespace, *args])
         except NoScriptError as error:  # redis-py has loaded it, into a primary that failed over
             raise RegistryUnavailable("Redis has lost a script") from error
+
+    async def call_bytes(self, name: str, *args: str | float) -> Any:
+        """As :meth:`call`; texts of the answer are bytes, as they are in Redis."""
+        script, given = self._scripts[name], (0, self._namespace, *args)
+        for load in (True, False):
+            try:
+                return await self._redis.execute_command(
+                    "EVALSHA", script.sha, *given, NEVER_DECODE=True
+                )
+            except NoScriptError as error:
+                if not load:  # as in call()
+                    raise RegistryUnavailable("Redis has lost a script") from error
+                await self._redis.script_load(script.script)
+        raise AssertionError
 
     async def call_together(self, name: str, *args: str | float) -> Any:
         """As :meth:`call`, in one round trip with others of the next few milliseconds.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core.submission import Refusal, read_body, read_submission, shown
-from worker.errors import InvalidSubmission
+from worker.core.submission import MAX_BODY_BYTES, Refusal, read_body, read_submission, shown
+from worker.errors import InvalidSubmission, RegistryUnavailable
 from worker.registry.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from worker.core.submission import Policy
+    from worker.registry.intake import Entry
     from worker.registry.registry import Registry
+
+_AT_ONCE = 16  # entries until the rest of the tick has its turn
+_SHOWN = 4000
 
 log = structlog.get_logger("harvester.intake")
 
@@ -26,6 +31,7 @@ class Intake:
         self._registry = registry
         self._policy = policy
         self._wake = wake
+        self._in_hand: dict[str, Entry] = {}  # with a strike that is to be taken back
 
     async def submit(
         self, task_ids: object, options: Mapping[str, object], *, source: str
@@ -40,7 +46,7 @@ class Intake:
             self._wake(Kind.COPY)
         return new, refusals
 
-    async def refuse(self, refusals: list[Refusal], *, source: str) -> None:
+    async def refuse(self, refusals: Sequence[Refusal], *, source: str) -> None:
         """Keep and log refusals."""
         for refusal in refusals:
             log.warning(
@@ -53,19 +59,59 @@ class Intake:
         await self._registry.refuse(refusals, source=source)
 
     async def drain_stream(self) -> int:
-        """Accept what stands in the intake stream; returns how many entries were settled.
+        """Accept what the intake stream holds; returns how many entries were settled.
 
-        An entry is acknowledged only after its ids are accepted, or refused and noted.
+        An entry is acknowledged only after its ids are accepted, or refused and noted. Entries come
+        one by one, so one that kills the worker takes no other along, and a strike in Redis tells
+        the next worker of it.
         """
-        entries = await self._registry.take_intake()
-        for entry_id, fields in entries:
+        await self._give_back()
+        settled = 0
+        while settled < _AT_ONCE:
+            entry = await self._registry.intake.take()
+            if entry == "gone":
+                continue
+            if isinstance(entry, str):
+                await self._watch(entry)
+                return settled
+            self._in_hand[entry.id] = entry
             try:
-                task_ids, options = read_body(fields.get("body", ""))
+                await self._settle(entry)
+                del self._in_hand[entry.id]
+                settled += 1
+            finally:  # whatever ends this other than death is no strike
+                with contextlib.suppress(RegistryUnavailable):  # the next call tries again
+                    await self._give_back()
+        return settled
+
+    async def _settle(self, entry: Entry) -> None:
+        if entry.body is not None:
+            try:
+                task_ids, options = read_body(entry.body)
             except InvalidSubmission as error:
-                value = shown(fields.get("body", ""))
-                refusal = Refusal(what="message", value=value, reason=str(error))
-                await self.refuse([refusal], source="stream")
+                reason = str(error)
             else:
                 await self.submit(task_ids, options, source="stream")
-            await self._registry.ack_intake([entry_id])
-        return len(entries)
+                reason = ""
+        elif entry.verdict == "large":
+            reason = f"larger than {MAX_BODY_BYTES:,} bytes"
+        else:
+            reason = f"{entry.strikes} workers died with this entry in hand"
+        if reason:
+            start = (entry.body or b"")[:_SHOWN].decode("utf-8", "backslashreplace")
+            value = shown(start) if entry.body is not None else entry.id
+            refusal = Refusal(what="message", value=value, reason=reason)
+            await self.refuse([refusal], source="stream")
+        await self._registry.intake.settle([entry.id])
+
+    async def _give_back(self) -> None:
+        for entry in list(self._in_hand.values()):
+            await self._registry.intake.give_back(entry)
+            del self._in_hand[entry.id]
+
+    async def _watch(self, found: str) -> None:
+        """Say what an empty stream was seen to be."""
+        if found == "reopened":
+            log.warning("intake.reopened")
+        elif found == "blind" and await self._registry.say_once("intake.blind", seconds=3600):
+            log.warning("intake.blind", remedy="allow the workers' Redis user +xinfo|stream")

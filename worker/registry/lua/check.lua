@@ -19,7 +19,8 @@ local function hold(kind, ...)
   if #wrong == before then try(key, 'DEL', key) end
 end
 
-for _, name in ipairs({'rate', 'counters', 'services', 'circuit:upstream', 'circuit:store'}) do
+for _, name in ipairs({'rate', 'counters', 'services', 'circuit:upstream', 'circuit:store',
+  'intake:strikes'}) do
   try(ns .. ':' .. name, 'HEXISTS', ns .. ':' .. name, '')
 end
 for _, name in ipairs({'due:poll', 'due:copy', 'due:tell', 'index:waiting', 'index:copying',

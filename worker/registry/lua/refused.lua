@@ -1,0 +1,11 @@
+-- Reads the newest refusals, none of them longer than a bound: whatever else stands in the list is
+-- replaced by its length.
+-- ARGV: ns, how many, longest entry (bytes)
+-- Returns the entries, newest first; a number for one that is too long.
+local entries = {}
+for i = 0, tonumber(ARGV[2]) - 1 do
+  local entry = redis.call('LRANGE', ns .. ':refused', i, i)[1]
+  if not entry then break end
+  entries[#entries + 1] = #entry <= tonumber(ARGV[3]) and entry or #entry
+end
+return entries
