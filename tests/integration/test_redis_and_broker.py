@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty
@@ -140,6 +141,52 @@ async def test_an_unacknowledged_message_waits_under_the_namespace(
             queue.close()
         assert await client.exists(f"{namespace}:unacked") == 0
     app.close()
+
+
+def raw(name: str, **properties: Any) -> dict[str, Any]:
+    """A message as a sender lays it into Redis; it names another queue as the way back."""
+    return {
+        "body": name,
+        "headers": {},
+        "content-type": "application/json",
+        "properties": {
+            "delivery_info": {"exchange": "", "routing_key": "shop"},
+            "delivery_tag": "the-same",
+            **properties,
+        },
+    }
+
+
+async def test_a_message_goes_back_into_the_queue_that_it_came_from(
+    primary: Valkey, namespace: str
+) -> None:
+    """Whatever way its sender named: given back, put back at the end, or left by a dead worker."""
+    given = settings(primary.url).model_copy(update={"namespace": namespace})
+    config = celery_config(given)
+    async with make_redis(given) as client:
+        for name in ("one", "two", "three"):
+            await client.lpush(namespace, json.dumps(raw(name)))
+        connection = Connection(
+            config["broker_url"],
+            transport=Transport,
+            transport_options=config["broker_transport_options"],
+        )
+        channel: Any = connection.channel()
+        # as the release before has noted it
+        await client.hset(f"{namespace}:unacked", "old", json.dumps([raw("four"), "", "shop"]))
+        await client.zadd(f"{namespace}:unacked_index", {"old": 0})
+        got: list[Any] = []
+        channel.basic_consume(namespace, False, got.append, "tag")
+        for _ in range(3):
+            connection.drain_events(timeout=BOUND)
+        assert [message.body for message in got] == [b"one", b"two", b"three"]
+        assert len({message.delivery_tag for message in got}) == 3
+        got[0].reject(requeue=True)
+        channel.qos.restore_visible(interval=1)
+        connection.close()  # the other two are put back
+        left = [json.loads(item)["body"] for item in await client.lrange(namespace, 0, -1)]
+        assert sorted(left) == ["four", "one", "three", "two"]
+        assert await client.exists("shop") == 0
 
 
 def test_the_channel_of_a_closed_connection_raises_what_celery_goes_on_from(url: str) -> None:

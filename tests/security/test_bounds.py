@@ -129,7 +129,9 @@ async def test_what_is_too_large_is_refused_within_bounded_memory(target: Target
     known = target.simulator.submit({"simulate": {"images": ["png"]}})
     deep = "[" * 200_000 + "]" * 200_000
 
-    await target.celery(envelope([[ids], long, {}]))  # 1,001 ids and 5 MB
+    await target.celery(envelope([[ids], {}, {}]))
+    await target.celery(envelope([[known], {"label": "x" * (5 * MIB // 2)}, {}]))
+    await target.celery(envelope([[ids], long, {}]))  # too large to be looked at
     await target.celery(envelope([[known], {"metadata": {"note": "x" * 20 * 1024}}, {}]))
     await target.celery(envelope(deep.encode()))
     await target.celery(deep.encode())  # no message at all
@@ -158,7 +160,7 @@ async def test_what_is_too_large_is_refused_within_bounded_memory(target: Target
     refused = [(entry["what"], entry["reason"]) for entry in await target.refused()]
     assert refused.count(("task_ids", "more than 1,000 ids in one message")) == 2
     assert ("option metadata", "larger than 16,384 bytes") in refused
-    assert sum(what == "message" for what, _ in refused) == 52
+    assert sum(what == "message" for what, _ in refused) == 54
     assert all(len(json.dumps(entry)) < 1000 for entry in await target.refused())
     assert target.memory("VmHWM") - before < GROWTH
 
