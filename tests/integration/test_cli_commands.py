@@ -151,6 +151,23 @@ async def test_list_shows_the_newest_and_the_counts(run: Run) -> None:
     assert json.loads((await run("list", "--since", "1h", "--json")).stdout) == []
 
 
+async def test_list_refused_survives_whatever_the_list_holds(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    entry = {"at": 1, "source": "api", "what": "task_id", "value": "[bold]x", "reason": "no"}
+    odd = [
+        b"\xff\xfe", "7", "null", "[]", "{}", "[" * 5000, "9" * 5000, '{"at": 1e999}', "x" * 10**6,
+        '{"at": {}, "value": ["\x1b[2J"]}', '{"at": 99999999999999999999}', '"\\ud800"',
+    ]  # fmt: skip
+    await redis.rpush(f"{namespace}:refused", *odd, json.dumps(entry))
+    shown = await run("list", "--refused")
+    assert (shown.exit_code, "[bold]x" in shown.stdout) == (0, True)
+    assert "\x1b[2J" not in shown.stdout
+    listed = json.loads((await run("list", "--refused", "--json")).stdout)
+    assert len(listed) == len(odd) + 1
+    assert listed[-1] == entry
+
+
 async def test_list_refused_shows_what_other_ways_in_were_refused(
     run: Run, redis: Redis, namespace: str
 ) -> None:
@@ -419,6 +436,17 @@ async def test_doctor_finds_all_well_but_warns_without_workers(
         "Bucket", "Checksums", "Conditional", "Profile",
     }  # fmt: skip
     assert bucket.keys(f"{namespace}/") == []
+
+
+async def test_doctor_tells_a_stream_that_is_closed(run: Run, redis: Redis, namespace: str) -> None:
+    stream = f"{namespace}:intake"
+    assert "Intake stream" not in (await run("doctor")).stdout
+    await redis.xadd(stream, {"body": "{}"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    result = await run("doctor")
+    assert result.exit_code == 1
+    shown = " ".join(result.stdout.split())
+    assert f"{stream} holds or held the highest id there is" in shown
+    assert f"DEL {stream}" in shown
 
 
 async def test_doctor_tells_wrong_upstream_credentials(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import ssl
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ from redis.connection import SSLConnection
 from config.celery import VISIBILITY_TIMEOUT, celery_config
 from config.redis import RedisAddress
 from config.settings import Settings, load_settings
+from worker.core.message import TASKS
 from worker.wiring import make_redis
 
 
@@ -144,3 +150,24 @@ async def test_registry_client_over_tls_checks_certificates() -> None:
     assert (made.host, made.port, made.db) == ("h", 1, 2)
     assert made.cert_reqs == ssl.CERT_REQUIRED
     assert made.check_hostname is True
+
+
+def test_only_the_harvesters_own_tasks_are_registered(tmp_path: Path) -> None:
+    """Celery's own would run what their arguments name. Remote control keeps what looks."""
+    program = (
+        "import json; from celery.worker.control import Panel; from worker.app import app; "
+        "app.loader.import_default_modules(); "
+        "print(json.dumps([sorted(app.tasks), sorted(Panel.data)]))"
+    )
+    variables = {
+        "PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0",
+        "SPEEDPIX_APP_KEY": "k", "SPEEDPIX_APP_SECRET": "s", "HARVESTER_BUCKET": "b",
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=variables, cwd=tmp_path, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    tasks, commands = json.loads(ran.stdout.splitlines()[-1])
+    assert set(tasks) == TASKS
+    assert {"ping", "stats", "active", "conf", "report", "enable_events"} <= set(commands)
+    assert not {"shutdown", "add_consumer", "revoke", "terminate", "pool_grow"} & set(commands)
