@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -92,4 +93,5 @@ class LogWriter(logging.Handler):
 def flush() -> None:
     """Give waiting lines a moment before a process ends itself."""
     for handler in logging.getLogger().handlers:
-        handler.flush()
+        with contextlib.suppress(ValueError):  # the stream was closed
+            handler.flush()
