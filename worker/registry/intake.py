@@ -46,7 +46,7 @@ class Entry:
 
 
 class Stream:
-    """Ids handed in through Redis, read one by one.
+    """Ids submitted through the intake stream, read one by one.
 
     Every method raises :class:`~worker.errors.RegistryUnavailable` when Redis cannot be used.
     """
@@ -121,7 +121,7 @@ class Stream:
             await pipe.execute()
 
     async def refused(self, limit: int) -> list[dict[str, Any]]:
-        """What was refused lately, newest first, whatever stands in the list.
+        """What was refused lately, newest first, whatever the list holds.
 
         Each has ``at`` (Unix ms; 0 if it does not say) and the texts ``source``, ``what``,
         ``value`` and ``reason``.
