@@ -68,6 +68,7 @@ class _InHand:
     claim: Claim
     task: asyncio.Task[None] = field(init=False)
     lost: bool = False
+    overdue: bool = False
 
 
 class Drain:
@@ -172,6 +173,12 @@ class Drain:
             except RegistryUnavailable as error:
                 outcome = "unsaved"
                 log.warning("job.unsaved", kind=job.kind, error=str(error))
+            except asyncio.CancelledError:
+                if not entry.overdue:
+                    raise
+                outcome = "overdue"
+                log.exception("job.overdue", kind=job.kind)
+                await self._release([entry.claim], delay=self._pace.crash)
             except Exception:
                 log.exception("job.crashed", kind=job.kind)
                 await self._release([entry.claim], delay=self._pace.crash)
@@ -219,6 +226,11 @@ class Drain:
                 )
                 self._report.clear()
                 reported = loop.time()
+            for each in self._in_hand.values():
+                if each.claim.overdue and not each.overdue:
+                    each.overdue = True  # its slot is worth more than what it waits for
+                    self._registry.tally.count("jobs_overdue")
+                    each.task.cancel()
             living = [e.claim.job for e in self._in_hand.values() if not e.claim.overdue]
             if not living:
                 continue

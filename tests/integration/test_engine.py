@@ -55,8 +55,10 @@ def short(redis: Redis, namespace: str) -> Registry:
     return make(redis, namespace, lease=2)
 
 
-async def running(registry: Registry, toy: Toy, *, tick: float = 0.1) -> Drain:
-    drain = Drain(registry, toy, Pace(tick=tick, gather=0, crash=30))
+async def running(
+    registry: Registry, toy: Toy, *, tick: float = 0.1, crash: float = 30
+) -> Drain:
+    drain = Drain(registry, toy, Pace(tick=tick, gather=0, crash=crash))
     drain.task = asyncio.create_task(drain.run())  # type: ignore[attr-defined]
     return drain
 
@@ -124,28 +126,28 @@ async def _moved(registry: Registry) -> bool:
     return (await due(registry))[Kind.POLL] == 1
 
 
-async def test_work_that_shows_no_life_loses_its_lease(short: Registry) -> None:
+async def test_work_that_shows_no_life_is_broken_off_and_handed_back(short: Registry) -> None:
     registry, broken_off = short, []
 
     async def hang(claim: Claim) -> str:
+        if broken_off:
+            return await put_off(claim)
         claim.alive(0)
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             broken_off.append(claim.job.task_id)
             raise
         return "never"
 
-    stalled = await running(registry, Toy(hang))
+    toy = Toy(hang)
+    drain = await running(registry, toy, crash=0)
     await registry.submit([submission()])
-    stalled.wake()
-    await eventually(lambda: stalled.work.seen)  # type: ignore[attr-defined]
-    other = Toy(put_off)
-    drain = await running(registry, other)
-    await eventually(lambda: other.seen == ["t1"])
+    drain.wake()
+    await eventually(lambda: toy.seen == ["t1", "t1"])
     await ended(drain)
-    await ended(stalled)
     assert broken_off == ["t1"]
+    assert registry.tally.take()["jobs_overdue"] == 1
 
 
 async def test_a_job_that_was_claimed_again_meanwhile_does_not_take_the_new_claim_along(

@@ -5,6 +5,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import aiohttp
 import pytest
 
 from tests.filehost import BODY, ETAG, Caller, Script, hosted
@@ -25,7 +26,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 @contextlib.asynccontextmanager
 async def reaching(
-    allow_hosts: tuple[str, ...] = ("*",), max_resumes: int = 3
+    allow_hosts: tuple[str, ...] = ("*",), max_resumes: int = 3, **bounds: float
 ) -> AsyncIterator[Source]:
     guard = Guard(allow_hosts, ["127.0.0.0/8"])
     async with guard.session() as session:
@@ -36,6 +37,7 @@ async def reaching(
             connect_timeout=5,
             stall_timeout=0.3,
             max_resumes=max_resumes,
+            **bounds,
         )
 
 
@@ -586,3 +588,103 @@ async def test_a_read_can_be_cancelled() -> None:
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
+
+
+# -- hosts that never come to the point -------------------------------------------------------
+
+
+def dribbling(line: bytes, pause: float = 0.05) -> Script:
+    """Sends a line again and again, each time well before the connection counts as silent."""
+
+    async def script(call: Caller) -> None:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2000):
+                call.writer.write(line)
+                await call.writer.drain()
+                await asyncio.sleep(pause)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"H", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"],
+    ids=["a byte at a time", "103", "100"],
+)
+async def test_headers_have_a_time_in_all(line: bytes) -> None:
+    async with hosted(dribbling(line)) as host, reaching(headers_timeout=1.0) as source:
+        with pytest.raises(SourceFault, match=r"no headers within 1 s|does not answer"):
+            await fetch(source, host.url("/a.png"))
+
+
+async def test_redirections_have_a_time_in_all() -> None:
+    async def script(call: Caller) -> None:
+        await asyncio.sleep(0.25)
+        await call.send("302 Found", "Location: /b", "Content-Length: 0")
+
+    async with hosted(script) as host, reaching(headers_timeout=0.6) as source:
+        with pytest.raises(SourceFault, match="no headers"):
+            await fetch(source, host.url("/a.png"))
+
+
+# -- plain http -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        (
+            "http://files.example/a%2Fb?Signature=x%2By",
+            "https://files.example/a%2Fb?Signature=x%2By",
+        ),
+        ("http://files.example:80/a", "https://files.example/a"),
+        ("HTTP://Files.example/a", "https://files.example/a"),
+    ],
+)
+async def test_plain_http_that_would_be_refused_is_asked_for_over_https(
+    url: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard(("*",))
+    async with guard.session() as session:
+        source = Source(session, guard, max_file_bytes=LIMIT)
+        seen: list[str] = []
+
+        async def request(url: str, headers: object) -> object:
+            seen.append(url)
+            raise SourceFault("enough")
+
+        monkeypatch.setattr(source, "_request", request)
+        with pytest.raises(SourceFault, match="enough"):
+            await fetch(source, url)
+    assert seen == [asked]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://files.example:8080/a", "http://127.0.0.1/a", "http://10.0.0.1:80/a"]
+)
+async def test_other_ports_and_private_hosts_are_refused_as_ever(url: str) -> None:
+    guard = Guard(("*",))
+    async with guard.session() as session:
+        source = Source(session, guard, max_file_bytes=LIMIT)
+        with pytest.raises(SourceRejected, match=r"not allowed|not public"):
+            await fetch(source, url)
+
+
+async def test_a_host_that_speaks_no_https_is_refused_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = Guard(("*",))
+    async with guard.session() as session:
+        source = Source(session, guard, max_file_bytes=LIMIT)
+        monkeypatch.setattr(module, "_TLS_AGAIN", 0.0)
+        tries: list[str] = []
+
+        async def request(url: str, headers: object) -> object:
+            tries.append(url)
+            cause = aiohttp.ClientConnectorError(None, OSError(111, "refused"))  # type: ignore[arg-type]
+            raise SourceFault("the file's host does not answer") from cause
+
+        monkeypatch.setattr(source, "_request", request)
+        with pytest.raises(SourceRejected, match="does not speak https"):
+            await fetch(source, "http://files.example/a")
+    assert tries == ["https://files.example/a"] * 2

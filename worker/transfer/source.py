@@ -6,11 +6,13 @@ announced or, sent in chunks, its last chunk (RFC 9112, sections 6 and 7.1).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
@@ -30,9 +32,18 @@ MAX_REDIRECTS = 5
 LONG_BODY = 8 * 1024 * 1024
 """Bytes from which on a body is worth a connection of its own."""
 
+_TLS_AGAIN = 1.0  # seconds
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
+
+
+def _secured(url: str) -> str | None:
+    """The same address over https, if it is one of plain http on its usual port."""
+    parts = urlsplit(url)
+    if parts.scheme.lower() != "http" or parts.port not in (None, 80):
+        return None
+    return parts._replace(scheme="https", netloc=parts.netloc.removesuffix(":80")).geturl()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -45,7 +56,8 @@ class Source:
     """Opens files. ``session`` must be one of the guard's own.
 
     ``connect_timeout`` and ``stall_timeout`` are in seconds: for a connection, and between two
-    signs of life on it. A transfer that breaks off is resumed ``max_resumes`` times as long as
+    signs of life on it; ``headers_timeout`` is for all until the last header, redirections
+    included. A transfer that breaks off is resumed ``max_resumes`` times as long as
     each brought bytes and the host can prove that the file is still the same.
     """
 
@@ -57,10 +69,12 @@ class Source:
         max_file_bytes: int,
         connect_timeout: float = 10.0,
         stall_timeout: float = 30.0,
+        headers_timeout: float = 30.0,
         max_resumes: int = 10,
     ) -> None:
         self.max_file_bytes = max_file_bytes
         self._stall_timeout = stall_timeout
+        self._headers_timeout = headers_timeout
         self._session = session
         self._guard = guard
         self._max_resumes = max_resumes
@@ -97,20 +111,24 @@ class Source:
             download._body.close()
 
     async def _get(self, address: _Address, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """The response to a GET that is no redirection, its body unread."""
+        """The response to a GET that is no redirection, its body unread.
+
+        The whole way to it is bounded, however lively a host is that never comes to the point.
+        """
+        try:
+            async with asyncio.timeout(self._headers_timeout):
+                return await self._follow(address, headers)
+        except TimeoutError:
+            seconds = f"{self._headers_timeout:g} s"
+            raise SourceFault(f"the file's host sends no headers within {seconds}") from None
+
+    async def _follow(
+        self, address: _Address, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
         url = address.url
         for _ in range(MAX_REDIRECTS + 1):
             address.progress()
-            url = self._guard.check_url(url)
-            try:
-                response = await self._session.get(
-                    URL(url, encoded=True),
-                    headers=headers,
-                    timeout=self._timeout,
-                    allow_redirects=False,
-                )
-            except BROKEN as exc:
-                raise SourceFault(f"the file's host does not answer: {describe(exc)}") from exc
+            url, response = await self._ask(url, headers)
             if response.status not in _REDIRECTS:
                 return response
             response.close()
@@ -122,6 +140,45 @@ class Source:
                 raise SourceRejected("a redirection from https to plain http is not allowed")
             url = str(target)
         raise SourceFault(f"more than {MAX_REDIRECTS} redirections")
+
+    async def _ask(
+        self, url: str, headers: Mapping[str, str]
+    ) -> tuple[str, aiohttp.ClientResponse]:
+        """GET an address, and say which: over https where only plain http would be refused.
+
+        A signature does not cover the scheme, and nothing falls back to plain http.
+        """
+        secure = _secured(url)
+        try:
+            plain = self._guard.check_url(url)
+            return plain, await self._request(plain, headers)
+        except SourceRejected:
+            if secure is None:
+                raise
+        secure = self._guard.check_url(secure)
+        for last in (False, True):
+            try:
+                return secure, await self._request(secure, headers)
+            except SourceFault as error:
+                if not isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                    raise
+                if last:
+                    raise SourceRejected(
+                        "plain http is not allowed, and the host does not speak https"
+                    ) from error
+            await asyncio.sleep(_TLS_AGAIN)
+        raise AssertionError  # the last one has returned or raised
+
+    async def _request(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        try:
+            return await self._session.get(
+                URL(url, encoded=True),
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            )
+        except BROKEN as exc:
+            raise SourceFault(f"the file's host does not answer: {describe(exc)}") from exc
 
     def _announced(self, response: aiohttp.ClientResponse) -> int | None:
         """The length that a whole answer (200) announces; ``None`` if it comes in chunks."""
