@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from celery import Celery, bootsteps, signals
@@ -27,9 +27,7 @@ from config.settings import environment, load_settings, unknown_settings
 from worker import broker, memory, process, wiring
 from worker.engine import Engine
 from worker.errors import RegistryUnavailable, SettingsError
-
-if TYPE_CHECKING:
-    from worker.registry.records import Kind
+from worker.registry.records import Kind
 
 log = structlog.get_logger("harvester.app")
 
@@ -80,7 +78,11 @@ class _Hints:
         self._sent: dict[str, float] = {}
 
     def send(self, kind: Kind) -> None:
-        """Send ``harvester.<kind>``, at most once a second; never blocks."""
+        """Send ``harvester.<kind>``, at most once a second; never blocks.
+
+        Those who hear ``harvester.copy`` look for both kinds of work with the bucket.
+        """
+        kind = Kind.COPY if kind is Kind.FETCH else kind
         now = time.monotonic()
         if now - self._sent.get(kind, -_HINT_EVERY) >= _HINT_EVERY:
             self._sent[kind] = now

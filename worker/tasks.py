@@ -51,6 +51,7 @@ def poll(*_: Any, **__: Any) -> None:
 def copy(*_: Any, **__: Any) -> None:
     """Look for files to copy."""
     engine().wake(Kind.COPY)
+    engine().wake(Kind.FETCH)
 
 
 @app.task(name="harvester.tell", typing=False)

@@ -18,6 +18,7 @@ from worker.http import make_session
 from worker.process import worker_name
 from worker.registry.client import connect
 from worker.registry.clock import Clock
+from worker.registry.records import Kind
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
     from worker.registry.client import Client
-    from worker.registry.records import Kind
 
 POLL_SLOTS = 384
+LOOK_SLOTS = 16
 COPY_SLOTS = 16
 TELL_SLOTS = 16
 _POLL_TIMEOUT = 30.0
@@ -84,6 +85,25 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         await registry.close()
 
     layout, gaps = make_layout(settings), Gaps(fresh=settings.fresh_address_gaps)
+    endings = Endings(Manifests(store, layout), layout, wake=wake)
+
+    def copying(kind: Kind, slots: int) -> CopyWork:
+        return CopyWork(
+            registry,
+            gateway,
+            store,
+            copier,
+            endings,
+            kind=kind,
+            layout=layout,
+            gaps=gaps,
+            copy_deadline=settings.copy_deadline,
+            grace=settings.unknown_task_grace,
+            bound=_POLL_TIMEOUT,
+            slots=slots,
+            wake=wake,
+        )
+
     return Parts(
         registry=registry,
         works=(
@@ -96,20 +116,8 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 slots=POLL_SLOTS,
                 wake=wake,
             ),
-            CopyWork(
-                registry,
-                gateway,
-                store,
-                copier,
-                Endings(Manifests(store, layout), layout, wake=wake),
-                layout=layout,
-                gaps=gaps,
-                copy_deadline=settings.copy_deadline,
-                grace=settings.unknown_task_grace,
-                bound=_POLL_TIMEOUT,
-                slots=copy_slots(settings.memory_budget),
-                wake=wake,
-            ),
+            copying(Kind.COPY, LOOK_SLOTS),
+            copying(Kind.FETCH, copy_slots(settings.memory_budget)),
             TellWork(channels, slots=TELL_SLOTS, gaps=gaps),
         ),
         intake=Intake(registry, make_policy(settings), wake=wake),

@@ -55,9 +55,7 @@ def short(redis: Redis, namespace: str) -> Registry:
     return make(redis, namespace, lease=2)
 
 
-async def running(
-    registry: Registry, toy: Toy, *, tick: float = 0.1, crash: float = 30
-) -> Drain:
+async def running(registry: Registry, toy: Toy, *, tick: float = 0.1, crash: float = 30) -> Drain:
     drain = Drain(registry, toy, Pace(tick=tick, gather=0, crash=crash))
     drain.task = asyncio.create_task(drain.run())  # type: ignore[attr-defined]
     return drain
@@ -228,7 +226,7 @@ async def test_a_crash_of_one_job_disturbs_no_other(registry: Registry) -> None:
     drain = await running(registry, toy)
     await eventually(lambda: _polls(registry, 5))
     await ended(drain)
-    assert await due(registry) == {Kind.POLL: 5, Kind.COPY: 1, Kind.TELL: 0}
+    assert await due(registry) == {Kind.POLL: 5, Kind.COPY: 1, Kind.FETCH: 0, Kind.TELL: 0}
     assert toy.seen.count("t3") == 1
 
 

@@ -96,7 +96,7 @@ async def test_submit_makes_a_record_and_a_due_entry(registry: Registry) -> None
     assert record["metadata"] == '{"order":42,"exact":1.10}'
     assert record["run"] == "1"
     assert abs(int(record["submitted_at"]) - await registry.now()) < 60_000
-    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 1, Kind.TELL: 0}
+    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 1, Kind.FETCH: 0, Kind.TELL: 0}
     assert (await registry.counts())[State.WAITING] == 1
 
 
@@ -313,7 +313,7 @@ async def test_saving_writes_notes_and_moves_between_due_sets(registry: Registry
     assert record["state"] == "copying"
     assert record["polls"] == "1"
     assert record["upstream"] == '{"status":"succeeded"}'
-    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 1, Kind.TELL: 0}
+    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 1, Kind.FETCH: 0, Kind.TELL: 0}
     counts = await registry.counts()
     assert (counts[State.WAITING], counts[State.COPYING]) == (0, 1)
     job = await claim_one(registry, Kind.COPY)
@@ -399,7 +399,7 @@ async def test_finishing_is_one_step(registry: Registry, redis: Redis) -> None:
     assert record is not None
     assert record["state"] == "stored"
     assert record["finished_at"] == record["updated_at"] != ""
-    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 0, Kind.TELL: 0}
+    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 0, Kind.FETCH: 0, Kind.TELL: 0}
     assert (await registry.counts())[State.STORED] == 1
     ((_, event),) = await redis.xrange(registry.key("events"))
     assert event == {

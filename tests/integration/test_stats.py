@@ -52,7 +52,7 @@ async def test_what_the_fleet_did_is_shown(registry: Registry) -> None:
     found = await read_stats(registry)
     assert found.states["waiting"] == found.states["copying"] == 1
     assert found.labels == {"poster": {"waiting": 1, "copying": 1}}
-    assert found.due == {"poll": 0, "copy": 2, "tell": 0}
+    assert found.due == {"poll": 0, "copy": 2, "fetch": 0, "tell": 0}
     assert found.late["copy"] >= 5
     assert (found.calls, found.calls_a_task, found.detection_lag) == (2, 2, 0.5)
     assert found.rate == pytest.approx(registry.poll_rate / 2, rel=0.2)

@@ -42,9 +42,8 @@ HOSTILE = (
     "example.com/a",
     "https:example.com",
     "",
-    # plain http
-    "http://example.com/a",
-    "HTTP://example.com/a",
+    # plain http of another port than 80, which https is asked for instead
+    "http://example.com:8080/a",
     # this machine
     "https://127.0.0.1/",
     "https://127.255.255.254/",

@@ -95,11 +95,14 @@ class House:
         registry, gateway, store = self.registry, self.gateway, self.store
         endings = Endings(self.manifests, self.layout, wake=self.woken.append)
         poll = PollWork(registry, gateway, **shared)
-        copy = CopyWork(
-            registry, gateway, store, self._copier, endings,
-            layout=self.layout, copy_deadline=copy_deadline, **shared,
+        copy, fetch = (
+            CopyWork(
+                registry, gateway, store, self._copier, endings,
+                kind=kind, layout=self.layout, copy_deadline=copy_deadline, **shared,
+            )
+            for kind in (Kind.COPY, Kind.FETCH)
         )  # fmt: skip
-        self.works: dict[Kind, Work] = {Kind.POLL: poll, Kind.COPY: copy}
+        self.works: dict[Kind, Work] = {Kind.POLL: poll, Kind.COPY: copy, Kind.FETCH: fetch}
 
     # -- the file host ------------------------------------------------------------------------
 
@@ -136,11 +139,17 @@ class House:
         """Claim the one task of a kind, as if its time had come; an earlier claim has lapsed."""
         for _ in range(_STEPS):  # an owner that lives renews its claim now and then
             await self.let_time_pass()
-            batch = await self.registry.claim(kind, limit=10, in_hand=0, slots=_SLOTS)
-            if batch.jobs:
-                (job,) = batch.jobs
-                return Claim(self.registry, job)
+            for each in self._kinds(kind):
+                batch = await self.registry.claim(each, limit=10, in_hand=0, slots=_SLOTS)
+                if batch.jobs:
+                    (job,) = batch.jobs
+                    return Claim(self.registry, job)
         raise AssertionError(f"nothing is due for {kind}")
+
+    @staticmethod
+    def _kinds(kind: Kind) -> tuple[Kind, ...]:
+        """For the tests, all work with the bucket is one."""
+        return (Kind.COPY, Kind.FETCH) if kind is Kind.COPY else (kind,)
 
     async def work(self, claim: Claim) -> str:
         return await self.works[claim.job.kind](claim)
@@ -155,7 +164,10 @@ class House:
         for name in (await self.registry.overview()).circuits:
             await redis.hset(key("circuit", name), "probe_at", "0")
         await redis.delete(key("rate"))
-        batch = await self.registry.claim(kind, limit=1, in_hand=0, slots=_SLOTS)
+        for each in self._kinds(kind):
+            batch = await self.registry.claim(each, limit=1, in_hand=0, slots=_SLOTS)
+            if batch.jobs:
+                break
         (job,) = batch.jobs
         return Claim(self.registry, job)
 
@@ -196,7 +208,8 @@ class House:
 
     async def due(self, task_id: str = T) -> set[Kind]:
         redis, key = self.registry.redis, self.registry.key
-        return {k for k in Kind if await redis.zscore(key("due", k), task_id) is not None}
+        found = {k for k in Kind if await redis.zscore(key("due", k), task_id) is not None}
+        return {Kind.COPY if kind is Kind.FETCH else kind for kind in found}
 
     def manifest(self, task_id: str = T) -> dict[str, Any] | None:
         there = self.store.objects.get(self.layout.manifest_key(task_id))

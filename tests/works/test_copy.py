@@ -121,7 +121,7 @@ async def test_a_fresh_address_waits_for_its_gap(house: House) -> None:
     house.arrange(fresh=(0.0, 15.0))
     await house.copying(house.file("/0", GONE, GONE, serving(picture())))
     assert await house.step(Kind.COPY) == "again"
-    redis, key = house.registry.redis, house.registry.key("due", "copy")
+    redis, key = house.registry.redis, house.registry.key("due", "fetch")
     assert 14_000 < await redis.zscore(key, T) - await house.registry.now() <= 15_000
     assert await house.step(Kind.COPY) == "again"
     assert (house.fetches("/0"), house.gateway.calls[T]) == (2, 2)

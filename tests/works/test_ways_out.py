@@ -220,6 +220,17 @@ async def newer_manifest(house: House) -> None:
     await house.store.put_document(house.layout.manifest_key(T), body, task_id=T)
 
 
+@way(Kind.COPY, "handed on", Kind.COPY, name="from a worker that knows no other set")
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    redis, key = house.registry.redis, house.registry.key
+    await redis.zrem(key("due", "fetch"), T)
+    await redis.zadd(key("due", "copy"), {T: 0})
+    word = await house.step(Kind.COPY)
+    assert await redis.zscore(key("due", "fetch"), T) is not None
+    return word
+
+
 @way(Kind.COPY, "stored")
 async def _(house: House) -> str:
     await house.copying(house.file("/0", GONE, serving(picture())))
@@ -404,6 +415,7 @@ async def called_back(house: House, kind: Kind, act: Callable[[], Awaitable[obje
 async def drained(house: House, kind: Kind) -> AsyncIterator[Drain]:
     """A drain works while the block runs; it is stopped then."""
     # it claims once and looks again only when it is woken
+    kind = Kind.FETCH if kind is Kind.COPY else kind
     drain = Drain(house.registry, house.works[kind], Pace(tick=600))
     await house.let_time_pass()
     running = asyncio.create_task(drain.run())

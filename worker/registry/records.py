@@ -20,12 +20,15 @@ ALIVE = 15.0
 class Kind(StrEnum):
     """A due set: what a task is due for.
 
-    ``poll`` talks to the upstream, ``copy`` to the bucket (the first look for a manifest and
-    the writing of endings included), ``tell`` to those who asked to be told.
+    ``poll`` talks to the upstream, ``copy`` to the bucket (the first look for a manifest, and the
+    writing of endings), ``fetch`` copies the bytes of files, and ``tell`` talks to those who asked
+    to be told. Bytes have a set of their own, since they may take hours, and nothing else may wait
+    for them.
     """
 
     POLL = "poll"
     COPY = "copy"
+    FETCH = "fetch"
     TELL = "tell"
 
 

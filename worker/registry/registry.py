@@ -44,6 +44,11 @@ _DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 
 
+_CIRCUITS = {
+    Kind.POLL: "upstream", Kind.COPY: "store", Kind.FETCH: "store", Kind.TELL: "tell",
+}  # fmt: skip
+
+
 def _pairs(flat: Sequence[str]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -218,7 +223,7 @@ class Registry:
             return await self._repaired()
         token = secrets.token_hex(16)
         polling = kind is Kind.POLL
-        circuit = {Kind.POLL: "upstream", Kind.COPY: "store", Kind.TELL: "tell"}[kind]
+        circuit = _CIRCUITS[kind]
         answer = await self._scripts.call(
             "claim",
             kind,

@@ -40,8 +40,11 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})
 
 def _secured(url: str) -> str | None:
     """The same address over https, if it is one of plain http on its usual port."""
-    parts = urlsplit(url)
-    if parts.scheme.lower() != "http" or parts.port not in (None, 80):
+    try:
+        parts = urlsplit(url)
+        if parts.scheme.lower() != "http" or parts.port not in (None, 80):
+            return None
+    except ValueError:  # the guard says what is wrong with it
         return None
     return parts._replace(scheme="https", netloc=parts.netloc.removesuffix(":80")).geturl()
 

@@ -94,12 +94,12 @@ class _Task:
 class CopyWork:
     """Copies files, and ends runs.
 
+    ``kind`` says which: ``copy`` looks for manifests and writes endings, ``fetch`` moves bytes, and
+    writes the endings that come of it.
     ``copy_deadline`` is in seconds after the upstream's success; ``grace`` those during which
     "cannot find task" is not believed; ``bound`` the longest an upstream call can take; ``wake`` is
     called when a task is due for a poll; ``chance`` gives numbers in [0, 1).
     """
-
-    kind = Kind.COPY
 
     def __init__(
         self,
@@ -109,6 +109,7 @@ class CopyWork:
         copier: Copier,
         endings: Endings,
         *,
+        kind: Kind,
         layout: Layout,
         copy_deadline: float,
         grace: float,
@@ -118,6 +119,7 @@ class CopyWork:
         gaps: Gaps,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        self.kind = kind
         self._registry = registry
         self._gateway = gateway
         self._store = store
@@ -142,7 +144,7 @@ class CopyWork:
             outcome = await self._step(claim)
         except StoreBlocked as error:
             await self._circuit.blocked("store", error, probe=job.probe)
-            await claim.save(Kind.COPY, delay=self._gaps.blocked)
+            await claim.save(self.kind, delay=self._gaps.blocked)
             return "blocked"
         except (StoreUnavailable, StoreRefused) as error:
             # a manifest or the first look failed; files have trials of their own
@@ -150,12 +152,12 @@ class CopyWork:
             await self._circuit.unproven(probe=job.probe)
             faults = job.note("faults") + 1
             delay = self._gaps.store.after(faults, chance=self._chance())
-            await claim.save(Kind.COPY, delay=delay, work={"faults": str(faults)})
+            await claim.save(self.kind, delay=delay, work={"faults": str(faults)})
             return "unavailable"
         except manifest.NewerSchemaError:
             # written by a newer version during an upgrade: a worker of that version goes on
-            log.warning("record.newer", kind=Kind.COPY, count=1)
-            await claim.save(Kind.COPY, delay=self._gaps.newer)
+            log.warning("record.newer", kind=self.kind, count=1)
+            await claim.save(self.kind, delay=self._gaps.newer)
             outcome = "newer"
         await self._circuit.proven(probe=job.probe)
         return outcome
@@ -173,6 +175,10 @@ class CopyWork:
             return await self._give_up(claim, files, Reason(note["reason"]), note["error"])
         if job.state is State.WAITING:
             return await self._first_look(claim)
+        if self.kind is Kind.COPY:  # put there by a worker that knows no other set
+            await claim.save(Kind.FETCH)
+            self._wake(Kind.FETCH)
+            return "handed on"
         return await self._copy(claim, files)
 
     async def _first_look(self, claim: Claim) -> str:
@@ -235,7 +241,7 @@ class CopyWork:
         claim = task.claim
         await claim.note()
         delay = max(0.0, (task.files.next_try(claim.now) - claim.now) / 1000)
-        await claim.save(Kind.COPY, delay=delay, work={"faults": ""})
+        await claim.save(self.kind, delay=delay, work={"faults": ""})
         return "again"
 
     async def _give_up(

@@ -159,9 +159,11 @@ class PollWork:
         return outcome
 
     async def _apply(self, claim: Claim, step: Step) -> str:
-        noted = claim.job.work
+        noted, to = claim.job.work, Kind.POLL
+        if step.copy:
+            to = Kind.FETCH if step.state is State.COPYING else Kind.COPY
         await claim.save(
-            Kind.COPY if step.copy else Kind.POLL,
+            to,
             delay=step.delay,
             state=step.state,
             record=step.record,
@@ -170,7 +172,7 @@ class PollWork:
             learned=step.learned,
         )
         if step.copy:
-            self._wake(Kind.COPY)
+            self._wake(to)
         return step.outcome
 
     async def _durations(self, label: str) -> Durations | None:

@@ -9,12 +9,16 @@ if state ~= 'waiting' and state ~= 'copying' then return state end
 local now = now_ms()
 local claimed = false
 if redis.call('HEXISTS', work_key(id), 'token') == 1 then
-  local due = redis.call('ZSCORE', due_key('poll'), id) or redis.call('ZSCORE', due_key('copy'), id)
+  local due
+  for _, kind in ipairs({'poll', 'copy', 'fetch'}) do
+    due = due or redis.call('ZSCORE', due_key(kind), id)
+  end
   claimed = due and tonumber(due) > now
 end
 redis.call('HSET', work_key(id), 'cancel', '1')
 if not claimed then
   redis.call('ZREM', due_key('poll'), id)
+  redis.call('ZREM', due_key('fetch'), id)
   redis.call('ZADD', due_key('copy'), ms(now), id)
 end
 return 'ok'

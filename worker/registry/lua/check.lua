@@ -23,7 +23,7 @@ for _, name in ipairs({'rate', 'counters', 'services', 'circuit:upstream', 'circ
   'intake:strikes'}) do
   try(ns .. ':' .. name, 'HEXISTS', ns .. ':' .. name, '')
 end
-for _, name in ipairs({'due:poll', 'due:copy', 'due:tell', 'index:waiting', 'index:copying',
+for _, name in ipairs({'due:poll', 'due:copy', 'due:fetch', 'due:tell', 'index:waiting', 'index:copying',
   'index:stored', 'index:partial', 'index:failed', 'expiring', 'workers', 'suspects', 'aside'}) do
   try(ns .. ':' .. name, 'ZCARD', ns .. ':' .. name)
 end

@@ -41,7 +41,7 @@ local function notes_back(kind, id)
     local time = tonumber(read('HGET', key, name))
     if time and time > now then redis.call('HSET', key, name, ms(now)) end
   end
-  if kind == 'copy' then
+  if kind == 'copy' or kind == 'fetch' then
     for _, field in ipairs(read('HKEYS', key) or {}) do
       if string.sub(field, 1, 4) == 'try:' then
         redis.call('HSET', key, field, back_in(redis.call('HGET', key, field), 'at'))
@@ -53,7 +53,7 @@ local function notes_back(kind, id)
   end
 end
 
-for _, kind in ipairs({'poll', 'copy', 'tell'}) do
+for _, kind in ipairs({'poll', 'copy', 'fetch', 'tell'}) do
   local due = due_key(kind)
   local from, to = '(' .. ms(now), '+inf'
   if by > 0 then from, to = '-inf', ms(now) end

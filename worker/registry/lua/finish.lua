@@ -32,6 +32,7 @@ redis.call('XADD', ns .. ':events', 'MAXLEN', '~', ARGV[8], '*', unpack(event))
 redis.call('HINCRBY', ns .. ':counters', 'final:' .. state, 1)
 redis.call('ZREM', due_key('poll'), id)
 redis.call('ZREM', due_key('copy'), id)
+redis.call('ZREM', due_key('fetch'), id)
 -- plan, keys and stored files stay beside a record that can be retried, which goes on from them
 redis.call('HDEL', work_key(id), 'ending', 'cancel', 'cap', 'lapses')
 if state == 'stored' then

@@ -68,7 +68,7 @@ end
 -- Has the task stand in one due set and no other, wherever a cancel or the search for lost tasks
 -- has put it while its owner was late.
 local function stand_in(kind, id, at)
-  for _, other in ipairs({'poll', 'copy', 'tell'}) do
+  for _, other in ipairs({'poll', 'copy', 'fetch', 'tell'}) do
     if other ~= kind then redis.call('ZREM', due_key(other), id) end
   end
   redis.call('ZADD', due_key(kind), ms(at), id)
@@ -112,7 +112,7 @@ local function forget(id)
   redis.call('DEL', work_key(id))
   redis.call('ZREM', ns .. ':expiring', id)
   redis.call('ZREM', ns .. ':suspects', id)
-  for _, kind in ipairs({'poll', 'copy', 'tell'}) do redis.call('ZREM', due_key(kind), id) end
+  for _, kind in ipairs({'poll', 'copy', 'fetch', 'tell'}) do redis.call('ZREM', due_key(kind), id) end
   for _, state in ipairs({'waiting', 'copying', 'stored', 'partial', 'failed'}) do
     redis.call('ZREM', index_key(state), id)
   end

@@ -10,7 +10,8 @@ if work[1] ~= ARGV[3] then
   return {'lost', '', ms(now)}
 end
 local value = ARGV[6]
-redis.call('ZADD', due_key('copy'), ms(now + tonumber(ARGV[4])), id)
+local kind = redis.call('ZSCORE', due_key('fetch'), id) and 'fetch' or 'copy'
+redis.call('ZADD', due_key(kind), ms(now + tonumber(ARGV[4])), id)
 if string.sub(field, 1, 4) == 'key:' then
   redis.call('HSETNX', work_key(id), field, value)
   value = redis.call('HGET', work_key(id), field)

@@ -1,5 +1,6 @@
 -- Puts tasks that stand in no due set back to work. Invariant: every task that is not final
--- stands in 'poll' or 'copy'; where that was broken from outside, 'copy' decides what is next.
+-- stands in 'poll', 'copy' or 'fetch'; where that was broken from outside, 'copy' decides what is
+-- next.
 -- Index entries without a record are dropped.
 -- ARGV: ns, state ('waiting' or 'copying'), first rank, count
 -- Returns {how many were looked at, how many were put back}.
@@ -10,7 +11,8 @@ for _, id in ipairs(ids) do
   if redis.call('EXISTS', task_key(id)) == 0 then
     forget(id)
   elseif not redis.call('ZSCORE', due_key('poll'), id)
-    and not redis.call('ZSCORE', due_key('copy'), id) then
+    and not redis.call('ZSCORE', due_key('copy'), id)
+    and not redis.call('ZSCORE', due_key('fetch'), id) then
     redis.call('ZADD', due_key('copy'), ms(now), id)
     back = back + 1
   end
