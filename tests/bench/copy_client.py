@@ -41,6 +41,12 @@ class _Hold:
     async def check(self) -> None:
         pass
 
+    def reading(self, now: bool) -> None:
+        pass
+
+    def arrived(self, count: int) -> None:
+        self.progress()
+
     def progress(self) -> None:
         pass
 

@@ -119,7 +119,7 @@ async def test_killed_and_restarted(scene: Scene, own_valkey: Valkey) -> None:
                 async with scene.watched(ids):
                     await scene.hand_in(ids)
                     await eventually(
-                        lambda: scene.redis.zcard(f"{scene.namespace}:due:copy"), what="a copy"
+                        lambda: scene.redis.zcard(f"{scene.namespace}:due:fetch"), what="a copy"
                     )
                     await asyncio.sleep(seed.uniform(0, 2))
                     own_valkey.kill()
@@ -147,7 +147,7 @@ async def test_bad_network_to_redis(scene: Scene, own_valkey: Valkey) -> None:
                 await scene.measure()
                 await scene.hand_in(ids)
                 await eventually(
-                    lambda: scene.redis.zcard(f"{scene.namespace}:due:copy"), what="a copy"
+                    lambda: scene.redis.zcard(f"{scene.namespace}:due:fetch"), what="a copy"
                 )
                 for _ in range(size(1, 3)):
                     for hurt in ("reset", "cut", "refuse", "latency", "blackhole"):
@@ -185,7 +185,7 @@ async def test_out_of_memory(scene: Scene, own_valkey: Valkey) -> None:
             await scene.measure()
             await scene.hand_in(ids)
             await eventually(
-                lambda: scene.redis.zcard(f"{scene.namespace}:due:copy"), what="a copy"
+                lambda: scene.redis.zcard(f"{scene.namespace}:due:fetch"), what="a copy"
             )
             over_celery = scene.plant([{"simulate": {"images": ["png"]}} for _ in range(5)])
             for task_id in over_celery:

@@ -16,11 +16,13 @@ from redis.asyncio import Redis
 
 from tests import doubles
 from tests.doubles import Said, done, not_found, pending
+from tests.filehost import Caller, Script
 from tests.support import eventually
 from tests.works.house import BUSY, GONE, PART, PRIVATE, House, T, clip, picture, serving
 from worker.core.machine import REFUSALS
 from worker.errors import StoreBlocked, StoreRefused, StoreUnavailable
 from worker.registry.records import Kind
+from worker.work import copy as copy_work
 
 
 def files(record: dict[str, str]) -> list[dict[str, Any]]:
@@ -344,3 +346,53 @@ async def test_a_retry_keeps_what_is_stored(house: House, redis: Redis) -> None:
     assert manifest is not None
     assert (manifest["state"], manifest["run"]) == ("stored", 2)
     assert manifest["polls"] == int(record["polls"]) == house.gateway.calls[T]
+
+
+# -- slow hosts -------------------------------------------------------------------------------
+
+
+def dribbled(body: bytes, pieces: int, pause: float = 0.05) -> Script:
+    """Sends a file in so many pieces, with a pause before each."""
+
+    async def script(call: Caller) -> None:
+        with contextlib.suppress(ConnectionError):
+            await call.send("200 OK", f"Content-Length: {len(body)}")
+            size = -(-len(body) // pieces)
+            for start in range(0, len(body), size):
+                await asyncio.sleep(pause)
+                call.writer.write(body[start : start + size])
+                await call.writer.drain()
+
+    return script
+
+
+async def test_a_slow_host_makes_room_while_others_wait(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy_work, "_FLOOR_SECONDS", 0.2)
+    await house.copying(house.file("/slow", dribbled(picture(), 2000)))
+    claim = await house.claim(Kind.COPY)
+    await house.copying(house.file("/other"), task_id="t2")
+    assert await house.work(claim) == "again"
+    trial = json.loads((await house.notes())["try:0"])["trial"]
+    assert "other tasks wait" in trial["error"]
+    assert trial["faults"] > 0 == trial["gone"]
+
+
+async def test_a_slow_host_that_nobody_waits_for_has_its_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy_work, "_FLOOR_SECONDS", 0.1)
+    await house.copying(house.file("/slow", dribbled(picture(), 12)))
+    assert await house.step(Kind.COPY) == "stored"
+
+
+async def test_a_host_above_the_floor_never_makes_room(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy_work, "_FLOOR_SECONDS", 0.1)
+    monkeypatch.setattr(copy_work, "_FLOOR", 10)
+    await house.copying(house.file("/slow", dribbled(picture(64), 12)))
+    claim = await house.claim(Kind.COPY)
+    await house.copying(house.file("/other"), task_id="t2")
+    assert await house.work(claim) == "stored"

@@ -726,6 +726,11 @@ class Registry:
             clock=next(answers),
         )
 
+    async def overdue(self, kind: Kind) -> int:
+        """How many tasks of a kind are due and not claimed."""
+        now = await self.now()
+        return int(await self.redis.zcount(self.key("due", kind), "-inf", now))
+
     async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Events after an entry id of the stream, oldest first."""
         found: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)

@@ -69,6 +69,12 @@ class Hold(Protocol):
     def progress(self) -> None:
         """Bytes have moved."""
 
+    def reading(self, now: bool) -> None:
+        """The file's host is being read from now on, or no longer."""
+
+    def arrived(self, count: int) -> None:
+        """So many bytes have come from the file's host."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
@@ -204,9 +210,10 @@ class Copier:
 
         def arrived(count: int) -> None:
             part.arrived(count)
-            hold.progress()
+            hold.arrived(count)
 
         room = part.rest[:most]
+        hold.reading(True)
         try:
             async with asyncio.timeout(self._part_seconds):
                 await download.fill(room, arrived)
@@ -215,6 +222,8 @@ class Copier:
             raise SourceFault(
                 f"the file's host is too slow: {len(room)} bytes took over {seconds}"
             ) from None
+        finally:
+            hold.reading(False)
 
     async def _ended(self, download: Download) -> bool:
         try:

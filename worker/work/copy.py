@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from worker.core.copying import Verdict
     from worker.core.layout import Layout
-    from worker.core.models import FoundFile
+    from worker.core.models import FoundFile, StoredFile
     from worker.core.schedule import Gaps
     from worker.registry.records import Job
     from worker.registry.registry import Registry
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.copy")
 
 _FILES_AT_ONCE = 4
+_FLOOR = 64 * 1024  # bytes a second
+_FLOOR_SECONDS = 60.0
 _CANCELED = "canceled on request"
 
 
@@ -62,6 +64,9 @@ class _Hold:
     def __init__(self, claim: Claim, number: int) -> None:
         self._claim = claim
         self._number = number
+        self._bytes = 0
+        self._seconds = 0.0
+        self._begun: float | None = None
 
     async def reserve(self, key: str) -> str:
         """Fix the file's object key; returns the first one ever fixed."""
@@ -81,6 +86,31 @@ class _Hold:
     def progress(self) -> None:
         """Bytes have moved."""
         self._claim.alive(STORE_STEP)
+
+    def reading(self, now: bool) -> None:
+        """The file's host is being read from now on, or no longer."""
+        time = asyncio.get_running_loop().time()
+        if not now and self._begun is not None:
+            self._seconds += time - self._begun
+        self._begun = time if now else None
+
+    def arrived(self, count: int) -> None:
+        """So many bytes have come from the file's host."""
+        self._bytes += count
+        self.progress()
+
+    @property
+    def slow(self) -> bool:
+        """Whether the host sends less than the floor, over at least a minute of reading it."""
+        if self._begun is None:
+            return False
+        seconds = self._seconds + asyncio.get_running_loop().time() - self._begun
+        if seconds < _FLOOR_SECONDS:
+            return False
+        slow = self._bytes < _FLOOR * seconds
+        self._bytes, self._seconds = 0, 0.0
+        self._begun = asyncio.get_running_loop().time()
+        return slow
 
 
 @dataclass(slots=True)
@@ -357,7 +387,7 @@ class CopyWork:
         async with limit:
             began = asyncio.get_running_loop().time()
             try:
-                stored = await self._copier.copy(copy, _Hold(claim, number))
+                stored = await self._copied(copy, _Hold(claim, number))
             except SourceRejected as error:
                 self._follow(task, number, files.on_rejected(number, str(error), self._gaps))
             except SourceGone as error:
@@ -382,6 +412,22 @@ class CopyWork:
                 log.info(
                     "file.stored", key=stored.key, bytes=stored.bytes, type=stored.content_type
                 )
+
+    async def _copied(self, copy: CopyJob, hold: _Hold) -> StoredFile:
+        """Copy one file; gives up for now if its host is slow while other tasks wait."""
+        copying = asyncio.ensure_future(self._copier.copy(copy, hold))
+        try:
+            while not copying.done():
+                await asyncio.wait([copying], timeout=_FLOOR_SECONDS / 4)
+                if not copying.done() and hold.slow and await self._registry.overdue(self.kind):
+                    raise SourceFault(
+                        f"the file's host sends less than {_FLOOR // 1024} KiB a second, and other "
+                        "tasks wait"
+                    )
+            return copying.result()
+        finally:
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
 
     def _fault(self, task: _Task, number: int, error: str, *, store: bool) -> None:
         claim = task.claim
