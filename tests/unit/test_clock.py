@@ -75,6 +75,19 @@ def test_an_answer_that_took_long_proves_nothing(time: Time) -> None:
     assert time.clock.settled
 
 
+def test_a_step_of_a_clock_that_answers_late_only_is_forgotten(time: Time) -> None:
+    """Otherwise nothing would be claimed again: each claim compares with what is expected."""
+    for _ in range(100):
+        time.read()
+    time.ahead += 3600
+    time.read(took=5)
+    assert time.clock.expected() is None
+    assert not time.clock.settled
+    time.read()
+    assert time.clock.expected() == round((time.own + time.ahead) * 1000)
+    assert not time.clock.steady
+
+
 def test_a_clock_may_drift(time: Time) -> None:
     for _ in range(3600):
         time.ahead += 0.001

@@ -43,15 +43,19 @@ class Clock:
     def heard(self, now: int, begun: float) -> None:
         """Take in Redis time (Unix ms) from the answer to a call that began at ``begun``.
 
-        An answer that took long proves nothing, and is left out.
+        An answer that took long proves nothing. It is left out; if the clock was not as expected
+        before, it is no longer known.
         """
         ended = self._monotonic()
         if ended - begun > STEP / 2:
+            expected = self.expected()
+            if expected is not None and abs(now - expected) > 1000 * (STEP + ended - begun):
+                self._offset, self._disturbed = None, True
             return
         before, offset = self._offset, now / 1000 - (begun + ended) / 2
         self._offset = offset
         if before is None or abs(offset - self._anchor) > STEP:
-            self._disturbed = before is not None
+            self._disturbed = self._disturbed or before is not None
             self._anchor, self._anchored_at, self._agrees_since = offset, ended, ended
         elif ended - self._anchored_at > SETTLED:  # clocks may drift
             self._anchor, self._anchored_at = offset, ended
