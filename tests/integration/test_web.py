@@ -248,6 +248,23 @@ async def test_events_are_streamed_from_where_the_reader_left_off(
 # -- who may ask -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"]
+)
+async def test_a_proxy_on_this_machine_opens_nothing(
+    settings: dict[str, str], header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as web:
+        refused = await web.get("/api/stats", headers={header: "198.51.100.7"})
+        assert refused.status_code == 403
+        assert "HARVESTER_WEB_TOKEN" in refused.json()["detail"]
+        assert (await web.get("/api/stats")).status_code == 200
+    monkeypatch.setenv("HARVESTER_WEB_TOKEN", "a-token-of-some-length")
+    async with serving() as web:
+        allowed = {header: "198.51.100.7", "Authorization": "Bearer a-token-of-some-length"}
+        assert (await web.get("/api/stats", headers=allowed)).status_code == 200
+
+
 async def test_beyond_loopback_a_token_is_needed(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

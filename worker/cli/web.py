@@ -70,7 +70,7 @@ def make(chosen: Settings, host: str) -> Any:
             registry=make_registry(chosen),
             store=ObjectStore.from_settings(chosen),
             policy=make_policy(chosen),
-            probe_key=make_layout(chosen).manifest_key("readiness"),
+            probe_key=make_layout(chosen).manifest_key("-readiness"),  # no id begins so,
         )
 
     return make_app(open_desk, token=token, version=version("comfy-harvester"))

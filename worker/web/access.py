@@ -37,6 +37,10 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
+# What a proxy adds to requests of others, which come from this machine only because it does.
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
 class Access:
     """ASGI middleware: the checks above, and the headers that every answer carries.
 
@@ -85,6 +89,8 @@ class Access:
             return None
         if not is_loopback(name):
             return 403, "without HARVESTER_WEB_TOKEN only requests to localhost are answered"
+        if any(name in headers for name in _FORWARDED):
+            return 403, "behind a proxy HARVESTER_WEB_TOKEN is needed"
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "requests from pages of other sites are refused"

@@ -412,6 +412,7 @@ async def _store_fault(desk: Desk) -> str:
         async with asyncio.timeout(5):
             await desk.store.get(desk.probe_key, max_bytes=1024)
     except (StoreError, TimeoutError) as error:
-        return f"store: {error or 'no answer within 5 s'}"
+        said = str(error) or "no answer within 5 s"
+        return f"store: {said}"
     desk.store_seen = time.monotonic()
     return ""

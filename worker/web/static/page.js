@@ -142,7 +142,7 @@ function timeline(task) {
     if (told.done_at) steps.push([told.done_at, told.last_error ? `gave up telling ${tries} · ${told.last_error}` : `told ${tries}`]);
     else if (told.attempts) steps.push([told.log.at(-1)?.at, `could not tell ${tries} · ${told.last_error}`]);
   }
-  return steps.filter(([at]) => at > 0).sort((a, b) => a[0] - b[0]);
+  return steps.filter(([at]) => at > 0 && at < 8.64e15).sort((a, b) => a[0] - b[0]);
 }
 
 async function open(id) {
