@@ -178,9 +178,11 @@ class Drain:
                     raise
                 outcome = "overdue"
                 log.exception("job.overdue", kind=job.kind)
+                entry.claim.failed("the work on it showed no life in time")
                 await self._release([entry.claim], delay=self._pace.crash)
-            except Exception:
+            except Exception as error:
                 log.exception("job.crashed", kind=job.kind)
+                entry.claim.failed(f"the work on it crashed: {type(error).__name__}")
                 await self._release([entry.claim], delay=self._pace.crash)
             finally:
                 # At a stop the claims stay listed: stop() hands them back. If this one's lease has

@@ -1,19 +1,22 @@
-"""The Celery tasks. Only ``harvester.submit`` carries anything; the others say "look now"."""
+"""The Celery tasks. ``harvester.submit`` and ``harvester.look`` carry ids; the others only wake."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from celery.exceptions import Reject
 
 from worker.app import app, engine
+from worker.core.looks import read_ids
 from worker.core.submission import Refusal
 from worker.engine import Parts
 from worker.errors import RegistryUnavailable
 from worker.registry.records import Kind
 from worker.work.claim import insist
 
+log = structlog.get_logger("harvester.look")
 
 @app.task(name="harvester.submit", typing=False)
 def submit(
@@ -39,6 +42,26 @@ def _called(args: list[Any], options: dict[str, Any]) -> tuple[object, dict[str,
     if not args:
         return options.get("task_ids"), {k: v for k, v in options.items() if k != "task_ids"}
     return args[0] if len(args) == 1 else None, options
+
+
+@app.task(name="harvester.look", typing=False)
+def look(
+    args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()
+) -> None:
+    """Have the upstream asked about some tasks at once; a look that Redis does not take is lost."""
+    ids, refused = read_ids(_called(args or [], options)[0])
+
+    async def ask(parts: Parts) -> None:
+        if ids:
+            await parts.registry.look(ids)
+        await parts.intake.refuse([*refusals, *refused], source="celery")
+
+    try:
+        engine().call(ask)
+    except RegistryUnavailable as error:
+        log.info("look.lost", ids=len(ids), error=str(error))
+    else:
+        engine().wake(Kind.POLL)
 
 
 @app.task(name="harvester.poll", typing=False)

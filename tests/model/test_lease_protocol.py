@@ -319,7 +319,7 @@ class Protocol:
         ids = ids if whole else [one.task_id]
         back = [i for i in ids if self.expected.owned(i, one.token)]
         done = [i for i in ids if self.expected.done(i, one.token)]
-        words = [word for task_id in ids for word in (task_id, 0, 0)]  # no calls, no notes
+        words = [word for task_id in ids for word in (task_id, 0, "", 0)]  # no calls, no notes
         count = self.call("release", one.kind, one.token, delay, *words, again=again)
         assert count == len(back) + len(done)
         for task_id in back:

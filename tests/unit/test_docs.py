@@ -22,6 +22,7 @@ from config.settings import Settings, secret_variables, variable
 from worker.cli.main import app
 from worker.core import finding, manifest, outputs, reply
 from worker.core.layout import Layout
+from worker.core.looks import Look, read_ids
 from worker.core.models import Priority, Reason, State, StoredFile
 from worker.core.schedule import Gaps, webhook_gap
 from worker.core.submission import Options, Policy, read_body, read_submission
@@ -106,6 +107,10 @@ def test_every_option_is_described_and_no_other() -> None:
     assert all(f"`{priority}`" in described["priority"] for priority in Priority)
 
 
+def test_every_answer_to_a_look_is_described_and_no_other() -> None:
+    assert rows(section(CONTRACT, "Look now")).keys() == set(Look)
+
+
 def test_every_redis_script_is_described_and_no_other() -> None:
     assert rows(section(ARCHITECTURE, "The scripts")).keys() == set(scripts.NAMES)
 
@@ -122,6 +127,7 @@ def test_every_celery_task_is_described() -> None:
     for name in named:
         assert f"`{name}`" in ARCHITECTURE, name
     assert "`harvester.submit`" in CONTRACT
+    assert "`harvester.look`" in CONTRACT
 
 
 def log_calls() -> Iterator[tuple[str, ast.Call]]:
@@ -389,8 +395,13 @@ def test_example_submissions_over_celery_are_accepted() -> None:
                     given = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
                     (task_ids,) = given["args"]
                     options = given.get("kwargs", {})
-                    accepted, refusals = read_submission(task_ids, options, Policy())
-                    assert ast.literal_eval(node.args[0]) == "harvester.submit"
+                    name = ast.literal_eval(node.args[0])
+                    accepted: list[Any]
+                    if name == "harvester.look":
+                        accepted, refusals = read_ids(task_ids)
+                    else:
+                        assert name == "harvester.submit"
+                        accepted, refusals = read_submission(task_ids, options, Policy())
                     assert given["queue"] == Settings.model_fields["namespace"].default
                     assert accepted
                     assert refusals == []

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import events, operate, sandbox, stats, tasks, upkeep, web
+from worker.cli import events, look, operate, sandbox, stats, tasks, upkeep, web
 from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
 from worker.errors import (
     HarvesterError,
@@ -61,6 +61,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "status": tasks.status,
         "list": tasks.list_tasks,
         "wait": tasks.wait,
+        "look": look.look,
         "retry": tasks.retry,
         "cancel": tasks.cancel,
         "notify": tasks.notify,

@@ -61,6 +61,8 @@ def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
 
     if record.get("error"):
         yield "error", str(record["error"])
+    if record.get("last_error"):
+        yield "last error", f"{record['last_error']}, {ago(int(record['last_error_at']), now)}"
     if record.get("label"):
         yield "label", str(record["label"])
     if record.get("metadata"):

@@ -213,7 +213,9 @@ def status(
 async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, int]:
     async with registry(chosen) as fleet:
         record = await fleet.record(task_id)
-        return (manifest.shown(record) if record is not None else None), await fleet.now()
+        if record is None:
+            return None, await fleet.now()
+        return manifest.shown(record, await fleet.held_up(task_id)), await fleet.now()
 
 
 def list_tasks(

@@ -81,6 +81,11 @@ class Files:
         """The files that are neither stored nor lost."""
         return [number for number in range(len(self.plan)) if number not in self.outcomes]
 
+    @property
+    def troubled(self) -> bool:
+        """Whether a pending file has failed."""
+        return any(number in self.trials for number in self.pending)
+
     def ready(self, now: int) -> list[int]:
         """The pending files that may be tried now."""
         return [n for n in self.pending if n not in self.trials or self.trials[n][1] <= now]

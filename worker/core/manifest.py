@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from worker.core import jsontext
 from worker.core.jsontext import Json
 from worker.core.models import State
-from worker.core.redact import strip_query
+from worker.core.redact import one_line, strip_query
 
 SCHEMA = 1
 MAX_BYTES = 64 * 1024 * 1024
@@ -53,13 +54,39 @@ def record_document(record: Mapping[str, str]) -> dict[str, Json]:
     return document
 
 
-def shown(record: Mapping[str, str]) -> dict[str, Json]:
-    """A record as callers see it, whichever way: its document, with ``told`` and ``restored``."""
-    document = record_document(record)
+def shown(
+    record: Mapping[str, str], circuit: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Json]:
+    """A record as callers see it, whichever way: its document, with ``told`` and ``restored``.
+
+    ``circuit`` is the open one that the task waits for, with its ``name``, if there is one: it is
+    then why the task waits.
+    """
+    document = record_document(record) | last_error(record)
+    if circuit:
+        why = f"waiting for the {circuit['name']}: {circuit.get('message', '')}"
+        document |= {
+            "last_error": one_line(why),
+            "last_error_at": int(circuit.get("opened_at") or record["updated_at"]),
+        }
     document["told"] = jsontext.loads(record.get("told") or "[]", max_bytes=MAX_BYTES)
     if record.get("restored"):
         document["restored"] = True
     return document
+
+
+def last_error(record: Mapping[str, str]) -> dict[str, Json]:
+    """Why a task that is not final could not go on, and when; empty if all is well.
+
+    A worker of a release that does not know these fields leaves them as they are. What has come
+    after them in a waiting task's record has overcome them; a final record has no use for them.
+    """
+    at = int(record.get("last_error_at") or 0)
+    state = record.get("state")
+    overcome = state == State.WAITING and at < int(record.get("updated_at") or 0)
+    if not at or overcome or state not in (State.WAITING, State.COPYING):
+        return {}
+    return {"last_error": record.get("last_error", ""), "last_error_at": at}
 
 
 def manifest_from_record(record: Mapping[str, str]) -> bytes:

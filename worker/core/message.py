@@ -20,7 +20,7 @@ from worker.core.redact import one_line
 from worker.core.submission import MAX_BODY_BYTES, Refusal
 
 SUBMIT = "harvester.submit"
-TASKS = frozenset({SUBMIT, "harvester.poll", "harvester.copy", "harvester.tell"})
+TASKS = frozenset({SUBMIT, "harvester.look", "harvester.poll", "harvester.copy", "harvester.tell"})
 
 _IDENT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _UTF8 = {"", "utf-8", "utf8"}

@@ -83,12 +83,14 @@ class Unsaved:
     """What work on a job has come to and no script has written yet.
 
     ``calls`` are those made to the upstream, and ``usable`` says that it gave a usable answer: one
-    that proves that it can be called. ``notes`` are fields of the job's ``work``, where an
-    empty value removes the note.
+    that proves that it can be called. ``error`` is why the last try failed, as one line; empty if
+    all is well, ``None`` if there is nothing new to say. ``notes`` are fields of the job's
+    ``work``, where an empty value removes the note.
     """
 
     calls: int = 0
     usable: bool = False
+    error: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
 

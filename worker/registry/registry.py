@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from worker.core.durations import from_fields
+from worker.core.looks import Look
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
@@ -223,7 +224,6 @@ class Registry:
             return await self._repaired()
         token = secrets.token_hex(16)
         polling = kind is Kind.POLL
-        circuit = _CIRCUITS[kind]
         answer = await self._scripts.call(
             "claim",
             kind,
@@ -232,7 +232,7 @@ class Registry:
             in_hand,
             slots,
             self._lease_ms,
-            circuit,
+            _CIRCUITS[kind],
             self.owner,
             self.poll_rate if polling else "",
             self._burst if polling else "",
@@ -312,7 +312,8 @@ class Registry:
             words: list[str | int] = []
             for job in claimed:
                 left = unsaved.get(job.task_id, nothing)
-                words += [job.task_id, left.calls, 2 * len(left.notes), *_flat(left.notes)]
+                notes = _flat(left.notes)
+                words += [job.task_id, left.calls, left.error or "", len(notes), *notes]
             calls.append(
                 self._scripts.call_together(
                     "release", claimed[0].kind, token, round(delay * 1000), *words
@@ -332,14 +333,17 @@ class Registry:
         work: Mapping[str, str] | None = None,
         learned: Lesson | None = None,
         usable: bool = False,
+        error: str | None = None,
     ) -> None:
         """End a claim with a step that is not final; raises :class:`LeaseLost`.
 
         ``delay`` is in seconds and may be negative (sooner than others); a ``work`` value of ``""``
         removes the note. ``learned`` is what a task that is done upstream
-        teaches.
+        teaches. ``error`` is why the last try failed, empty if all is well again.
         """
         fields = _flat(record or {})
+        if error is not None:
+            fields += ["last_error", error]
         # what goes to be copied may carry megabytes: not with others
         call = self._scripts.call_together if to is Kind.POLL else self._scripts.call
         said = await call(
@@ -454,6 +458,15 @@ class Registry:
         said: str = await self._scripts.call("notify", task_id)
         return said
 
+    async def look(self, task_ids: Sequence[str]) -> dict[str, Look]:
+        """Have waiting tasks asked about at once, at a quarter of the rate; what came of each."""
+        said: dict[str, Look] = {}
+        for start in range(0, len(task_ids), _CHUNK):
+            chunk = task_ids[start : start + _CHUNK]
+            answers = await self._scripts.call("look", self.poll_rate, self._burst, *chunk)
+            said.update(zip(chunk, map(Look, answers), strict=True))
+        return said
+
     async def purge(self, task_id: str, finished_at: str) -> str:
         """Remove a final task as it was read: ``ok``, ``changed``, ``telling`` or its state."""
         said: str = await self._scripts.call("purge", task_id, finished_at)
@@ -561,6 +574,20 @@ class Registry:
         """The record of a task, or ``None``."""
         fields: Any = await self.redis.hgetall(self.key("task", task_id))
         return fields or None
+
+    async def held_up(self, task_id: str) -> dict[str, str]:
+        """The open circuit that a task waits for, with its ``name``; empty if there is none."""
+        kinds = (Kind.POLL, Kind.COPY, Kind.FETCH)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for kind in kinds:
+                pipe.zscore(self.key("due", kind), task_id)
+                pipe.hgetall(self.key("circuit", _CIRCUITS[kind]))
+            answers = iter(await pipe.execute())
+        for kind in kinds:
+            due, circuit = next(answers), next(answers)
+            if due is not None and circuit:
+                return {**circuit, "name": _CIRCUITS[kind]}
+        return {}
 
     async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
         """The records of several tasks, in order."""

@@ -27,6 +27,7 @@ NAMES = (
     "close",
     "finish",
     "intake",
+    "look",
     "notify",
     "postpone",
     "progress",

@@ -21,6 +21,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from worker.core import jsontext, manifest
+from worker.core.looks import TEXTS, Look
 from worker.core.models import State
 from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
@@ -49,6 +50,7 @@ _STEP = 200  # records that are read at once, to find those of a label
 _SCANNED = 1000  # records that one listing reads at most, to find those of a label
 _SUMMARY = (
     "task_id", "state", "reason", "error", "label", "run", "submitted_at", "finished_at", "files",
+    "updated_at", "last_error", "last_error_at",
 )  # fmt: skip
 _LOOK = 0.25  # seconds between two looks at a task that is waited for
 _LONGEST_WAIT = 60
@@ -230,7 +232,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
                 raise Problem(404, f"{task_id} is unknown here")
             over = State(record["state"]).final or time.monotonic() >= until
             if over or await request.is_disconnected():
-                return _answer(manifest.shown(record))
+                return _answer(manifest.shown(record, await desk.registry.held_up(task_id)))
             await asyncio.sleep(_LOOK)
 
     @routes.get("/api/tasks/{task_id}/urls", responses=_answers(documents.Links, 404, 409, 422))
@@ -265,6 +267,18 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     async def notify(desk: AtDesk, task_id: TaskId) -> Response:
         """Tell a final task's callbacks again, with the same webhook-id."""
         return _done(task_id, await desk.registry.notify(task_id))
+
+    @routes.post(
+        "/api/tasks/{task_id}/look",
+        status_code=202,
+        responses={202: {"model": documents.Looked}, **_problems(404, 409, 422)},
+    )
+    async def look(desk: AtDesk, task_id: TaskId) -> Response:
+        """Have the upstream asked about a waiting task at once, within a quarter of the rate."""
+        said = (await desk.registry.look([task_id]))[task_id]
+        if not said.granted:
+            raise Problem(404 if said is Look.UNKNOWN else 409, f"{task_id} {TEXTS[said]}")
+        return _answer({"task_id": task_id, "look": said}, 202)
 
     @routes.get("/api/stats", responses=_answers(documents.Fleet))
     async def stats(desk: AtDesk) -> Response:
@@ -347,6 +361,7 @@ def _summary(record: Mapping[str, str]) -> dict[str, Any]:
         "finished_at": int(record["finished_at"]) if record.get("finished_at") else None,
         "files": len(files),
         "files_stored": sum("key" in file for file in files),
+        **manifest.last_error(record),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from worker.core.looks import Look
 from worker.core.models import Reason, State
 from worker.core.submission import MAX_IDS, TASK_ID
 
@@ -52,6 +53,8 @@ class Summary(BaseModel):
     finished_at: Milliseconds | None
     files: int = Field(ge=0)
     files_stored: int = Field(ge=0)
+    last_error: str = ""
+    last_error_at: Milliseconds | None = None
 
 
 class Page(BaseModel):
@@ -90,6 +93,8 @@ class Record(BaseModel):
     updated_at: Milliseconds
     finished_at: Milliseconds | None = None
     polls: int = Field(ge=0)
+    last_error: str = ""
+    last_error_at: Milliseconds | None = None
     upstream: dict[str, Any] = {}
     files: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
@@ -118,6 +123,13 @@ class Done(BaseModel):
 
     task_id: str
     done: Literal[True]
+
+
+class Looked(BaseModel):
+    """A look that is granted: now, or as soon as the claim that the task is under ends."""
+
+    task_id: str
+    look: Literal[Look.LOOKED, Look.CLAIMED]
 
 
 class Due(BaseModel):

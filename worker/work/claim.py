@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from worker.core.redact import one_line
 from worker.errors import RegistryUnavailable
 from worker.registry.records import Unsaved
 
@@ -70,6 +71,15 @@ class Claim:
         """Whether the promised sign of life has not come."""
         return asyncio.get_running_loop().time() > self._until
 
+    def failed(self, error: object) -> None:
+        """Keep why this try failed, for people; the write that ends the claim says it."""
+        self.unsaved.error = one_line(str(error))
+
+    def recovered(self) -> None:
+        """Nothing is wrong with the task any more."""
+        # most writes have nothing to remove, and each argument of a script costs
+        self.unsaved.error = "" if "last_error" in self.job.record else None
+
     async def note(self, name: str = "", value: str = "") -> str:
         """Renew the claim, and write one note now; returns the value that Redis keeps."""
         kept, self.now, cancel = await insist(
@@ -101,6 +111,7 @@ class Claim:
                 work={**self.unsaved.notes, **(work or {})},
                 learned=learned,
                 usable=self.unsaved.usable,
+                error=self.unsaved.error,
             )
         )
 

@@ -173,20 +173,23 @@ class CopyWork:
         try:
             outcome = await self._step(claim)
         except StoreBlocked as error:
+            claim.failed(error)
             await self._circuit.blocked("store", error, probe=job.probe)
             await claim.save(self.kind, delay=self._gaps.blocked)
             return "blocked"
         except (StoreUnavailable, StoreRefused) as error:
             # a manifest or the first look failed; files have trials of their own
             log.warning("store.unavailable", error=str(error))
+            claim.failed(error)
             await self._circuit.unproven(probe=job.probe)
             faults = job.note("faults") + 1
             delay = self._gaps.store.after(faults, chance=self._chance())
             await claim.save(self.kind, delay=delay, work={"faults": str(faults)})
             return "unavailable"
-        except manifest.NewerSchemaError:
+        except manifest.NewerSchemaError as error:
             # written by a newer version during an upgrade: a worker of that version goes on
             log.warning("record.newer", kind=self.kind, count=1)
+            claim.failed(f"its manifest cannot be read: {error}")
             await claim.save(self.kind, delay=self._gaps.newer)
             outcome = "newer"
         await self._circuit.proven(probe=job.probe)
@@ -215,6 +218,7 @@ class CopyWork:
         """Restore the record if the bucket has it already; otherwise the upstream is asked."""
         if await self._endings.restore_if_stored(claim):
             return "restored"
+        claim.recovered()
         await claim.save(Kind.POLL)
         self._wake(Kind.POLL)
         return "new"
@@ -270,6 +274,8 @@ class CopyWork:
     async def _later(self, task: _Task) -> str:
         claim = task.claim
         await claim.note()
+        if not task.files.troubled:
+            claim.recovered()
         delay = max(0.0, (task.files.next_try(claim.now) - claim.now) / 1000)
         await claim.save(self.kind, delay=delay, work={"faults": ""})
         return "again"
@@ -450,7 +456,9 @@ class CopyWork:
         name = files.plan[number].name
         if isinstance(verdict, machine.GiveUp):
             error = files.outcomes[number].error
+            claim.failed(f"{name}: {error}")
             log.warning("file.lost", file=name, reason=verdict.reason, error=error)
         else:
             error = files.trials[number][0].error
+            claim.failed(f"{name}: {error}")
             log.info("file.failed", file=name, error=error, again_in=verdict.delay)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.core import machine, polling, schedule
-from worker.core.models import Answer, Doubtful, Pending, Reason, State
+from worker.core.models import Answer, Doubtful, NotFound, Pending, Reason, State, Succeeded
 from worker.core.polling import Step, ending_note
 from worker.errors import (
     RegistryUnavailable,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.core.durations import Durations
+    from worker.errors import UpstreamError
     from worker.registry.registry import Registry
     from worker.upstream.gateway import Gateway
     from worker.work.claim import Claim
@@ -84,20 +85,24 @@ class PollWork:
         except UpstreamThrottled as error:
             await insist(self._registry.throttle)
             log.info("upstream.throttled", error=str(error))
-            return await self._failed(claim, "throttled", self._gaps.upstream)
+            return await self._failed(claim, "throttled", self._gaps.upstream, error)
         except UpstreamUnavailable as error:
             log.info("upstream.unavailable", error=str(error))
-            return await self._failed(claim, "unavailable", self._gaps.upstream)
+            return await self._failed(claim, "unavailable", self._gaps.upstream, error)
         except UpstreamRefused as error:
             return await self._refused(claim, error)
         except UpstreamBlocked as error:
+            claim.failed(error)
             await self._circuit.blocked(error.kind, error, probe=job.probe)
             return await self._apply(claim, Step(outcome="blocked", delay=self._gaps.blocked))
         claim.unsaved.usable = not isinstance(answer.observation, Doubtful)
         await self._circuit.proven(probe=job.probe)
         return await self._answered(claim, answer)
 
-    async def _failed(self, claim: Claim, outcome: str, gap: schedule.Backoff) -> str:
+    async def _failed(
+        self, claim: Claim, outcome: str, gap: schedule.Backoff, error: UpstreamError
+    ) -> str:
+        claim.failed(error)
         await self._circuit.unproven(probe=claim.job.probe)
         faults = claim.job.note("faults") + 1
         return await self._apply(claim, polling.failed(outcome, faults, gap, chance=self._chance()))
@@ -114,7 +119,7 @@ class PollWork:
             return await self._answered(claim, said)
         if verdict == "upstream":
             await self._circuit.blocked(error.kind, error, probe=job.probe)
-        return await self._failed(claim, "refused", self._gaps.bare)
+        return await self._failed(claim, "refused", self._gaps.bare, error)
 
     async def _answered(self, claim: Claim, answer: Answer) -> str:
         job, said = claim.job, answer.observation
@@ -150,6 +155,13 @@ class PollWork:
         )
         if step.outcome == "unsure":
             log.info("upstream.doubtful", answer=type(said).__name__)
+        match said:
+            case Doubtful() | NotFound():
+                claim.failed(said.error)
+            case Succeeded() if not step.copy:
+                claim.failed(f"succeeded upstream, but {said.unsure}")
+            case _:
+                claim.recovered()
         outcome = await self._apply(claim, step)
         if step.learned is not None and answer.ended_at is not None:
             lag = max(0.0, job.claimed_at / 1000 - answer.ended_at)

@@ -79,7 +79,7 @@ local function hash_back(key, names, most)
   end
 end
 local function current() return now end
-hash_back(ns .. ':rate', {'at'}, current)
+hash_back(ns .. ':rate', {'at', 'looks'}, current)
 hash_back(ns .. ':services', {'upstream', 'store'}, current)
 for _, name in ipairs({'upstream', 'store', 'tell'}) do
   hash_back(ns .. ':circuit:' .. name, {'opened_at'}, current)

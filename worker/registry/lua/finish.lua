@@ -15,6 +15,7 @@ local now, finished = now_ms(), ARGV[6]
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[10])
 count_calls(ARGV[10])
 redis.call('ZREM', ns .. ':suspects', id)
+note_error(id, '', now)
 usable('store', id, now)  -- it holds the manifest
 for i = 11, #ARGV, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', task_key(id), 'reason', ARGV[5], 'finished_at', finished,
@@ -34,7 +35,7 @@ redis.call('ZREM', due_key('poll'), id)
 redis.call('ZREM', due_key('copy'), id)
 redis.call('ZREM', due_key('fetch'), id)
 -- plan, keys and stored files stay beside a record that can be retried, which goes on from them
-redis.call('HDEL', work_key(id), 'ending', 'cancel', 'cap', 'lapses')
+redis.call('HDEL', work_key(id), 'ending', 'cancel', 'cap', 'lapses', 'look')
 if state == 'stored' then
   redis.call('HDEL', work_key(id), 'plan')
   for _, field in ipairs(redis.call('HKEYS', work_key(id))) do

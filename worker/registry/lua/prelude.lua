@@ -53,6 +53,12 @@ local function write_work(id, from, to)
   end
 end
 
+-- Notes in the record why the last try about a task failed, for people to read; '' removes it.
+local function note_error(id, said, now)
+  if said == '' then redis.call('HDEL', task_key(id), 'last_error', 'last_error_at')
+  else redis.call('HSET', task_key(id), 'last_error', said, 'last_error_at', ms(now)) end
+end
+
 -- Notes when a service last gave a usable answer, and clears the id it was about of suspicion.
 local function usable(service, id, now)
   redis.call('HSET', ns .. ':services', service, ms(now))
@@ -143,6 +149,20 @@ end
 local function keep_rate(now, tokens, factor)
   redis.call('HSET', ns .. ':rate', 'tokens', string.format('%.6f', tokens),
     'at', ms(now), 'factor', string.format('%.6f', factor))
+  redis.call('PEXPIRE', ns .. ':rate', 600000)
+end
+
+-- When a look that somebody asks for may be due. A quarter of the fleet's rate goes to looks: each
+-- takes the next place in a row that moves by four calls, so that a flood of them waits for itself.
+-- Nil if that is later than any task waits anyway.
+local look_horizon = 66000
+local function look_place(now)
+  local at = math.max(now, tonumber(redis.call('HGET', ns .. ':rate', 'looks')) or 0)
+  return at <= now + look_horizon and at or nil
+end
+
+local function take_look_place(at, rate, factor)
+  redis.call('HSET', ns .. ':rate', 'looks', ms(at + math.ceil(4000 / (rate * factor))))
   redis.call('PEXPIRE', ns .. ':rate', 600000)
 end
 

@@ -1,21 +1,25 @@
--- Gives claims back, unharmed: due at once (or after a delay), not counted as a crash. What the work
+-- Gives claims back, unharmed: due at once (or after a delay, which no look cuts short), not counted as
+-- a crash. What the work
 -- on them has come to is written in the same step.
 -- Invariant: only the owner gives back; a call to the upstream is counted once.
--- ARGV: ns, kind, token, delay (ms), then for each task: id, upstream calls, n, n work fields and
---       values (a value '' removes the field)
+-- ARGV: ns, kind, token, delay (ms), then for each task: id, upstream calls, what went wrong ('' =
+--       nothing), n, n work fields and values (a value '' removes the field)
 -- Returns how many were ours to the last, those given up before (a repeated call) included.
 local now, count, i = now_ms(), 0, 5
 while i <= #ARGV do
-  local id, calls, last = ARGV[i], ARGV[i + 1], i + 2 + tonumber(ARGV[i + 2])
+  local id, calls, last = ARGV[i], ARGV[i + 1], i + 3 + tonumber(ARGV[i + 3])
   local owner = ownership(id, ARGV[3])
   if owner == 'ok' then
-    if calls ~= '0' and redis.call('EXISTS', task_key(id)) == 1 then
-      redis.call('HINCRBY', task_key(id), 'polls', calls)
+    if redis.call('EXISTS', task_key(id)) == 1 then
+      if calls ~= '0' then redis.call('HINCRBY', task_key(id), 'polls', calls) end
+      if ARGV[i + 2] ~= '' then note_error(id, ARGV[i + 2], now) end
     end
     count_calls(calls)
-    write_work(id, i + 3, last)
+    write_work(id, i + 4, last)
     settle(id, ARGV[3])
-    stand_in(ARGV[2], id, now + tonumber(ARGV[4]))
+    local at = now + tonumber(ARGV[4])
+    if at > now then redis.call('HSET', work_key(id), 'held', ms(at)) end
+    stand_in(ARGV[2], id, at)
   end
   if owner ~= 'lost' then count = count + 1 end
   i = last + 1

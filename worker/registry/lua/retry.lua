@@ -16,6 +16,7 @@ redis.call('HINCRBY', task_key(id), 'run', 1)
 redis.call('HSET', task_key(id), 'reason', '', 'error', '', 'finished_at', '', 'told', '[]',
   'updated_at', ms(now))
 redis.call('HDEL', task_key(id), 'files', 'result', 'manifest', 'restored')
+note_error(id, '', now)
 local work = redis.call('HKEYS', work_key(id))
 for _, field in ipairs(work) do
   if string.sub(field, 1, 4) == 'try:' or string.sub(field, 1, 5) == 'lost:' then
@@ -23,7 +24,7 @@ for _, field in ipairs(work) do
   end
 end
 redis.call('HDEL', work_key(id), 'token', 'settled', 'cap', 'lapses', 'cancel', 'ending',
-  'succeeded_at', 'seen_at', 'doubts', 'doubted_at', 'unsure', 'faults')
+  'succeeded_at', 'seen_at', 'doubts', 'doubted_at', 'unsure', 'faults', 'look')
 redis.call('HSET', work_key(id), 'asked_from', ms(now),
   'retried', ARGV[3],
   'deadline_at', ms(now + tonumber(ARGV[5] ~= '' and ARGV[5] or ARGV[4])))

@@ -7,7 +7,9 @@
 --       upstream calls, durations (names of histogram fields, by blanks), lag (ms by which the
 --       task was seen done too late), 1 if the upstream gave a usable answer about it else 0,
 --       n, n record fields and values, work fields and values...
---       (a work value '' removes the field)
+--       (a work value '' removes the field, and so does an empty last_error)
+-- A look that somebody asked for meanwhile has the task asked about at its place in the row of looks,
+-- unless this step is a fault or a doubt: those keep their gaps.
 -- Returns 'ok' or 'lost'.
 local function learn(label, fields)
   local key = ns .. ':durations:' .. label
@@ -35,12 +37,22 @@ local now, to, delay = now_ms(), ARGV[5], tonumber(ARGV[6])
 local record_end = 12 + tonumber(ARGV[12])
 redis.call('HSET', task_key(id), 'updated_at', ms(now))
 redis.call('HINCRBY', task_key(id), 'polls', ARGV[8])
-for i = 13, record_end, 2 do redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
+for i = 13, record_end, 2 do
+  if ARGV[i] == 'last_error' then note_error(id, ARGV[i + 1], now)
+  else redis.call('HSET', task_key(id), ARGV[i], ARGV[i + 1]) end
+end
 write_work(id, record_end + 1, #ARGV)
 if ARGV[7] ~= '' and ARGV[7] ~= state then
   to_state(id, state, ARGV[7], redis.call('HGET', task_key(id), 'submitted_at'))
 end
-if redis.call('HEXISTS', work_key(id), 'cancel') == 1 then to, delay = 'copy', 0 end
+local work = redis.call('HMGET', work_key(id), 'cancel', 'look', 'faults', 'doubts')
+if work[2] then
+  redis.call('HDEL', work_key(id), 'look')
+  if to == 'poll' and not work[3] and not work[4] then
+    delay = math.min(delay, math.max(0, tonumber(work[2]) - now))
+  end
+end
+if work[1] then to, delay = 'copy', 0 end
 redis.call('HDEL', work_key(id), 'cap', 'lapses')
 count_calls(ARGV[8])
 if ARGV[11] == '1' then usable('upstream', id, now) end

@@ -115,7 +115,8 @@ async function list(more = false) {
   if ($("label").value) query.set("label", $("label").value);
   if (more && next) query.set("cursor", next);
   const page = await read(`/api/tasks?${query}`);
-  const rows = page.tasks.map((task) => row(opener(task.task_id), state(task.state), task.label,
+  const rows = page.tasks.map((task) => row(opener(task.task_id),
+    task.last_error ? [state(task.state), make("div", task.last_error, { class: "dim" })] : state(task.state), task.label,
     task.files ? `${task.files_stored} of ${task.files}` : "", when(task.finished_at || task.submitted_at)));
   if (more) $("list").tBodies[0].append(...rows);
   else fill("list", rows, 5, "no task");
@@ -137,6 +138,7 @@ function timeline(task) {
   if (files.length) steps.push([Math.max(...files.map((file) => file.stored_at)), files.length > 1 ? `${files.length} files in the bucket` : "file in the bucket"]);
   if (task.finished_at) steps.push([task.finished_at, [task.state, task.reason, task.error].filter(Boolean).join(" · ")]);
   else steps.push([task.updated_at, `asked ${task.polls} ${task.polls === 1 ? "time" : "times"} so far`]);
+  if (task.last_error) steps.push([task.last_error_at, `could not go on · ${task.last_error}`]);
   for (const told of task.told) {
     const tries = `${told.channel} ${told.target}`;
     if (told.done_at) steps.push([told.done_at, told.last_error ? `gave up telling ${tries} · ${told.last_error}` : `told ${tries}`]);
@@ -151,6 +153,7 @@ async function open(id) {
     const task = await read(path);
     $("task-title").replaceChildren(`${task.task_id} `, state(task.state));
     const actions = task.finished_at ? [] : ["cancel"];
+    if (task.state === "waiting") actions.unshift("look");
     if (["failed", "partial"].includes(task.state)) actions.push("retry");
     if (task.finished_at && task.options.callbacks.length) actions.push("notify");
     $("task-actions").replaceChildren(...actions.map((name) => action(id, name)));

@@ -1,0 +1,56 @@
+"""Looks: a task is to be asked about at once, since somebody learned elsewhere that it is done."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from worker.core.submission import MAX_IDS, TASK_ID, Refusal, shown
+
+
+class Look(StrEnum):
+    """What came of a look at one task."""
+
+    LOOKED = "looked"
+    CLAIMED = "claimed"
+    BACKING_OFF = "backing_off"
+    COPYING = "copying"
+    FINAL = "final"
+    UNKNOWN = "unknown"
+
+    @property
+    def granted(self) -> bool:
+        """Whether the upstream is asked because of it."""
+        return self in (Look.LOOKED, Look.CLAIMED)
+
+
+TEXTS = {
+    Look.LOOKED: "is asked about as soon as the rate allows",
+    Look.CLAIMED: "is being asked about now, and once more if it is not done",
+    Look.BACKING_OFF: "the last try failed; it is asked about when its time comes",
+    Look.COPYING: "has succeeded upstream; its files are being copied",
+    Look.FINAL: "has ended already",
+    Look.UNKNOWN: "is unknown here",
+}
+"""Each answer in words; the subject is the task."""
+
+
+def read_ids(given: object) -> tuple[list[str], list[Refusal]]:
+    """The task ids of one call, each once, and what is refused of it.
+
+    ``given`` is one id or a list of up to 1,000; of more than that, all are refused. However many
+    are not task ids, one refusal says so.
+    """
+    values = [given] if isinstance(given, str) else given
+    if not isinstance(values, list | tuple) or not 0 < len(values) <= MAX_IDS:
+        reason = f"must be a task id or a list of 1 to {MAX_IDS:,} of them"
+        return [], [Refusal(what="look", value=shown(given), reason=reason)]
+    ids, others = dict[str, None](), list[object]()
+    for value in values:
+        if isinstance(value, str) and TASK_ID.fullmatch(value):
+            ids[value] = None
+        else:
+            others.append(value)
+    if not others:
+        return list(ids), []
+    reason = f"not a task id; {len(others):,} of {len(values):,} are not"
+    return list(ids), [Refusal(what="look", value=shown(others[0]), reason=reason)]

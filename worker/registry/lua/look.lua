@@ -1,0 +1,37 @@
+-- Has waiting tasks asked about at once, for whoever learned elsewhere that they are done.
+-- Invariant: no more than a quarter of the fleet's rate goes to looks, and none goes before what is
+-- overdue; no task is asked about later than without; gaps after faults and doubts stay; a claimed
+-- task is only noted, and its save follows the note.
+-- ARGV: ns, rate, burst, id...
+-- Returns for each id 'looked', 'claimed', 'backing_off', 'copying', 'final' or 'unknown'.
+local now, rate, out = now_ms(), tonumber(ARGV[2]), {}
+local _, factor = rate_tokens(now, rate, tonumber(ARGV[3]))
+
+local function look(id)
+  local state = read('HGET', task_key(id), 'state')
+  local work = read('HMGET', work_key(id), 'token', 'look', 'faults', 'doubts', 'held')
+  if not state or not work then return 'unknown' end
+  if state == 'copying' then return state end
+  if state ~= 'waiting' then return 'final' end
+  local due = tonumber(redis.call('ZSCORE', due_key('poll'), id))
+  local due_anywhere = due or tonumber(redis.call('ZSCORE', due_key('copy'), id))
+  local later = due_anywhere and due_anywhere > now
+  local place = look_place(now)
+  if later and work[1] then
+    if place and not work[2] then
+      redis.call('HSET', work_key(id), 'look', ms(place))
+      take_look_place(place, rate, factor)
+    end
+    return 'claimed'
+  end
+  if later and (work[3] or work[4] or work[5] == ms(due_anywhere)) then return 'backing_off' end
+  local at = due and place and math.max(place, by_priority('poll', id, place, now))
+  if at and at < due then
+    redis.call('ZADD', due_key('poll'), ms(at), id)
+    take_look_place(place, rate, factor)
+  end
+  return 'looked'
+end
+
+for i = 4, #ARGV do out[#out + 1] = look(ARGV[i]) end
+return out
