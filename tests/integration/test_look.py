@@ -258,7 +258,7 @@ def test_a_look_goes_before_nothing_that_is_overdue(fleet: Looking) -> None:
         fleet.waiting(priority, seconds=60, priority=priority)
     fleet.waiting(*names(40), seconds=1)
     fleet.sleep(20)
-    assert set(fleet.ask("low", "normal", "high")) == {"looked"}
+    assert set(fleet.ask("high", "normal", "low")) == {"looked"}
     order: list[str] = []
     while got := fleet.claim("poll", 100):
         order += [task_id for task_id, _ in got]
