@@ -13,9 +13,10 @@ PYTEST_ARGS ?=
 # A newer pip is no news to somebody who tries the demo.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MINUTES ?= 30
+REPLIES ?= tests/replies
 BENCH_ARGS ?=
 
-.PHONY: help install demo demo-wheel test brokers fleet page programs model faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page
+.PHONY: help install demo demo-wheel test brokers fleet page programs model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -81,6 +82,9 @@ programs: $(STAMP) ## Test the examples, the wheel, the benches, up, demo and th
 
 model: $(STAMP) ## Test the protocol of leases in many more orders of its steps
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) tests/model $(PYTEST_ARGS)
+
+replies: $(STAMP) ## Read a folder of the upstream's replies (REPLIES; see CONTRIBUTING.md)
+	$(BIN)/python -m tests.read_replies $(REPLIES)
 
 faults: $(STAMP) ## Run the whole fault matrix and print its table (see docs/faults.md)
 	FAULTS=full $(PYTEST) -o timeout=3600 -o run_timeout=14400 tests/faults $(PYTEST_ARGS)

@@ -18,6 +18,7 @@ from worker.work.claim import insist
 
 log = structlog.get_logger("harvester.look")
 
+
 @app.task(name="harvester.submit", typing=False)
 def submit(
     args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()
@@ -45,9 +46,7 @@ def _called(args: list[Any], options: dict[str, Any]) -> tuple[object, dict[str,
 
 
 @app.task(name="harvester.look", typing=False)
-def look(
-    args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()
-) -> None:
+def look(args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()) -> None:
     """Have the upstream asked about some tasks at once; a look that Redis does not take is lost."""
     ids, refused = read_ids(_called(args or [], options)[0])
 

@@ -54,18 +54,11 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
     """Everything that runs on the loop; must be called on it, after any fork."""
     registry = make_registry(settings, owner=worker_name())
     upstream = upstream_session()
-    gateway = Gateway(
-        upstream,
-        endpoint=settings.speedpix_endpoint,
-        app_key=settings.speedpix_app_key,
-        app_secret=settings.speedpix_app_secret.get_secret_value(),
-        timeout=_POLL_TIMEOUT,
-    )
-    source_guard = Guard(settings.source_hosts, settings.source_allow_private, ports={443})
-    files = source_guard.session()
+    gateway = make_gateway(settings, upstream)
+    files, source = make_source(settings)
     store = ObjectStore.from_settings(settings)
     copier = Copier(
-        Source(files, source_guard, max_file_bytes=settings.max_file_bytes),
+        source,
         store,
         Budget(settings.memory_budget),
         content_types=settings.content_types,
@@ -123,6 +116,26 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         intake=Intake(registry, make_policy(settings), wake=wake),
         close=close,
     )
+
+
+def make_gateway(
+    settings: Settings, session: aiohttp.ClientSession, *, timeout: float = _POLL_TIMEOUT
+) -> Gateway:
+    """The upstream, over an :func:`upstream_session`; ``timeout`` in seconds bounds a call."""
+    return Gateway(
+        session,
+        endpoint=settings.speedpix_endpoint,
+        app_key=settings.speedpix_app_key,
+        app_secret=settings.speedpix_app_secret.get_secret_value(),
+        timeout=timeout,
+    )
+
+
+def make_source(settings: Settings) -> tuple[aiohttp.ClientSession, Source]:
+    """Where files come from, behind the guard, and its session; must be called on the loop."""
+    guard = Guard(settings.source_hosts, settings.source_allow_private, ports={443})
+    session = guard.session()
+    return session, Source(session, guard, max_file_bytes=settings.max_file_bytes)
 
 
 def copy_slots(memory_budget: int) -> int:

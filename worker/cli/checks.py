@@ -35,8 +35,7 @@ from worker.registry.client import outage
 from worker.registry.stats import read_stats
 from worker.transfer.signer import PROFILES, ProfileName, choose_profile
 from worker.transfer.store import Capabilities, ObjectStore
-from worker.upstream.gateway import Gateway
-from worker.wiring import make_registry, redis_fault, upstream_session
+from worker.wiring import make_gateway, make_registry, redis_fault, upstream_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +101,7 @@ def _agreed(findings: list[Finding]) -> list[Finding]:
     """The findings, none of which advises to correct what another one has just seen to work."""
     if not any(found.name == "Upstream" and found.level is Level.GOOD for found in findings):
         return findings
-    disproved = {_UPSTREAM_REMEDIES[kind] for kind in ("credentials", "clock", "request")}
+    disproved = {UPSTREAM_REMEDIES[kind] for kind in ("credentials", "clock", "request")}
     remedy = "The upstream answers this machine now; the fleet's next probe closes the circuit."
     return [
         replace(found, remedy=remedy)
@@ -391,7 +390,7 @@ async def _in_thread(work: Callable[[], Exception | None]) -> Exception | None:
 # -- upstream ------------------------------------------------------------------------------------
 
 _RECENTLY = 300.0  # seconds for which a usable answer to the fleet speaks for the endpoint
-_UPSTREAM_REMEDIES = {
+UPSTREAM_REMEDIES = {
     "credentials": "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET.",
     "clock": "Let NTP set this machine's clock; signatures hold for 15 minutes.",
     "account": "Settle it with the vendor: balance, quota, or a barred account.",
@@ -403,13 +402,7 @@ async def _upstream(settings: Settings, registry: Registry) -> Findings:
     where = strip_query(settings.speedpix_endpoint)
     made_up = f"doctor-{secrets.token_hex(10)}"
     async with upstream_session() as session:
-        gateway = Gateway(
-            session,
-            endpoint=settings.speedpix_endpoint,
-            app_key=settings.speedpix_app_key,
-            app_secret=settings.speedpix_app_secret.get_secret_value(),
-            timeout=_CALL_SECONDS,
-        )
+        gateway = make_gateway(settings, session, timeout=_CALL_SECONDS)
         try:
             answer = await gateway.get_result(made_up)
         except UpstreamThrottled as error:
@@ -418,7 +411,7 @@ async def _upstream(settings: Settings, registry: Registry) -> Findings:
         except UpstreamRefused as error:
             found = [await _refused(registry, where, error)]
         except UpstreamBlocked as error:
-            remedy = _UPSTREAM_REMEDIES[error.kind]
+            remedy = UPSTREAM_REMEDIES[error.kind]
             found = [_bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)]
         except UpstreamUnavailable as error:
             remedy = "Check SPEEDPIX_ENDPOINT and the network; the fleet waits until it is back."
@@ -440,7 +433,7 @@ async def _refused(registry: Registry, where: str, error: UpstreamRefused) -> Fi
     except RegistryUnavailable:
         ago = None
     if ago is None or ago > _RECENTLY:
-        remedy = _UPSTREAM_REMEDIES[error.kind]
+        remedy = UPSTREAM_REMEDIES[error.kind]
         return _bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)
     detail = f"{where} refused an id that does not exist, and answered the fleet {span(ago)} ago: "
     remedy = "Nothing, unless tasks of your own are refused too (upstream.refused in the log)."
@@ -541,7 +534,7 @@ async def _profile(settings: Settings) -> Findings:
 # -- the fleet -----------------------------------------------------------------------------------
 
 _CIRCUIT_REMEDIES = {
-    **_UPSTREAM_REMEDIES,
+    **UPSTREAM_REMEDIES,
     "store": "Correct the bucket's settings; the fleet tries again by itself.",
 }
 

@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,8 @@ from worker.cli.base import FAILED, complain, console, print_json, registry, set
 
 if TYPE_CHECKING:
     from config.settings import Settings
+    from worker.cli.checks import Finding
+    from worker.core.samples import Reply
     from worker.work.rebuild import Rebuilt
 
 
@@ -90,6 +93,22 @@ async def _rebuild(chosen: Settings) -> Rebuilt:
 
 
 def doctor(
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="ID",
+            help="Instead: ask the upstream once about this task, and show how the reply is read.",
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --task: write the reply there, without secrets, ids and texts.",
+        ),
+    ] = None,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check Redis, broker, upstream, bucket and workers, and say what to do about what is wrong.
@@ -99,9 +118,41 @@ def doctor(
     """
     from worker.cli.checks import document, examine, exit_code, show
 
-    findings = asyncio.run(examine(settings()))
+    if task is None and save is not None:
+        raise typer.BadParameter("goes with --task", param_hint="--save")
+    reply = None
+    if task is None:
+        findings = asyncio.run(examine(settings()))
+    else:
+        findings, reply = _examine_reply(settings(), task, save)
     if as_json:
         print_json(document(findings))
     else:
         show(console(), findings)
+    if save is not None and reply is not None:
+        _save_reply(settings(), reply, save)
     raise typer.Exit(exit_code(findings))
+
+
+def _examine_reply(
+    chosen: Settings, task_id: str, path: Path | None
+) -> tuple[list[Finding], Reply | None]:
+    from worker.cli.reply import examine_reply
+    from worker.core.submission import TASK_ID
+
+    if not TASK_ID.fullmatch(task_id):
+        raise typer.BadParameter("not a task id", param_hint="--task")
+    if path is not None and path.exists():  # before a call is spent
+        raise typer.BadParameter(f"{path} exists", param_hint="--save")
+    return asyncio.run(examine_reply(chosen, task_id))
+
+
+def _save_reply(chosen: Settings, reply: Reply, path: Path) -> None:
+    from worker.cli.reply import save
+
+    try:
+        save(reply, path, [chosen.speedpix_app_key, chosen.speedpix_app_secret.get_secret_value()])
+    except (OSError, ValueError) as error:
+        complain(f"{path} was not written: {error}")
+        raise typer.Exit(FAILED) from None
+    complain(f"{path} is written. Read it before you give it to anyone.")

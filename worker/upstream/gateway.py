@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
-from worker.core import jsontext
+from worker.core import jsontext, samples
 from worker.core.redact import one_line, strip_query
-from worker.core.reply import read_reply
+from worker.core.samples import Reply
 from worker.errors import UpstreamBlocked, UpstreamUnavailable
 from worker.http import BROKEN, read_some
 from worker.offload import offload
@@ -77,6 +77,14 @@ class Gateway:
             return None
         return received_at - date.timestamp()
 
+    async def fetch(self, task_id: str) -> Reply:
+        """The reply to one call about a task, as it came; raises ``UpstreamUnavailable``."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._send(task_id)
+        except TimeoutError as exc:
+            raise self._too_late() from exc
+
     async def get_result(self, task_id: str) -> Answer:
         """Ask once about one task; when the clock or nonce is refused, once more, signed anew.
 
@@ -86,9 +94,10 @@ class Gateway:
             async with asyncio.timeout(self._timeout):
                 return await self._ask(task_id)
         except TimeoutError as exc:
-            raise UpstreamUnavailable(
-                f"the upstream gave no full answer within {self._timeout:g} s"
-            ) from exc
+            raise self._too_late() from exc
+
+    def _too_late(self) -> UpstreamUnavailable:
+        return UpstreamUnavailable(f"the upstream gave no full answer within {self._timeout:g} s")
 
     async def _ask(self, task_id: str) -> Answer:
         try:
@@ -104,6 +113,10 @@ class Gateway:
             raise UpstreamBlocked(f"{error}; {self._describe_skew()}", kind="clock") from error
 
     async def _attempt(self, task_id: str) -> Answer:
+        reply = await self._send(task_id)
+        return await offload(len(reply.body), samples.answer, reply)
+
+    async def _send(self, task_id: str) -> Reply:
         # serialised once: what is signed is what is sent
         body = jsontext.dumps({"taskId": task_id}).encode("ascii")
         now = self._clock()
@@ -131,14 +144,12 @@ class Gateway:
             raise UpstreamUnavailable(
                 one_line(f"no answer from the upstream: {type(exc).__name__}: {exc}".rstrip(": "))
             ) from exc
-        return await offload(
-            len(reply),
-            read_reply,
-            http_status=response.status,
-            headers=response.headers,
-            body=reply,
+        return Reply(
             task_id=task_id,
             host=self._url.host or "",
+            status=response.status,
+            headers=response.headers,
+            body=reply,
         )
 
     def _describe_skew(self) -> str:
