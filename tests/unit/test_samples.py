@@ -126,6 +126,11 @@ HIDDEN: dict[str, Callable[[str], Reply]] = {
     "address as a key": lambda _: done(images=[], result={FILE: 1}),
     "location": lambda _: reply(b"", 302, {"Location": FILE}),
     "other CDN": lambda _: done(images=[f"https://cdn.example/a.png?auth_key=17-0-0-{HASH}"]),
+    "parameter": lambda _: done(images=[f"https://cdn.example/a.png?{HASH}=1&hunter22%21=1"]),
+    "mail in an error": lambda _: reply(
+        {"status": 20, "errCode": "X", "errMessage": "ask jane.doe@example.org"}
+    ),
+    "user of a host": lambda _: done(images=["http://me:hunter22@localhost/a.png"]),
     "user": lambda _: done(images=["https://me:hunter22@cdn.example/a.png"]),
     "JSON in a text": lambda _: done(images=[], result=json.dumps({"a": FILE, "b": KEY})),
     "task id": lambda _: done(images=[], result={"of": f"about {TASK}", "id": TASK}),

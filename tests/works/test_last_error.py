@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.doubles import done, not_found, pending
 from tests.works.house import BUSY, GONE, House, T, picture, serving
 from worker.core import manifest
 from worker.core.models import State
+from worker.core.schedule import Backoff
 from worker.engine import Drain, Pace
 from worker.errors import StoreBlocked, StoreUnavailable, UpstreamUnavailable
 from worker.registry.records import Kind
@@ -26,6 +28,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
     "refused": (doubles.bare(), ""),
     "doubtful": (doubles.doubtful(), ""),
     "not found": (not_found(), ""),
+    "unsure": (doubles._reply(status=10, data={"status": "succeeded", "images": None}), "null"),
 }
 
 
@@ -94,6 +97,20 @@ async def test_a_file_that_fails_says_which_and_why_until_it_is_stored(house: Ho
         assert "503" in await said(house)
     await house.to_the_end()
     assert await said(house) == ""
+
+
+async def test_a_file_that_was_stored_leaves_the_word_to_one_that_was_not(house: House) -> None:
+    house.arrange(file=Backoff(first=3600, longest=3600))
+    await house.copying(house.file("/0", BUSY), house.file("/1", BUSY, serving(picture(9))))
+    assert await house.step(Kind.COPY) == "again"
+    now = await house.registry.now()
+    note = json.loads((await house.notes())["try:1"])
+    await house.registry.redis.hset(
+        house.registry.key("work", T), "try:1", json.dumps(note | {"at": now - 1})
+    )
+    assert await house.step(Kind.COPY) == "again"
+    assert "file:1" in await house.notes()
+    assert (await said(house)).startswith("images/0: ")
 
 
 async def test_a_copy_that_goes_on_without_trouble_says_nothing(house: House) -> None:

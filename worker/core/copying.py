@@ -82,9 +82,10 @@ class Files:
         return [number for number in range(len(self.plan)) if number not in self.outcomes]
 
     @property
-    def troubled(self) -> bool:
-        """Whether a pending file has failed."""
-        return any(number in self.trials for number in self.pending)
+    def trouble(self) -> str:
+        """Which pending file has failed, and why; empty if none has."""
+        failed = (n for n in self.pending if n in self.trials)
+        return next((f"{self.plan[n].name}: {self.trials[n][0].error}" for n in failed), "")
 
     def ready(self, now: int) -> list[int]:
         """The pending files that may be tried now."""

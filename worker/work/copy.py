@@ -115,10 +115,11 @@ class _Hold:
 
 @dataclass(slots=True)
 class _Task:
-    """A claimed task and its files."""
+    """A claimed task and its files; ``failed`` is the one that failed last under this claim."""
 
     claim: Claim
     files: Files
+    failed: int | None = None
 
 
 class CopyWork:
@@ -274,8 +275,8 @@ class CopyWork:
     async def _later(self, task: _Task) -> str:
         claim = task.claim
         await claim.note()
-        if not task.files.troubled:
-            claim.recovered()
+        if task.failed not in task.files.pending:
+            claim.failed(task.files.trouble)
         delay = max(0.0, (task.files.next_try(claim.now) - claim.now) / 1000)
         await claim.save(self.kind, delay=delay, work={"faults": ""})
         return "again"
@@ -453,6 +454,7 @@ class CopyWork:
         ):
             verdict = files.unsettled(number, verdict.error, self._gaps)
         claim.unsaved.notes |= files.follow(number, verdict, claim.now)
+        task.failed = number
         name = files.plan[number].name
         if isinstance(verdict, machine.GiveUp):
             error = files.outcomes[number].error

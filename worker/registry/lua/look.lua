@@ -1,4 +1,4 @@
--- Has waiting tasks asked about at once, for whoever learned elsewhere that they are done.
+-- Has waiting tasks asked about at once: somebody has learned elsewhere that they are done.
 -- Invariant: no more than a quarter of the fleet's rate goes to looks, and none goes before what is
 -- overdue; no task is asked about later than without; gaps after faults and doubts stay; a claimed
 -- task is only noted, and its save follows the note.
