@@ -56,7 +56,7 @@ async def tasks(redis: Redis, namespace: str, settings: dict[str, str]) -> Regis
                 job, to=Kind.POLL, delay=60, work={"faults": "1"}, error="no answer in time"
             )
         elif job.task_id == "copying":
-            await registry.save(job, to=Kind.COPY, state=State.COPYING)
+            await registry.save(job, to=Kind.FETCH, state=State.COPYING)
         elif job.task_id == "ended":
             now = await registry.now()
             await registry.finish(

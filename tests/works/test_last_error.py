@@ -92,7 +92,7 @@ async def test_a_file_that_fails_says_which_and_why_until_it_is_stored(house: Ho
         house.file("/0", *[BUSY] * 4, serving(picture(8))), house.file("/1", serving(picture(9)))
     )
     for _ in range(2):
-        assert await house.step(Kind.COPY) == "again"
+        assert await house.step(Kind.FETCH) == "again"
         assert (await said(house)).startswith("images/0: ")
         assert "503" in await said(house)
     await house.to_the_end()
@@ -102,13 +102,13 @@ async def test_a_file_that_fails_says_which_and_why_until_it_is_stored(house: Ho
 async def test_a_file_that_was_stored_leaves_the_word_to_one_that_was_not(house: House) -> None:
     house.arrange(file=Backoff(first=3600, longest=3600))
     await house.copying(house.file("/0", BUSY), house.file("/1", BUSY, serving(picture(9))))
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(Kind.FETCH) == "again"
     now = await house.registry.now()
     note = json.loads((await house.notes())["try:1"])
     await house.registry.redis.hset(
         house.registry.key("work", T), "try:1", json.dumps(note | {"at": now - 1})
     )
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(Kind.FETCH) == "again"
     assert "file:1" in await house.notes()
     assert (await said(house)).startswith("images/0: ")
 
@@ -117,7 +117,7 @@ async def test_a_copy_that_goes_on_without_trouble_says_nothing(house: House) ->
     house.arrange(fresh=(0.0, 3600.0, 3600.0))
     await house.copying(house.file("/0", GONE, serving(picture(8))), house.file("/1", BUSY))
     house.gateway.script(T, done(house.host.url("/0"), house.host.url("/1")))
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(Kind.FETCH) == "again"
     assert (await said(house)).startswith("images/1: ")  # the first one came with a fresh address
 
 
@@ -134,7 +134,7 @@ async def test_a_first_look_that_fails_says_why(house: House, error: Exception) 
 async def test_a_store_that_takes_no_manifest_says_why(house: House) -> None:
     await house.copying(house.file("/0"))
     house.store.on("put*", StoreUnavailable("no room"), key=house.layout.manifest_key(T))
-    assert await house.step(Kind.COPY) == "unavailable"
+    assert await house.step(Kind.FETCH) == "unavailable"
     assert await said(house) == "no room"
     await house.to_the_end()
     assert await said(house) == ""
@@ -225,6 +225,8 @@ async def test_a_task_that_an_open_circuit_holds_up_says_what_the_circuit_says(
     held = await registry.held_up("new")
     assert held["name"] == "store"
     assert "no bucket" in str(manifest.shown(await house.record("new"), held)["last_error"])
+    await registry.redis.zadd(registry.key("due", "fetch"), {"copied": 0})
+    assert (await registry.held_up("copied"))["name"] == "store"
     assert await registry.held_up("unknown") == {}
     await registry.close_circuit("upstream")
     assert await registry.held_up("polled") == {}
