@@ -259,7 +259,10 @@ def _replace(node: Json, replaced: Any) -> Json:
             return [_replace(child, None) for child in node]
         return [_replace(child, below.get(str(index))) for index, child in enumerate(node)]
     if isinstance(node, dict):
-        return {
+        shaped = {
             strip_signatures(key): _replace(child, below.get(key)) for key, child in node.items()
         }
+        if isinstance(link := below.get("url"), tuple):
+            shaped["url"] = link[0]  # of a file that had no address, and no member for it
+        return shaped
     return node
