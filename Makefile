@@ -95,7 +95,8 @@ soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory an
 
 audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --skip-editable
+	@mkdir -p build && $(BIN)/python -m pip freeze --exclude-editable > build/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/installed.txt
 
 bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_throttling_halves_the_rate_and_it_comes_back_by_a_sixtieth_a_second(
         server = Server(client, namespace)
 
         def factor() -> float:
-            server.call("take", RATE, RATE / 4)
+            server.call("take", RATE, RATE / 4, secrets.token_hex(8))
             return float(server.look().hashes["rate"]["factor"])
 
         assert factor() == 1

@@ -671,22 +671,38 @@ async def test_calls_for_fresh_addresses_borrow_no_more_than_a_burst(
 ) -> None:
     registry = make(redis, namespace, poll_rate=20)
     began = await registry.now()
-    answers = [await registry.take_call() for _ in range(20)]
+    answers = [await registry.take_call(f"t{n}") for n in range(20)]
     refilled = (await registry.now() - began) * 20 / 1000
     assert 10 <= sum(allowed for _, allowed, _ in answers) <= 11 + refilled
     assert max(wait for wait, allowed, _ in answers if allowed) <= 0.3
+
+
+async def test_a_call_sent_twice_by_the_client_library_is_taken_and_judged_once(
+    registry: Registry, redis: Redis
+) -> None:
+    first = await registry.take_call("once")
+    tokens = await redis.hget(registry.key("rate"), "tokens")
+    assert await registry.take_call("once") == first
+    assert await redis.hget(registry.key("rate"), "tokens") == tokens
+
+    assert await registry.suspect("bad", "1") == "unknown"
+    await redis.hset(registry.key("services"), "upstream", str(await registry.now() + 1))
+    await asyncio.sleep(0.01)
+    assert await registry.suspect("bad", "2") == "id"
+    assert await registry.suspect("bad", "2") == "id"
+    assert await registry.suspect("bad", "3") == "unknown"
 
 
 async def test_an_open_circuit_lets_one_call_for_fresh_addresses_through(
     registry: Registry, redis: Redis
 ) -> None:
     await registry.trip("upstream", kind="credentials", message="no", probe=False)
-    assert (await registry.take_call())[1:] == (False, False)
+    assert (await registry.take_call("a"))[1:] == (False, False)
     await redis.hset(registry.key("circuit", "upstream"), "probe_at", "1")
-    assert await registry.take_call() == (0, True, True)
-    assert (await registry.take_call())[1:] == (False, False)
+    assert await registry.take_call("b") == (0, True, True)
+    assert (await registry.take_call("c"))[1:] == (False, False)
     await registry.close_circuit("upstream")
-    assert (await registry.take_call())[1:] == (True, False)
+    assert (await registry.take_call("d"))[1:] == (True, False)
 
 
 async def test_an_open_circuit_lets_one_prober_through(registry: Registry, redis: Redis) -> None:

@@ -480,22 +480,24 @@ class Registry:
 
     # -- rate and circuits --------------------------------------------------------------------
 
-    async def take_call(self) -> tuple[float, bool, bool]:
-        """Reserve one upstream call.
+    async def take_call(self, token: str) -> tuple[float, bool, bool]:
+        """Reserve one upstream call; repeated with its ``token`` it reserves no other.
 
         Returns the seconds to wait first, whether it may be made, and whether it is the probe of an
         open circuit.
         """
-        wait, refused, probe = await self._scripts.call("take", self.poll_rate, self._burst)
+        wait, refused, probe = await self._scripts.call("take", self.poll_rate, self._burst, token)
         return int(wait) / 1000, not refused, bool(probe)
 
-    async def suspect(self, task_id: str) -> str:
+    async def suspect(self, task_id: str, token: str) -> str:
         """Note that a call about an id was refused, with no word on whose account.
+
+        Repeated with its ``token`` it answers the same, and notes nothing more.
 
         Returns ``id`` if other ids had usable answers since its last refusal, ``upstream`` if three
         ids were refused and none had one, else ``unknown``.
         """
-        verdict: str = await self._scripts.call("suspect", task_id)
+        verdict: str = await self._scripts.call("suspect", task_id, token)
         return verdict
 
     async def since_usable(self, service: str) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -342,7 +343,8 @@ class CopyWork:
 
     async def _fresh_addresses(self, claim: Claim) -> list[FoundFile] | InVain:
         """Ask the upstream again, within its rate."""
-        wait, allowed, probe = await insist(self._registry.take_call)
+        token = secrets.token_hex(8)
+        wait, allowed, probe = await insist(lambda: self._registry.take_call(token))
         if not allowed:
             return InVain("fresh addresses have to wait: the upstream is blocked or too busy")
         claim.alive(wait + self._bound + 5)
@@ -357,7 +359,8 @@ class CopyWork:
             await self._upstream.unproven(probe=probe)
             answered = False
             if isinstance(error, UpstreamRefused):
-                verdict = await insist(lambda: self._registry.suspect(claim.job.task_id))
+                token = secrets.token_hex(8)
+                verdict = await insist(lambda: self._registry.suspect(claim.job.task_id, token))
                 answered = verdict == "id"
             return InVain(str(error), answered=answered)
         said = answer.observation

@@ -94,9 +94,7 @@ class Endings:
         except manifest.NewerSchemaError:
             raise
         except ValueError as error:
-            log.warning(
-                "manifest.unreadable", key=self._layout.manifest_key(task_id), error=str(error)
-            )
+            log.warning("manifest.unreadable", key=self._manifests.key(task_id), error=str(error))
             return None
 
     async def _restore(self, claim: Claim, there: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from typing import TYPE_CHECKING
 
 import structlog
@@ -104,21 +105,27 @@ class PollWork:
     ) -> str:
         claim.failed(error)
         await self._circuit.unproven(probe=claim.job.probe)
+        return await self._later(claim, outcome, gap)
+
+    async def _later(self, claim: Claim, outcome: str, gap: schedule.Backoff) -> str:
         faults = claim.job.note("faults") + 1
         return await self._apply(claim, polling.failed(outcome, faults, gap, chance=self._chance()))
 
     async def _refused(self, claim: Claim, error: UpstreamRefused) -> str:
         """A refusal of this id, or of every call: what others were answered decides."""
         job = claim.job
-        verdict = await insist(lambda: self._registry.suspect(job.task_id))
+        token = secrets.token_hex(8)
+        verdict = await insist(lambda: self._registry.suspect(job.task_id, token))
         log.info("upstream.refused", error=str(error), suspect=verdict)
         if verdict == "id":
             await self._circuit.unproven(probe=job.probe)
             upstream = job.record.get("upstream", "{}")
             said = Answer(observation=Doubtful(error=str(error)), upstream=upstream)
             return await self._answered(claim, said)
-        if verdict == "upstream":
+        if verdict == "upstream":  # which sets the next probe as well
+            claim.failed(error)
             await self._circuit.blocked(error.kind, error, probe=job.probe)
+            return await self._later(claim, "refused", self._gaps.bare)
         return await self._failed(claim, "refused", self._gaps.bare, error)
 
     async def _answered(self, claim: Claim, answer: Answer) -> str:

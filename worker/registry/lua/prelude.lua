@@ -166,6 +166,18 @@ local function take_look_place(at, rate, factor)
   redis.call('PEXPIRE', ns .. ':rate', 600000)
 end
 
+-- What a call with this token was answered before, and nil for the first; `answered` notes it. For
+-- scripts whose second run by the client library would otherwise see the first one's writes.
+local function answer_before(token)
+  local before = redis.call('LRANGE', ns .. ':claim:' .. token, 0, -1)
+  return before[1] and before or nil
+end
+
+local function answered(token, ...)
+  redis.call('RPUSH', ns .. ':claim:' .. token, ...)
+  redis.call('PEXPIRE', ns .. ':claim:' .. token, 60000)
+end
+
 local function count_calls(calls)
   if calls ~= '0' then redis.call('HINCRBY', ns .. ':counters', 'calls', calls) end
 end

@@ -2,17 +2,23 @@
 -- by what it answered about others. Invariant: nothing is held against an id unless another id had a
 -- usable answer since its last refusal; nothing against the upstream unless three ids were refused,
 -- over a second at least, without a usable answer between.
--- ARGV: ns, id
+-- A call repeated with its token judges nothing again.
+-- ARGV: ns, id, token
 -- Returns 'id' (doubt this one), 'upstream' (doubt the service) or 'unknown'.
 local suspects, now = ns .. ':suspects', now_ms()
+local repeated = answer_before(ARGV[3])
+if repeated then return repeated[1] end
 local usable = tonumber(redis.call('HGET', ns .. ':services', 'upstream')) or 0
 local before = tonumber(redis.call('ZSCORE', suspects, ARGV[2]))
 redis.call('ZADD', suspects, ms(now), ARGV[2])
 for _, id in ipairs(redis.call('ZRANGE', suspects, 0, -1001)) do redis.call('ZREM', suspects, id) end
 redis.call('PEXPIRE', suspects, 86400000)
-if before and usable > before then return 'id' end
 local since = redis.call('ZRANGEBYSCORE', suspects, '(' .. ms(usable), '+inf', 'WITHSCORES')
-if #since >= 6 and now - math.min(tonumber(since[2]), before or now) >= 1000 then
-  return 'upstream'
+local verdict = 'unknown'
+if before and usable > before then
+  verdict = 'id'
+elseif #since >= 6 and now - math.min(tonumber(since[2]), before or now) >= 1000 then
+  verdict = 'upstream'
 end
-return 'unknown'
+answered(ARGV[3], verdict)
+return verdict

@@ -1,9 +1,12 @@
 -- Reserves one upstream call outside the polls (a fresh address for a file). Invariant: the fleet
 -- as a whole stays under its rate; copies may borrow one burst from the polls, no more. While the
 -- circuit is open one call is let through when its probe is due: there may be no poll to do it.
--- ARGV: ns, rate, burst
+-- A call repeated with its token takes nothing again.
+-- ARGV: ns, rate, burst, token
 -- Returns {the wait (ms) before the call may be made, 1 if it may not be made else 0,
 --          1 if the call is the circuit's probe else 0}.
+local repeated = answer_before(ARGV[4])
+if repeated then return {repeated[1], tonumber(repeated[2]), tonumber(repeated[3])} end
 local circuit = ns .. ':circuit:upstream'
 local probe_at = tonumber(redis.call('HGET', circuit, 'probe_at'))
 local now, rate, burst = now_ms(), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -13,4 +16,6 @@ if tokens <= -burst then return {ms(math.ceil(-tokens * 1000 / (rate * factor)))
 tokens = tokens - 1
 keep_rate(now, tokens, factor)
 if probe_at then redis.call('HSET', circuit, 'probe_at', ms(now + 45000)) end
-return {ms(math.ceil(math.max(0, -tokens) * 1000 / (rate * factor))), 0, probe_at and 1 or 0}
+local wait = ms(math.ceil(math.max(0, -tokens) * 1000 / (rate * factor)))
+answered(ARGV[4], wait, 0, probe_at and 1 or 0)
+return {wait, 0, probe_at and 1 or 0}
