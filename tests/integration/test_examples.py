@@ -24,8 +24,9 @@ import pytest
 from redis.asyncio import Redis
 from standardwebhooks import Webhook
 
+from tests import support
 from tests.fleet import Fleet, all_final, environ, verify
-from tests.support import BOUND, BucketEnv, eventually
+from tests.support import BOUND, ROOT, BucketEnv, eventually
 from worker.sandbox.simulator import Simulator
 
 pytestmark = pytest.mark.programs
@@ -306,3 +307,18 @@ async def test_node(
     assert {i: line["files"] for i, line in found.items()} == {i: uris(records[i]) for i in ids}
     assert {line["state"] for line in found.values()} == {"stored"}
     assert {record["metadata"] for record in records.values()} == {'{"from":"node_producer"}'}
+
+
+async def test_a_fleet_in_the_tests_of_an_application(tmp_path: Path) -> None:
+    """The fixture and the test of ``docs/simulator.md``, as they are there."""
+    page = (ROOT / "docs" / "simulator.md").read_text()
+    section = page.partition("## A fleet in your tests")[2].partition("\n## ")[0]
+    conftest, test = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_posters.py").write_text(test)
+    ran = await support.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path),
+        environ={"PATH": os.environ["PATH"]}, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.code == 0, ran.said
+    assert "1 passed" in ran.said

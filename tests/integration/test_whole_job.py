@@ -166,6 +166,37 @@ async def test_addresses_that_have_died_are_asked_for_anew(start: Start) -> None
         await harness.check(*ids)
 
 
+async def test_successes_in_shapes_that_nobody_documented(start: Start) -> None:
+    loose = {"file": "png", "as": "url"}
+    gone = {**loose, "faults": [{"fault": "gone", "times": "ever"}]}
+    async with start(
+        HARVESTER_FRESH_ADDRESS_GAPS="0.1,0.1,0.1", HARVESTER_UNKNOWN_TASK_GRACE="0"
+    ) as harness:
+        ids = [
+            harness.simulator.submit({"simulate": script})
+            for script in (
+                {"signing": "none", "images": [], "result": {"images": [loose, loose]}},
+                {"signing": "none", "images": [], "result": {"images": [loose, gone]}},
+                {"images": ["png", {"file": "jpeg", "as": "object", "late": 1}]},
+                {"result": {"a": {"file": "png", "late": 2, "unaddressed": "missing"}}},
+                {"result": {"a": {"file": "png", "late": 1, "unaddressed": "empty"}}},
+                {"images": [{"file": "png", "address": "padded"}]},
+                {"result": {"a": {"file": "png"}}, "result_text": True, "info": {"seed": 1}},
+                {"images": ["png"], "http_status": 404},
+                {"end": "unknown", "http_status": 400},
+                {"end": "failed_message", "error_message": "CUDA out of memory"},
+                {"end": "content_refused_inside"},
+                {"end": "long_names"},
+            )
+        ]  # fmt: skip
+        await harness.submit(*ids)
+        for task_id in ids:
+            await harness.final(task_id)
+        records = await harness.check(*ids)
+    assert json.loads(records[ids[6]]["result"])["info"] == {"seed": 1}
+    assert "CUDA out of memory" in records[ids[9]]["error"]
+
+
 async def test_ids_that_the_upstream_refuses_do_not_stop_the_others(start: Start) -> None:
     async with start() as harness:
         bad = [

@@ -280,7 +280,7 @@ def test_a_file_that_should_be_lost_is_noticed_when_stored() -> None:
 
 def test_the_demo_says_how_to_get_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(SettingsError, match="pip install speedpix"):
+    with pytest.raises(SettingsError, match="pip install speedpix 'dataclass-wizard<1'"):
         demo.Demo(None)
 
 

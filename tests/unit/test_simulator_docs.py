@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.sandbox.simulator import Controls, script, server
+from worker.sandbox.simulator import Controls, controls, script
 from worker.sandbox.simulator.content import KINDS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
@@ -21,7 +21,7 @@ TABLES = {
     "answer": script.ANSWERS,
     "fault": script.FILE_FAULTS,
     "signing": script.SIGNINGS,
-    "control": server.CONTROLS,
+    "control": controls.CONTROLS,
     "kind": {name: f"{kind.media_type}, `.{kind.ext}`" for name, kind in KINDS.items()},
 }
 
@@ -35,7 +35,7 @@ def test_every_knob_is_described(table: str) -> None:
 def test_the_tables_hold_exactly_what_the_code_reads() -> None:
     fields = {field.name for field in dataclasses.fields(script.Script)} - {"files"}
     assert script.KNOBS.keys() == fields
-    assert server.CONTROLS.keys() == {field.name for field in dataclasses.fields(Controls)}
+    assert controls.CONTROLS.keys() == {field.name for field in dataclasses.fields(Controls)}
     steps = {field.name for field in dataclasses.fields(script.Step)} - {"kind"}
     assert script.STEP_KNOBS.keys() - {"fault"} == steps
     files = {field.name for field in dataclasses.fields(script.FileSpec)} - {"kind"}

@@ -87,16 +87,22 @@ def test_finish_ends_a_task_at_once() -> None:
 END_STATUS = {
     "succeeded": ("succeeded", "stored", ""),
     "failed": ("failed", "failed", "upstream_failed"),
+    "failed_message": ("failed", "failed", "upstream_failed"),
     "failed_gateway": ("B_COMPUTING_NodeFailed", "failed", "upstream_error"),
     "canceled": ("canceled", "failed", "upstream_canceled"),
     "cancelled": ("cancelled", "failed", "upstream_canceled"),
     "content_refused": ("P_Request_ContentSafe", "failed", "content_rejected"),
+    "content_refused_inside": ("failed", "failed", "content_rejected"),
     "audit_refused": (None, "failed", "content_rejected"),
     "unknown": ("B_COMPUTING_CanNotFindTask", "failed", "unknown_task"),
     "never": ("running", "failed", "deadline_exceeded"),
     "strange": ("archiving", "failed", "deadline_exceeded"),
     "service_error": ("B_COMPUTING_NodeFailed", "failed", "upstream_error"),
     "empty": ("succeeded", "failed", "upstream_error"),
+    "elsewhere": ("succeeded", "failed", "upstream_error"),
+    "long_pointer": ("succeeded", "failed", "upstream_error"),
+    "many_pointers": ("succeeded", "failed", "upstream_error"),
+    "long_names": ("succeeded", "stored", ""),
     "no_data": (None, "failed", "upstream_error"),
     "foreign": ("succeeded", "failed", "upstream_error"),
 }
@@ -128,8 +134,13 @@ async def test_every_ending_is_played_and_foretold(simulator: Simulator, end: st
         assert status(reply) == word
     if end == "foreign":
         assert reply["data"]["taskId"] != task_id
-    if end == "empty":
+    if end in ("empty", "elsewhere"):
         assert not reply["data"].keys() & {"images", "result"}
+        assert ("currentImage" in reply["data"]) == (end == "elsewhere")
+    if end == "failed_message":
+        assert reply["data"]["message"] == "Node 12 failed."
+    if end == "content_refused_inside":
+        assert reply["data"]["subErrCode"] == "P_Request_ContentSafe"
     told = simulator.oracle()["tasks"][task_id]
     assert (told["state"], told["reason"]) == (state, reason)
 
@@ -183,6 +194,9 @@ ANSWER_CHECKS: dict[str, Callable[[httpx.Response], bool]] = {
     "service_error": _error("B_COMPUTING_NodeFailed"),
     "empty": lambda reply: "images" not in reply.json()["data"],
     "no_data": lambda reply: reply.json()["status"] == 10 and reply.json()["data"] is None,
+    "elsewhere": lambda reply: reply.json()["data"].keys() >= {"currentImage", "taskId"},
+    "long_pointer": lambda reply: len(max(reply.json()["data"]["result"], key=len)) == 300_000,
+    "many_pointers": lambda reply: len(set(reply.json()["data"]["images"])) == 100_000,
     "foreign": lambda reply: reply.json()["data"]["taskId"].endswith("x"),
 }
 
@@ -333,7 +347,7 @@ def test_keys_can_be_null_or_missing() -> None:
         ("[]", "{}"): "stored",
         ("[]", "None"): "stored",
         ("None", "{}"): "stored",
-        ("None", "None"): "failed",
+        ("None", "None"): "stored",
         ("absent", "{}"): "stored",
         ("absent", "None"): "failed",
     }
@@ -404,6 +418,15 @@ def test_files_elsewhere_or_dead_for_good() -> None:
         {"answers": "throttled"},
         {"answers": [3]},
         {"error_code": None},
+        {"http_status": 302},
+        {"http_status": 204},
+        {"result_text": "yes"},
+        {"images": [" "]},
+        {"images": [{"file": "png", "late": 1}]},
+        {"images": [{"file": "png", "as": "object", "late": "once"}]},
+        {"result": {"a": {"file": "png", "name": "a", "late": 1}}, "images": [{"same": "a"}]},
+        {"images": [{"file": "png", "as": "object", "unaddressed": "gone"}]},
+        {"images": [{"file": "png", "address": "short"}]},
     ],
 )
 def test_a_wrong_script_is_refused(script: dict[str, Any]) -> None:
@@ -415,7 +438,7 @@ def test_a_wrong_script_is_refused(script: dict[str, Any]) -> None:
 
 async def test_submission_reports_id_estimate_and_mistakes(simulator: Simulator) -> None:
     async def prompt(inputs: Any) -> Any:
-        body = {"workflow_id": "w", "inputs": inputs}
+        body = {"workflow_id": "w", "alias_id": "main", "inputs": inputs}
         return (await signed_call(simulator, "comfy_prompt", body)).json()
 
     made = await prompt(simulate(duration=2.5, estimate=7))
@@ -426,6 +449,73 @@ async def test_submission_reports_id_estimate_and_mistakes(simulator: Simulator)
     wrong = await prompt(simulate(end="well"))
     assert (wrong["status"], wrong["errCode"]) == (20, "B_API_ServiceError")
     assert "end must be one of" in wrong["subErrMessage"]
+
+
+@pytest.mark.parametrize(
+    ("body", "missing"),
+    [
+        ({"workflow_id": "w", "alias_id": "main"}, ""),
+        ({"workflow_id": "w", "version_id": "v1", "alias_id": None}, ""),
+        ({"alias_id": "main"}, "workflow_id"),
+        ({"workflow_id": " ", "version_id": "v1"}, "workflow_id"),
+        ({"workflow_id": 3, "version_id": "v1"}, "workflow_id"),
+        ({"workflow_id": "w"}, "alias_id or version_id"),
+        ({"workflow_id": "w", "alias_id": "", "version_id": None}, "alias_id or version_id"),
+    ],
+)
+async def test_a_submission_names_its_workflow_and_version(
+    simulator: Simulator, body: dict[str, Any], missing: str
+) -> None:
+    simulator.next({"end": "failed"})
+    made = (await signed_call(simulator, "comfy_prompt", body)).json()
+    assert (made["status"], made["errCode"]) == (
+        (20, "B_API_ServiceError") if missing else (10, None)
+    )
+    assert made["subErrMessage"] == (f"{missing} is required" if missing else None)
+    assert len(simulator._next) == bool(missing)  # a refused one spends no script
+
+
+async def test_the_next_tasks_do_what_was_said_beforehand(simulator: Simulator) -> None:
+    async def prompt(inputs: Any) -> str:
+        body = {"workflow_id": "w", "alias_id": "main", "inputs": inputs}
+        reply = await signed_call(simulator, "comfy_prompt", body)
+        return str(reply.json()["data"]["taskId"])
+
+    def ends(task_id: str) -> Any:
+        return simulator.oracle()["tasks"][task_id]["reason"]
+
+    simulator.next({"end": "failed"}, {"end": "canceled"})
+    url = f"{simulator.endpoint}/_sim/next"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.post(url, json=[{"end": "unknown"}, {}])).json() == {"waiting": 4}
+        assert (await client.post(url, json={"end": "never"})).json() == {"waiting": 5}
+        for wrong in ({"end": "well"}, [{}, 3], "x", None):
+            refused = await client.post(url, json=wrong)
+            assert refused.status_code == 400
+            assert refused.json()["error"]
+        assert (await client.post(url, content=b"[" * 100_000)).status_code == 400
+    own = await prompt(simulate(end="audit_refused"))  # has a script, so it takes none
+    made = [await prompt({"prompt": "a cat"}) for _ in range(6)]
+    assert ends(own) == "content_rejected"
+    assert [ends(task_id) for task_id in made] == [
+        "upstream_failed",
+        "upstream_canceled",
+        "unknown_task",
+        "",
+        "deadline_exceeded",
+        "",
+    ]
+
+
+def test_scripts_that_wait_are_bounded_and_taken_together() -> None:
+    simulator = Simulator()
+    simulator.next(*[{}] * 9_999)
+    with pytest.raises(ScriptError, match="10,000"):
+        simulator.next({}, {})
+    with pytest.raises(ScriptError, match="colour"):
+        simulator.next({}, {"colour": "red"})
+    simulator.next({})
+    assert len(simulator._next) == 10_000
 
 
 async def test_fractions_come_back_to_the_digit(simulator: Simulator) -> None:

@@ -139,7 +139,7 @@ class Demo:
         if importlib.util.find_spec("speedpix") is None:
             raise SettingsError(
                 "the demo's other application calls the upstream through the vendor's SDK, which "
-                "is not installed here: pip install speedpix"
+                "is not installed here: pip install speedpix 'dataclass-wizard<1'"
             )
         self._kept = directory
         self._stack = contextlib.ExitStack()

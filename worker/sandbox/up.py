@@ -5,7 +5,6 @@ What is started here ends with the process that started it, however that ends.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import socket
@@ -75,38 +74,6 @@ class _Worker:
         return f"a worker ended with code {code}; it starts again in {self._pause:.0f} s"
 
 
-class _SimulatorThread:
-    """The simulated upstream, on a loop and thread of its own."""
-
-    def __init__(self, port: int) -> None:
-        self.simulator = Simulator(LOOPBACK, port, duration=5.0)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="simulator")
-        self._thread.daemon = True
-        self._thread.start()
-        try:
-            self._call(self.simulator.start())
-        except BaseException:
-            self.stop()
-            raise
-        self._call(self._plant_example())
-
-    def stop(self) -> None:
-        if self._loop.is_closed():
-            return
-        with contextlib.suppress(OSError, TimeoutError):
-            self._call(self.simulator.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
-
-    def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
-
-    async def _plant_example(self) -> None:
-        self.simulator.example()
-
-
 class Installation:
     """Servers and workers in ``directory``; a context manager.
 
@@ -135,11 +102,13 @@ class Installation:
         self._cwd = cwd
         self._say = say
         self._stack = contextlib.ExitStack()
+        self._services = contextlib.ExitStack()
         self.valkey: Valkey | None = None
         self.store: SeaweedFS | None = None
         self._servers: list[EmbeddedServer] = []
         self._workers: list[_Worker] = []
-        self._simulator: _SimulatorThread | None = None
+        self.simulator: Simulator | None = None
+        """The simulated upstream, if there is one."""
 
     def __enter__(self) -> Self:
         try:
@@ -158,11 +127,6 @@ class Installation:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
-
-    @property
-    def simulator(self) -> Simulator | None:
-        """The simulated upstream, if there is one."""
-        return self._simulator.simulator if self._simulator is not None else None
 
     def start_workers(self) -> None:
         """Start the workers; needs settings that have been checked."""
@@ -244,8 +208,9 @@ class Installation:
 
     def _start_simulator(self, saved: dict[str, Any]) -> dict[str, str]:
         kept = saved.setdefault("simulator", {})
-        self._simulator = _SimulatorThread(_still_free(kept.get("port")))
-        simulator = self._simulator.simulator
+        simulator = Simulator(LOOPBACK, _still_free(kept.get("port")), duration=5.0)
+        self.simulator = self._services.enter_context(simulator)
+        simulator.example()
         kept["port"] = simulator.port
         allowed = self.environ.get("HARVESTER_SOURCE_ALLOW_PRIVATE", "")
         hosts = ",".join(filter(None, (allowed, f"{LOOPBACK}/32")))
@@ -279,8 +244,7 @@ class Installation:
             child.ask_to_end()
         for child in children:
             child.end()
-        if self._simulator is not None:
-            self._simulator.stop()
+        self._services.close()
         while self._servers:
             self._servers.pop().stop()
 

@@ -4,7 +4,9 @@ It knows nothing of the code that calls it, so that each proves the other. Knobs
 faults are described in ``docs/simulator.md``.
 """
 
+from worker.sandbox.simulator.controls import Controls
 from worker.sandbox.simulator.script import ScriptError
-from worker.sandbox.simulator.server import EXAMPLE_ID, Controls, Simulator, run
+from worker.sandbox.simulator.server import EXAMPLE_ID, Simulator
+from worker.sandbox.simulator.standalone import run
 
 __all__ = ["EXAMPLE_ID", "Controls", "ScriptError", "Simulator", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from worker.sandbox.simulator.content import KINDS
+from worker.sandbox.simulator.hostile import OUTPUTS
 from worker.sandbox.simulator.script import ABSENT, HARMLESS, FileSpec, Script, Slot
 
 if TYPE_CHECKING:
@@ -16,10 +17,12 @@ UNSURE = "unsure"
 
 _ENDS = {
     "failed": ("failed", "upstream_failed"),
+    "failed_message": ("failed", "upstream_failed"),
     "failed_gateway": ("failed", "upstream_error"),
     "canceled": ("failed", "upstream_canceled"),
     "cancelled": ("failed", "upstream_canceled"),
     "content_refused": ("failed", "content_rejected"),
+    "content_refused_inside": ("failed", "content_rejected"),
     "audit_refused": ("failed", "content_rejected"),
     "unknown": ("failed", "unknown_task"),
     "never": ("failed", "deadline_exceeded"),
@@ -27,12 +30,17 @@ _ENDS = {
     "strange": ("failed", "deadline_exceeded"),
     "service_error": ("failed", "upstream_error"),
     "empty": ("failed", "upstream_error"),
+    "elsewhere": ("failed", "upstream_error"),
+    "long_pointer": ("failed", "upstream_error"),
+    "many_pointers": ("failed", "upstream_error"),
+    "long_names": ("stored", ""),
     "no_data": ("failed", "upstream_error"),
     "foreign": ("failed", "upstream_error"),
 }
 _GONE = frozenset({"expired", "forbidden", "missing", "gone"})
 _REJECTED = frozenset({"oversized", "redirect_to"})
 _DOUBTFUL = frozenset({"html", "empty"})
+_OUTPUT_EXTENSIONS = frozenset({"png", "jpg", "webp", "gif", "svg", "wav", "mp4", "zip"})
 _SURELY_BACK = 2  # dead addresses in a row that no harvester may give up at
 _SURELY_LOST = 5  # … and that every harvester has given up at
 
@@ -43,7 +51,12 @@ def foretell(task: Task) -> dict[str, Any]:
     Supposes default settings, except that the simulator's own host may be copied from. ``state``
     is ``waiting`` if nothing may ever end it, ``unsure`` where the contract leaves it open.
     """
-    files = [_file(task, number, refs) for number, refs in sorted(references(task.script).items())]
+    files = [
+        file
+        for number, refs in sorted(references(task.script).items())
+        for file in [_file(task, number, refs)]
+        if number in sure(task.script) or file["expected"] in ("stored", UNSURE)
+    ]
     state, reason = _outcome(task.script, [str(file["expected"]) for file in files])
     return {
         "task_id": task.id,
@@ -58,17 +71,48 @@ def foretell(task: Task) -> dict[str, Any]:
 
 def references(script: Script) -> dict[int, list[str]]:
     """For each file that counts as one: JSON Pointers into the first success's ``data``."""
-    numbers = {spec.name: number for number, spec in enumerate(script.files)}
+    if script.end in OUTPUTS:
+        return {}  # instead of its own
+    certain = sure(script)
     found: dict[int, list[str]] = {}
-    for key, tree in (("result", script.result), ("images", script.images)):
-        if tree is ABSENT:
+    for number, pointer, slot in _places(script):
+        if slot.shape == "text" and slot.text != "{url}":
+            continue  # a text that mentions an address is a text
+        if number not in certain and not _looks_like_output(script.files[number], pointer):
             continue
-        for pointer, slot in _slots(tree, f"/{key}"):
-            if slot.shape == "text" and slot.text != "{url}":
-                continue  # a text that mentions an address is a text
-            ref = f"{pointer}/url" if slot.shape == "object" else pointer
-            found.setdefault(numbers[slot.name], []).append(ref)
+        ref = f"{pointer}/url" if slot.shape == "object" else pointer
+        found.setdefault(number, []).append(ref)
     return found
+
+
+def sure(script: Script) -> set[int]:
+    """The files that count as files even if they are never had.
+
+    The others are strings in ``result`` that say nothing but a host, and have it in common with no
+    file that is certain: if nothing comes from there, they are texts.
+    """
+    certain = {
+        number
+        for number, pointer, slot in _places(script)
+        if slot.shape == "object" or pointer.startswith("/images/") or script.signing != "none"
+    }
+    hosts = {script.files[number].origin for number in certain}
+    return {n for n, spec in enumerate(script.files) if n in certain or spec.origin in hosts}
+
+
+def _looks_like_output(spec: FileSpec, pointer: str) -> bool:
+    """Whether an address of the upstream's that stands alone in ``result`` is an output."""
+    above = pointer.split("/")
+    if spec.origin or {"info", "parameters"} & set(above):
+        return False
+    return above[-2] == "images" or (spec.ext or KINDS[spec.kind].ext) in _OUTPUT_EXTENSIONS
+
+
+def _places(script: Script) -> Iterator[tuple[int, str, Slot]]:
+    numbers = {spec.name: number for number, spec in enumerate(script.files)}
+    for key, tree in (("result", script.result), ("images", script.images)):
+        for pointer, slot in _slots(tree, f"/{key}"):
+            yield numbers[slot.name], pointer, slot
 
 
 def _slots(tree: Any, pointer: str) -> Iterator[tuple[str, Slot]]:
@@ -88,7 +132,7 @@ def _outcome(script: Script, files: list[str]) -> tuple[str, str]:
             return _ENDS.get(step.kind, ("waiting", ""))
     if script.end != "succeeded":
         return _ENDS[script.end]
-    if script.images in (None, ABSENT) and script.result in (None, ABSENT):
+    if script.images is ABSENT and script.result in (None, ABSENT):
         return "failed", "upstream_error"
     if UNSURE in files:
         return UNSURE, UNSURE
@@ -123,11 +167,17 @@ def _expected(script: Script, spec: FileSpec) -> str:
     kinds = {step.kind for step in spec.faults} - HARMLESS
     if spec.origin or kinds & _REJECTED:
         return "files_rejected"
-    if kinds & _DOUBTFUL:
+    if kinds & _DOUBTFUL or spec.address == "schemeless":  # https is not spoken here
         return UNSURE
+    if spec.late is None:
+        return "files_unavailable"
     if any(step.times is None and step.kind not in HARMLESS for step in spec.faults):
         return "files_unavailable"
-    dead = script.stale_replies + sum(step.times or 0 for step in spec.faults if step.kind in _GONE)
+    dead = (
+        script.stale_replies
+        + spec.late
+        + sum(step.times or 0 for step in spec.faults if step.kind in _GONE)
+    )
     if dead >= _SURELY_LOST or (dead and script.forget_after is not None):
         return "files_unavailable"
     return "stored" if dead <= _SURELY_BACK else UNSURE

@@ -27,10 +27,14 @@ KNOBS = {
     "end": "how the task ends, see below; default `succeeded`",
     "status_word": "the word sent as status: of a success (`successed`), or of `strange`",
     "error_code": "the `subErrCode` of `failed_gateway` and `service_error`",
-    "error_message": "the `subErrMessage` of the same",
+    "error_message": "the `subErrMessage` of the same; the `data.message` of `failed_message`",
     "answers": "list: what the first polls are answered with instead of the truth, see below",
-    "images": 'list of files for `data.images`; null; or `"absent"` to leave the key out',
+    "images": 'list of files, null and "" for `data.images`; null; or `"absent"`: no such key',
     "result": "template of `data.result`: objects with `file` or `same` become files, see below",
+    "result_text": "true: `data.result` is sent as JSON text",
+    "info": "`data.info`, passed on; default: there is none",
+    "parameters": "`data.parameters`, passed on; default: there is none",
+    "http_status": "HTTP status of replies that hold an envelope, 200 or 400 to 599; default 200",
     "stale_replies": "number of successes whose addresses have expired already; default 0",
     "ttl": "seconds the addresses live; default `url_ttl`",
     "signing": "how addresses are signed, see below; default `oss_v1`",
@@ -56,6 +60,9 @@ FILE_KNOBS = {
     "fields": "object: further fields, or other values for the usual ones",
     "path": "path of the address, percent-encoded; default `/comfy/output/…`",
     "origin": "scheme, host and port of the address; default the simulator's own",
+    "address": "how it is written: `plain`, `padded` with white space, `schemeless` (`//host/…`)",
+    "late": 'number of successes that name the object without its address, or `"ever"`; default 0',
+    "unaddressed": "what the `url` of such an object is: `null` (default), `empty` or `missing`",
     "faults": "list: what the first fetches meet, see below",
     "expect": "what the oracle shall say: `stored` or the reason of the loss",
 }
@@ -73,16 +80,22 @@ STEP_KNOBS = {
 ENDS = {
     "succeeded": "with the files of `images` and `result`",
     "failed": "gateway status 10 and `data.status` failed",
+    "failed_message": "as `failed`, with `error_message` as `data.message`",
     "failed_gateway": "gateway status 20, B_API_ServiceError and `error_code`, without `data`",
     "canceled": "`data.status` canceled",
     "cancelled": "`data.status` cancelled",
     "content_refused": "P_Request_ContentSafe",
+    "content_refused_inside": "as `failed`, with P_Request_ContentSafe as `data.subErrCode`",
     "audit_refused": "B_API_AuditFailed",
     "unknown": "the task cannot be found, ever",
     "never": "it runs for ever",
     "strange": "for ever in a status nobody documented",
     "service_error": "an undocumented subErrCode, for ever",
     "empty": "a success with neither `images` nor `result`, for ever",
+    "elsewhere": "a success whose only output is `data.currentImage`, for ever",
+    "long_pointer": "a success with a file below a name of 300,000 characters, for ever",
+    "many_pointers": "a success with 100,000 addresses, for ever",
+    "long_names": "a success with 1,000 texts below 24 names of 12,000 characters, and no files",
     "no_data": "gateway status 10 without `data`, for ever",
     "foreign": "the success of another task, for ever",
 }
@@ -118,6 +131,9 @@ ANSWERS = {
     "strange": "a status nobody documented",
     "service_error": "an undocumented subErrCode",
     "empty": "a success with neither `images` nor `result`",
+    "elsewhere": "a success whose only output is `data.currentImage`",
+    "long_pointer": "a success with a file below a name of 300,000 characters",
+    "many_pointers": "a success with 100,000 addresses",
     "no_data": "gateway status 10 without `data`",
     "foreign": "the success of another task",
 }
@@ -151,6 +167,10 @@ SIGNINGS = {
     "aws_v4": "`X-Amz-Date`, `X-Amz-Expires`, `X-Amz-Signature` and their like",
     "none": "no signature; such an address does not expire",
 }
+
+
+ADDRESSES = frozenset({"plain", "padded", "schemeless"})
+UNADDRESSED = frozenset({"null", "empty", "missing"})
 
 
 class ScriptError(ValueError):
@@ -193,6 +213,9 @@ class FileSpec:
     fields: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
     origin: str = ""
+    address: str = "plain"
+    late: int | None = 0
+    unaddressed: str = "null"
     faults: tuple[Step, ...] = ()
     expect: str = ""
 
@@ -226,6 +249,10 @@ class Script:
     answers: tuple[Step, ...] = ()
     images: Any = ()
     result: Any = ABSENT
+    result_text: bool = False
+    info: Any = ABSENT
+    parameters: Any = ABSENT
+    http_status: int = 200
     files: tuple[FileSpec, ...] = ()
     stale_replies: int = 0
     ttl: float | None = None
@@ -240,7 +267,7 @@ class Script:
 
 _NUMBERS = ("duration", "waiting", "hidden_for", "estimate", "ttl")
 _COUNTS = ("pending_polls", "hidden_polls", "stale_replies", "forget_after")
-_SWITCHES = ("resign", "shuffle", "reorder", "rename", "readdress")
+_SWITCHES = ("result_text", "resign", "shuffle", "reorder", "rename", "readdress")
 _WORDS = ("status_word", "error_code", "error_message")
 
 
@@ -266,6 +293,11 @@ def read_script(inputs: object, *, duration: float = 0.0) -> Script:
     for name, known in (("end", ENDS), ("signing", SIGNINGS)):
         if name in given:
             values[name] = _choice(given[name], name, known)
+    values |= {name: given[name] for name in ("info", "parameters") if name in given}
+    if "http_status" in given:
+        values["http_status"] = _count(given["http_status"], "http_status")
+        if values["http_status"] != 200 and not 400 <= values["http_status"] < 600:
+            raise ScriptError("http_status must be 200 or from 400 to 599")
     if "answers" in given:
         values["answers"] = _steps(given["answers"], "answers", ANSWERS)
     return Script(**values, **_read_outputs(given))
@@ -276,7 +308,7 @@ class _Files:
 
     def __init__(self) -> None:
         self.specs: dict[str, FileSpec] = {}
-        self._referred: set[str] = set()
+        self._slots: list[Slot] = []
 
     def template(self, value: Any, where: str) -> Any:
         """``value`` with a :class:`Slot` wherever a file is described."""
@@ -293,32 +325,39 @@ class _Files:
         _refuse_unknown(given, FILE_KNOBS, where)
         if "same" in given:
             name = _word(given["same"], "same")
-            self._referred.add(name)
         else:
             name = _word(given.get("name", where), "name")
             if name in self.specs:
                 raise ScriptError(f"two files are named {name}; use same for the second")
             self.specs[name] = _file(given, name)
         shape = _choice(given.get("as", shape), "as", {"object", "url", "text"})
-        return Slot(name=name, shape=shape, text=_word(given.get("text", "{url}"), "text"))
+        slot = Slot(name=name, shape=shape, text=_word(given.get("text", "{url}"), "text"))
+        self._slots.append(slot)
+        return slot
 
     def finish(self) -> tuple[FileSpec, ...]:
-        """All files; ``ScriptError`` if a reference leads nowhere."""
-        for name in sorted(self._referred - self.specs.keys()):
-            raise ScriptError(f"same: no file is named {name}")
+        """All files; ``ScriptError`` if a reference leads nowhere or a string should come late."""
+        for slot in self._slots:
+            if slot.name not in self.specs:
+                raise ScriptError(f"same: no file is named {slot.name}")
+            if self.specs[slot.name].late != 0 and slot.shape != "object":
+                raise ScriptError("late: only objects can lack their address")
         return tuple(self.specs.values())
 
 
 def _read_outputs(given: dict[str, Any]) -> dict[str, Any]:
     if "images" not in given and "result" not in given:
-        given = {"result": {"output": {"file": "png", "name": "output"}}}
-        given["images"] = [{"same": "output"}]
+        same = {"same": "output"}
+        given = {"result": {"output": {"file": "png", "name": "output"}, "images": same}}
+        given["images"] = [same]
     files = _Files()
     result = files.template(given["result"], "result") if "result" in given else ABSENT
     images = given.get("images", [])
     if isinstance(images, list):
         images = [
-            files.slot(
+            entry
+            if entry is None or entry == ""
+            else files.slot(
                 entry if isinstance(entry, dict) else {"file": entry}, f"images/{n}", shape="url"
             )
             for n, entry in enumerate(images)
@@ -338,6 +377,11 @@ def _file(given: dict[str, Any], name: str) -> FileSpec:
     for key in ("ext", "filename", "path", "origin", "expect"):
         if key in given:
             values[key] = _word(given[key], key)
+    for key, known in (("address", ADDRESSES), ("unaddressed", UNADDRESSED)):
+        if key in given:
+            values[key] = _choice(given[key], key, known)
+    if "late" in given:
+        values["late"] = None if given["late"] == "ever" else _count(given["late"], "late")
     if "faults" in given:
         values["faults"] = _steps(given["faults"], "faults", FILE_FAULTS)
     if "fields" in given:

@@ -1,65 +1,42 @@
-"""The simulated service: its three calls, its files, and what tests need to steer and judge."""
+"""The simulated service: its four calls, its files, and what tests need to steer and judge."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
+import threading
 import time
-from collections import OrderedDict
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import simplejson
 import structlog
 from aiohttp import web
 
-from worker.sandbox.simulator import files, oracle, tasks
+from worker.sandbox.simulator import files, oracle, replies, tasks
+from worker.sandbox.simulator.controls import Controls, check
 from worker.sandbox.simulator.gateway import Doorkeeper
 from worker.sandbox.simulator.script import Script, ScriptError, read_script
+from worker.sandbox.simulator.uploads import FOLDER, Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
 Json = Any
+Changed = TypeVar("Changed")
 EXAMPLE_ID = "01jgjgyaqh85f7rs23v0kbmtdb"
 _MAX_BODY = 16 << 20
 
 _PROMPT = "/scc/comfy_prompt"
 _PROGRESS = "/scc/comfy_get_progress"
 _RESULT = "/scc/comfy_get_result"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controls:
-    """What can be changed while the simulator runs; :data:`CONTROLS` says what each means."""
-
-    outage: str = ""
-    files_outage: str = ""
-    rate_limit: float = 0.0
-    throttle: str = "403"
-    latency: float = 0.0
-    url_ttl: float = 3600.0
-    clock_offset: float = 0.0
-    app_secret: str = ""
-
-
-CONTROLS = {
-    "outage": "what every call meets: `error` (HTTP 503), `reset`, `hang`, `throttle`, or empty",
-    "files_outage": "what every file meets: `error` (503), `reset`, `hang`, `expired`, or empty",
-    "rate_limit": "calls a second; further ones are throttled; 0: no limit",
-    "throttle": 'how: `"403"` (`Throttled by USER Flow Control`) or `"429"`',
-    "latency": "seconds every call takes",
-    "url_ttl": "seconds the addresses live, unless the task has a `ttl`",
-    "clock_offset": "seconds the service's clock is ahead; below 0 behind",
-    "app_secret": "the secret that calls must be signed with; never shown",
-}
-_CHOICES = {
-    "outage": {"", "error", "reset", "hang", "throttle"},
-    "files_outage": {"", "error", "reset", "hang", "expired"},
-    "throttle": {"403", "429"},
-}
+_UPLOAD = "/scc/sp_create_temp_file_upload_sign"
+_MOST_NEXT = 10_000
+_STOP_SECONDS = 30.0
+_INVALID = "P_Request_Invalid"  # made up: the vendor's page names no code for this
 
 
 @dataclass(slots=True)
@@ -117,6 +94,11 @@ class Simulator:
         self._aliases: dict[str, tuple[str, int]] = {}
         self._second = (0, 0)
         self._runner: web.AppRunner | None = None
+        self._next: deque[Script] = deque()
+        self._uploads = Uploads(self._url_secret)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = asyncio.Event()
+        self._thread: threading.Thread | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -129,6 +111,48 @@ class Simulator:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
+
+    def __enter__(self) -> Self:
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(started)), name="simulator", daemon=True
+        )
+        self._thread.start()
+        started.result()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(_STOP_SECONDS)
+        self._loop = self._thread = None
+
+    async def _serve(self, started: Future[None]) -> None:
+        """What the thread of ``with`` does."""
+        try:
+            await self.start()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        started.set_result(None)
+        await self._over.wait()
+        await self.stop()
+
+    def _on_loop(self, change: Callable[[], Changed]) -> Changed:
+        """Make a change on the loop that the calls are answered on."""
+        if self._loop is None or threading.current_thread() is self._thread:
+            return change()
+
+        async def make() -> Changed:
+            return change()
+
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result()
 
     @property
     def endpoint(self) -> str:
@@ -155,6 +179,9 @@ class Simulator:
         app.router.add_post(_PROMPT, self._call(self._comfy_prompt))
         app.router.add_post(_PROGRESS, self._call(self._comfy_get_progress))
         app.router.add_post(_RESULT, self._call(self._comfy_get_result))
+        app.router.add_post(_UPLOAD, self._call(self._sp_create_temp_file_upload_sign))
+        app.router.add_put(f"{FOLDER}{{path:.*}}", self._put_file)
+        app.router.add_post("/_sim/next", self._post_next)
         app.router.add_get("/_sim/oracle", self._get_oracle)
         app.router.add_get("/_sim/control", self._get_control)
         app.router.add_post("/_sim/control", self._post_control)
@@ -177,7 +204,22 @@ class Simulator:
     def submit(self, inputs: Mapping[str, Json] | None = None, *, task_id: str = "") -> str:
         """Take a task in without a signed call and return its id; ``ScriptError`` if unreadable."""
         script = read_script(dict(inputs or {}), duration=self._duration)
-        return self._plant(task_id or _new_id(), script).id
+        return self._on_loop(lambda: self._plant(task_id or _new_id(), script).id)
+
+    def next(self, *scripts: Mapping[str, Json]) -> None:
+        """Say what the next tasks do, in turn, that are submitted without a script of their own.
+
+        For applications that submit inputs of their own. ``ScriptError`` if one is unreadable, or
+        more than 10,000 would wait; then none is taken.
+        """
+        read = [read_script({"simulate": each}, duration=self._duration) for each in scripts]
+
+        def queue() -> None:
+            if len(self._next) + len(read) > _MOST_NEXT:
+                raise ScriptError(f"more than {_MOST_NEXT:,} scripts would wait")
+            self._next.extend(read)
+
+        self._on_loop(queue)
 
     def finish(self, task_id: str) -> None:
         """Bring the task to its scripted end now, whatever its duration."""
@@ -185,16 +227,13 @@ class Simulator:
 
     def control(self, **changes: Json) -> None:
         """Change :class:`Controls`; ``ValueError`` naming an unknown one or a wrong value."""
-        known = {entry.name: type(entry.default) for entry in fields(Controls)}
-        for name, value in changes.items():
-            if name not in known:
-                raise ValueError(f"there is no control {name}")
-            if name in _CHOICES and value not in _CHOICES[name]:
-                raise ValueError(f"{name} must be one of {sorted(_CHOICES[name])}")
-            if known[name] is not str and not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number")
-        self.controls = replace(self.controls, **changes)
-        self._doorkeeper.app_secret = self.controls.app_secret
+        check(changes)
+
+        def change() -> None:
+            self.controls = replace(self.controls, **changes)
+            self._doorkeeper.app_secret = self.controls.app_secret
+
+        self._on_loop(change)
 
     def oracle(self) -> dict[str, Json]:
         """What must become of every task, and what was counted; see ``docs/simulator.md``.
@@ -227,9 +266,9 @@ class Simulator:
     # -- the calls ---------------------------------------------------------------------------
 
     def _call(
-        self, answer: Callable[[Json, str], tasks.Reply]
+        self, answer: Callable[[Json, str], replies.Reply]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Wrap one of the three calls in what the gateway does for all of them."""
+        """Wrap one of the four calls in what the gateway does for all of them."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             counters = self.counters
@@ -252,7 +291,7 @@ class Simulator:
 
         return handle
 
-    def _pass_gateway(self, request: web.Request, body: bytes) -> tasks.Reply | None:
+    def _pass_gateway(self, request: web.Request, body: bytes) -> replies.Reply | None:
         """Count the call; a reply if it comes no further than the gateway."""
         controls, now = self.controls, self._now()
         over = self._count_call(now)
@@ -268,11 +307,11 @@ class Simulator:
         if refusal is not None:
             self.counters.signature_failures += 1
             self._say("call.refused", path=request.path, why=refusal.message.partition(":")[0])
-            return tasks.gateway_error(refusal.status, refusal.code, refusal.message)
+            return replies.gateway_error(refusal.status, refusal.code, refusal.message)
         if over:
             self.counters.throttled += 1
             self._say("call.throttled", path=request.path)
-            return tasks.throttled(controls.throttle)
+            return replies.throttled(controls.throttle)
         return None
 
     def _count_call(self, now: float) -> bool:
@@ -284,35 +323,51 @@ class Simulator:
         self.counters.max_calls_per_second = max(self.counters.max_calls_per_second, count)
         return bool(self.controls.rate_limit) and count > self.controls.rate_limit
 
-    def _comfy_prompt(self, document: Json, _: str) -> tasks.Reply:
+    def _comfy_prompt(self, document: Json, _: str) -> replies.Reply:
+        inputs = document.get("inputs")
+        scripted = isinstance(inputs, dict) and inputs.get("simulate") is not None
         try:
-            script = read_script(document.get("inputs"), duration=self._duration)
+            _require(document, "workflow_id")
+            _require(document, "alias_id", "version_id")
+            script = read_script(inputs, duration=self._duration)
         except ScriptError as exc:
-            return tasks.service_error("P_Request_Invalid", str(exc))
+            return replies.service_error(_INVALID, str(exc))
+        if self._next and not scripted:
+            script = self._next.popleft()
         task = self._plant(_new_id(), script)
         estimate = script.duration if script.estimate is None else script.estimate
-        return tasks.envelope(
+        return replies.envelope(
             {"taskId": task.id, "status": "waiting", "estimatedDurationInSeconds": estimate}
         )
 
-    def _comfy_get_progress(self, document: Json, origin: str) -> tasks.Reply:
+    def _comfy_get_progress(self, document: Json, origin: str) -> replies.Reply:
         return self._about_task(document, origin, tasks.get_progress)
 
-    def _comfy_get_result(self, document: Json, origin: str) -> tasks.Reply:
+    def _comfy_get_result(self, document: Json, origin: str) -> replies.Reply:
         self.counters.polls += 1
         return self._about_task(document, origin, tasks.get_result)
+
+    def _sp_create_temp_file_upload_sign(self, document: Json, origin: str) -> replies.Reply:
+        try:
+            name = _require(document, "originalFilename")
+            content_type = _require(document, "contentType")
+        except ScriptError as exc:
+            return replies.service_error(_INVALID, str(exc))
+        ttl = self.controls.url_ttl
+        signed = self._uploads.sign(name, content_type, origin=origin, now=self._now(), ttl=ttl)
+        return replies.envelope(signed)
 
     def _about_task(
         self,
         document: Json,
         origin: str,
-        answer: Callable[[tasks.Task, tasks.Moment], tasks.Reply],
-    ) -> tasks.Reply:
+        answer: Callable[[tasks.Task, tasks.Moment], replies.Reply],
+    ) -> replies.Reply:
         task_id = document.get("taskId")
         task = self._tasks.get(task_id) if isinstance(task_id, str) else None
         if task is None:
             self.counters.unknown_tasks += 1
-            return tasks.not_found(str(task_id))
+            return replies.not_found(str(task_id))
         moment = tasks.Moment(
             now=self._now(), origin=origin, ttl=self.controls.url_ttl, secret=self._url_secret
         )
@@ -338,31 +393,51 @@ class Simulator:
 
     # -- files and tests ---------------------------------------------------------------------
 
+    async def _files_outage(self, request: web.Request) -> web.StreamResponse | None:
+        match self.controls.files_outage:
+            case "reset":
+                return await files.reset(request)
+            case "hang":
+                return await files.silence()
+            case "error":
+                return files.error(503, "ServiceUnavailable", "Please reduce your request rate.")
+            case "expired":
+                return files.error(403, "AccessDenied", "Request has expired.", expires=self._now())
+        return None
+
+    async def _put_file(self, request: web.Request) -> web.StreamResponse:
+        struck = await self._files_outage(request)
+        return struck or await self._uploads.put(request, now=self._now())
+
     async def _get_file(self, request: web.Request) -> web.StreamResponse:
         self.counters.fetches += 1
-        outage = self.controls.files_outage
-        if outage == "reset":
-            return await files.reset(request)
-        if outage == "hang":
-            return await files.silence()
-        if outage == "error":
-            return files.error(503, "ServiceUnavailable", "Please reduce your request rate.")
         path = request.raw_path.partition("?")[0]
+        struck = await self._files_outage(request)
+        if struck is not None:
+            return struck
+        if path.startswith(FOLDER):
+            return self._uploads.get(request, now=self._now())
         found = self._aliases.get(path) or files.task_of(path, tasks.FILES_PATH)
         task = self._tasks.get(found[0]) if found else None
         if found is None or task is None or found[1] >= len(task.script.files):
             return files.error(404, "NoSuchKey", "The specified key does not exist.")
-        if outage == "expired":
-            return files.error(403, "AccessDenied", "Request has expired.", expires=self._now())
         response = await files.serve(
             request, task, found[1], now=self._now(), secret=self._url_secret
         )
         self._say("file.asked", task_id=task.id, file=found[1], status=response.status)
         return response
 
+    async def _post_next(self, request: web.Request) -> web.StreamResponse:
+        try:
+            given = simplejson.loads(await request.text(), parse_float=simplejson.RawJSON)
+            self.next(*(given if isinstance(given, list) else [given]))
+        except (ValueError, RecursionError) as exc:
+            return web.json_response({"error": str(exc)}, status=400)
+        return web.json_response({"waiting": len(self._next)})
+
     async def _get_oracle(self, _: web.Request) -> web.StreamResponse:
         report = await asyncio.to_thread(self.oracle)
-        return web.json_response(body=tasks.dumps(report))
+        return web.json_response(body=replies.dumps(report))
 
     async def _get_control(self, _: web.Request) -> web.StreamResponse:
         shown = asdict(self.controls)
@@ -388,57 +463,22 @@ class Simulator:
             self._log.info(event, **details)
 
 
-def run(
-    host: str = "127.0.0.1",
-    port: int = 0,
-    app_key: str = "simulator",
-    app_secret: str = "simulator-secret",  # noqa: S107  a published one, for loopback
-    url_ttl: float = 3600,
-    *,
-    duration: float = 5.0,
-    rate_limit: float = 0.0,
-    latency: float = 0.0,
-) -> None:
-    """Run a simulator until SIGINT or SIGTERM, and say on standard output how to reach it.
-
-    ``OSError`` if the port is taken. The vendor's example task is there from the start.
-    """
-    simulator = Simulator(
-        host,
-        port,
-        app_key,
-        app_secret,
-        url_ttl,
-        duration=duration,
-        rate_limit=rate_limit,
-        latency=latency,
-        verbose=True,
-    )
-    asyncio.run(_run(simulator))
-
-
-async def _run(simulator: Simulator) -> None:
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    async with simulator:
-        simulator.example()
-        print(f"The simulator listens on {simulator.endpoint}; point clients at it with:")
-        for name, value in simulator.environ.items():
-            print(f"export {name}={value}")
-        print("export HARVESTER_SOURCE_ALLOW_PRIVATE=127.0.0.0/8")
-        print(f"Example task: {EXAMPLE_ID}. Oracle: {simulator.endpoint}/_sim/oracle", flush=True)
-        await ended.wait()
-
-
-def _read(body: bytes, answer: Callable[[Json], tasks.Reply]) -> tasks.Reply:
+def _read(body: bytes, answer: Callable[[Json], replies.Reply]) -> replies.Reply:
     try:
         document = simplejson.loads(body.decode(), parse_float=simplejson.RawJSON)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        return tasks.gateway_error(400, "I400BD", "Invalid Body: not a JSON object")
+        return replies.gateway_error(400, "I400BD", "Invalid Body: not a JSON object")
     return answer(document)
+
+
+def _require(document: Json, *names: str) -> str:
+    """The first of some members that is a text with anything in it; ``ScriptError`` if none is."""
+    for name in names:
+        if isinstance(document.get(name), str) and document[name].strip():
+            return str(document[name])
+    raise ScriptError(f"{' or '.join(names)} is required")
 
 
 def _new_id() -> str:
@@ -449,8 +489,8 @@ def _new_id() -> str:
 
 
 _OUTAGES = {
-    "error": tasks.Reply(status=503, body=b"Service Unavailable"),
-    "reset": tasks.Reply(silence="reset"),
-    "hang": tasks.Reply(silence="hang"),
-    "throttle": tasks.throttled(),
+    "error": replies.Reply(status=503, body=b"Service Unavailable"),
+    "reset": replies.Reply(silence="reset"),
+    "hang": replies.Reply(silence="hang"),
+    "throttle": replies.throttled(),
 }

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import simplejson
-
-from worker.sandbox.simulator import addresses, content
+from worker.sandbox.simulator import addresses, content, hostile
+from worker.sandbox.simulator.replies import (
+    FIXED,
+    Reply,
+    at_status,
+    dumps,
+    envelope,
+    not_found,
+    service_error,
+)
 from worker.sandbox.simulator.script import ABSENT, TRUTH, FileSpec, Script, Slot, step_at
 
 if TYPE_CHECKING:
@@ -53,16 +60,6 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What goes out: HTTP status, headers and body, or no answer (``hang``, ``reset``)."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    silence: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """The circumstances of one call: Unix seconds, our origin, how to sign addresses."""
 
@@ -72,66 +69,12 @@ class Moment:
     secret: str
 
 
-def invoke_id() -> str:
-    """A new ``apiInvokeId``."""
-    return f"i_{secrets.token_hex(12)}"
-
-
-def envelope(
-    data: Json = None,
-    *,
-    error: str | None = None,
-    message: str | None = None,
-    sub_error: str | None = None,
-    sub_message: str | None = None,
-) -> Reply:
-    """HTTP 200 with the business gateway's envelope; status 20 if there is an error."""
-    document = {
-        "status": 20 if error else 10,
-        "apiInvokeId": invoke_id(),
-        "data": data,
-        "subErrCode": sub_error,
-        "subErrMessage": sub_message,
-        "errCode": error,
-        "errMessage": message,
-    }
-    return Reply(body=dumps(document), headers={"Content-Type": "application/json;charset=UTF-8"})
-
-
-def dumps(document: Json) -> bytes:
-    """JSON as the service prints it; numbers kept as text stay as they are."""
-    return simplejson.dumps(document, ensure_ascii=False).encode()
-
-
-def service_error(code: str, message: str) -> Reply:
-    """A refusal by the application behind the business gateway."""
-    return envelope(
-        error="B_API_ServiceError", message="Service error.", sub_error=code, sub_message=message
-    )
-
-
-def not_found(task_id: str) -> Reply:
-    """No task has this id."""
-    return service_error("B_COMPUTING_CanNotFindTask", f"Cannot find task:{task_id}")
-
-
-def gateway_error(status: int, code: str, message: str) -> Reply:
-    """A refusal by the API gateway: headers, and no body."""
-    headers = {"X-Ca-Request-Id": secrets.token_hex(16).upper(), "X-Ca-Error-Message": message}
-    if code:
-        headers["X-Ca-Error-Code"] = code
-    return Reply(status=status, headers=headers)
-
-
-def throttled(style: str = "403") -> Reply:
-    """A refusal because of too many calls, in the gateway's older or newer manner."""
-    if style == "429":
-        return gateway_error(429, "T429PA", "Throttled by API Flow Control")
-    return gateway_error(403, "", "Throttled by USER Flow Control")
-
-
 def get_result(task: Task, moment: Moment) -> Reply:
     """The answer to ``comfy_get_result``; counts the call."""
+    return at_status(_result(task, moment), task.script.http_status)
+
+
+def _result(task: Task, moment: Moment) -> Reply:
     step = step_at(task.script.answers, task.polls)
     task.polls += 1
     if step is not None and step.kind != TRUTH:
@@ -195,6 +138,8 @@ def _final_status(script: Script) -> str:
     return {
         "failed": "failed",
         "failed_gateway": "failed",
+        "failed_message": "failed",
+        "content_refused_inside": "failed",
         "content_refused": "failed",
         "audit_refused": "failed",
         "canceled": "canceled",
@@ -218,7 +163,7 @@ def _pending(task: Task, status: str, now: float) -> Json:
 
 
 def _answer(kind: str, task: Task, moment: Moment) -> Reply:
-    fixed = _FIXED.get(kind)
+    fixed = FIXED.get(kind)
     if fixed is not None:
         return fixed
     return _MADE[kind](task, moment)
@@ -247,12 +192,18 @@ def _succeeded(task: Task, moment: Moment) -> Reply:
     if task.script.result is not ABSENT:
         result = ordered(task.script.result, backwards=task.script.reorder and serial % 2 == 1)
         outputs["result"] = filler.fill(result)
+        if task.script.result_text:
+            outputs["result"] = dumps(outputs["result"]).decode()
     if task.script.images is not ABSENT:
         images = filler.fill(task.script.images)
         if task.script.shuffle and images:
             turn = serial % len(images)
             images = images[turn:] + images[:turn]
         outputs["images"] = images
+    for name in ("info", "parameters"):
+        value = getattr(task.script, name)
+        if value is not ABSENT:
+            outputs[name] = value
     return envelope(_ended(task, _final_status(task.script), **outputs))
 
 
@@ -277,7 +228,7 @@ class _Filler:
 
     def _slot(self, slot: Slot) -> Json:
         number = self._numbers[slot.name]
-        url = self._url(number)
+        url = _WRITTEN[self._task.script.files[number].address](self._url(number))
         if slot.shape == "url":
             return url
         if slot.shape == "text":
@@ -296,6 +247,10 @@ class _Filler:
         entry |= {"subfolder": "", "type": "output", "url": url}
         if picture:
             entry["height"] = spec.height
+        if spec.late is None or self._serial < spec.late:
+            entry["url"] = "" if spec.unaddressed == "empty" else None
+            if spec.unaddressed == "missing":
+                del entry["url"]
         return entry | dict(spec.fields)
 
     def _url(self, number: int) -> str:
@@ -317,12 +272,27 @@ class _Filler:
         return f"{origin}{path}?{query}" if query else f"{origin}{path}"
 
 
+_WRITTEN: dict[str, Callable[[str], str]] = {
+    "plain": lambda url: url,
+    "padded": lambda url: f" {url}\n",
+    "schemeless": lambda url: url.partition(":")[2],
+}
+
+
 def _ext(spec: FileSpec) -> str:
     return spec.ext or content.KINDS[spec.kind].ext
 
 
-def _failed(task: Task, _: Moment) -> Reply:
-    return envelope(_ended(task, _final_status(task.script), result=None, images=[]))
+def _failed(task: Task, **said: str) -> Reply:
+    return envelope(_ended(task, _final_status(task.script), **said, result=None, images=[]))
+
+
+def _too_much(make: Callable[[str], dict[str, Json]], task: Task, moment: Moment) -> Reply:
+    return envelope(_ended(task, "succeeded", **make(f"{moment.origin}{FILES_PATH}")))
+
+
+def _elsewhere(task: Task, moment: Moment) -> Reply:
+    return envelope(_ended(task, "succeeded", currentImage=f"{moment.origin}{FILES_PATH}1.png"))
 
 
 def _service_error(task: Task, _: Moment) -> Reply:
@@ -333,46 +303,14 @@ def _foreign(task: Task, _: Moment) -> Reply:
     return envelope(_ended(task, "succeeded", images=[], result={}) | {"taskId": f"{task.id}x"})
 
 
-_CONTENT_REFUSED = service_error("P_Request_ContentSafe", "The content is non-compliant.")
-
-# The kinds of answers and endings whose reply is the same for every task …
-_FIXED: dict[str, Reply] = {
-    "throttled": throttled(),
-    "throttled_429": throttled("429"),
-    "flow_control": envelope(error="B_API_CauseFlowControl", message="Flow control."),
-    "error_500": Reply(status=500, body=b"Internal Server Error"),
-    "error_502": gateway_error(502, "D502PB", "Backend service can not be reached"),
-    "error_503": gateway_error(503, "D503BB", "Backend circuit breaker"),
-    "error_504": gateway_error(504, "D504TO", "Backend service request timeout"),
-    "empty_body": Reply(),
-    "broken_json": Reply(body=b'{"status": 10, "apiInvokeId": "i_1", "data": {"status": "succ'),
-    "html": Reply(body=b"<html><body>Bad day</body></html>", headers={"Content-Type": "text/html"}),
-    "deep_json": Reply(
-        body=b'{"status": 10, "data": {"status": "succeeded", "images": [], "result": '
-        + b"[" * 2000
-        + b"]" * 2000
-        + b"}}"
-    ),
-    "hang": Reply(silence="hang"),
-    "reset": Reply(silence="reset"),
-    "invoke_timeout": envelope(error="B_API_InvokeTimeout", message="Invoke timeout."),
-    "bad_signature": gateway_error(403, "A403IS", "Invalid Signature, Server StringToSign:`POST#`"),
-    "nonce_used": gateway_error(400, "", "Nonce Used"),
-    "timestamp_expired": gateway_error(400, "", "Timestamp Expired"),
-    "overdue": gateway_error(403, "B403OD", "Provider Account Overdue"),
-    "bad_request": gateway_error(400, "I400BD", "Invalid Body: unreadable"),
-    "bare_404": Reply(status=404, body=b"<html><body>404 Not Found</body></html>"),
-    "proxy_403": Reply(status=403, body=b'{"status":403,"error":"Forbidden"}'),
-    "content_refused": _CONTENT_REFUSED,
-    "audit_refused": envelope(error="B_API_AuditFailed", message="Audit failed."),
-    "no_data": envelope(),
-}
-# … and those that name the task.
+# The other kinds of answers and endings, whose replies name the task.
 _MADE: dict[str, Callable[[Task, Moment], Reply]] = {
     "succeeded": _succeeded,
-    "failed": _failed,
-    "canceled": _failed,
-    "cancelled": _failed,
+    "failed": lambda task, _: _failed(task),
+    "failed_message": lambda task, _: _failed(task, message=task.script.error_message),
+    "content_refused_inside": lambda task, _: _failed(task, subErrCode="P_Request_ContentSafe"),
+    "canceled": lambda task, _: _failed(task),
+    "cancelled": lambda task, _: _failed(task),
     "failed_gateway": _service_error,
     "service_error": _service_error,
     "unknown": lambda task, _: not_found(task.id),
@@ -382,8 +320,7 @@ _MADE: dict[str, Callable[[Task, Moment], Reply]] = {
         _pending(task, task.script.status_word or "archiving", moment.now)
     ),
     "empty": lambda task, _: envelope(_ended(task, "succeeded")),
-    "huge_json": lambda task, _: envelope(
-        _ended(task, "succeeded", images=[], result={"filler": "x" * (16 << 20)})
-    ),
+    "elsewhere": _elsewhere,
+    **{kind: partial(_too_much, make) for kind, make in hostile.OUTPUTS.items()},
     "foreign": _foreign,
 }
