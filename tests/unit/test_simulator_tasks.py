@@ -391,6 +391,16 @@ def test_files_elsewhere_or_dead_for_good() -> None:
     assert told[away]["reason"] == "files_rejected"
     assert told[dead]["reason"] == "files_unavailable"
     assert told[known]["state"] == "stored"
+    for origin, expected in {
+        "https://example.com": "unsure",
+        "http://bucket.oss-cn-beijing.aliyuncs.com": "unsure",  # asked for over https
+        "http://bucket.oss-cn-beijing.aliyuncs.com:443": "files_rejected",
+        "https://example.com:8443": "files_rejected",
+        "https://192.168.1.1": "files_rejected",
+        "http://[fd00::1]": "files_rejected",
+    }.items():
+        there = simulator.submit(simulate(images=[{"file": "bin", "origin": origin}]))
+        assert simulator.oracle()["tasks"][there]["files"][0]["expected"] == expected
     url = unsigned(simulator, away)["data"]["images"][0]
     assert url.startswith("http://10.0.0.1/comfy/output/")
 

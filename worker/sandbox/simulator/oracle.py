@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from worker.sandbox.simulator.content import KINDS
 from worker.sandbox.simulator.hostile import OUTPUTS
@@ -165,9 +167,9 @@ def _expected(script: Script, spec: FileSpec) -> str:
     if spec.expect:
         return spec.expect
     kinds = {step.kind for step in spec.faults} - HARMLESS
-    if spec.origin or kinds & _REJECTED:
+    if kinds & _REJECTED or (spec.origin and _is_forbidden(spec.origin)):
         return "files_rejected"
-    if kinds & _DOUBTFUL or spec.address == "schemeless":  # https is not spoken here
+    if kinds & _DOUBTFUL or spec.origin or spec.address == "schemeless":  # not ours to answer
         return UNSURE
     if spec.late is None:
         return "files_unavailable"
@@ -181,3 +183,14 @@ def _expected(script: Script, spec: FileSpec) -> str:
     if dead >= _SURELY_LOST or (dead and script.forget_after is not None):
         return "files_unavailable"
     return "stored" if dead <= _SURELY_BACK else UNSURE
+
+
+def _is_forbidden(origin: str) -> bool:
+    """Whether nothing may be copied from there: no standard port, or no public address."""
+    parts = urlsplit(origin)
+    if parts.port not in (None, {"http": 80, "https": 443}.get(parts.scheme)):
+        return True
+    try:
+        return not ip_address(parts.hostname or "").is_global
+    except ValueError:
+        return False  # a name, which may lead anywhere
