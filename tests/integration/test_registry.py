@@ -678,8 +678,9 @@ async def test_calls_for_fresh_addresses_borrow_no_more_than_a_burst(
 
 
 async def test_a_call_sent_twice_by_the_client_library_is_taken_and_judged_once(
-    registry: Registry, redis: Redis
+    redis: Redis, namespace: str
 ) -> None:
+    registry = make(redis, namespace, poll_rate=1)
     first = await registry.take_call("once")
     tokens = await redis.hget(registry.key("rate"), "tokens")
     assert await registry.take_call("once") == first
