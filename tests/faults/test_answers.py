@@ -61,11 +61,11 @@ def plant_bad(scene: Scene, scripts: list[dict[str, Any]]) -> list[str]:
     return ids
 
 
-def kept(before: float, beside: float, after: float) -> str:
-    """Fail if good tasks took twice as long beside bad ids, on a machine that is calm."""
+def kept(before: float, mixed: float, after: float) -> str:
+    """Fail if good tasks took twice as long next to bad ids, on a machine that is calm."""
     usual = max(before, after)
-    assert usual > CALM or beside <= 2 * usual, (before, beside, after)
-    return f"p95 {beside:.1f} s beside them, {before:.1f} s before, {after:.1f} s after"
+    assert usual > CALM or mixed <= 2 * usual, (before, mixed, after)
+    return f"p95 {mixed:.1f} s next to them, {before:.1f} s before, {after:.1f} s after"
 
 
 def opened(fleet: Fleet) -> list[dict[str, Any]]:
@@ -86,11 +86,11 @@ async def test_refused_ids(scene: Scene) -> None:
             ],
         )
         async with scene.watched(bad):
-            beside = await pace.p95(bad)
+            mixed = await pace.p95(bad)
             await scene.all_final(bad)
         after = await pace.p95()
     assert not opened(fleet)
-    notes = kept(before, beside, after)
+    notes = kept(before, mixed, after)
     endings = dict.fromkeys(bad, ("failed", "upstream_error"))
     await scene.judge("21", "refused without a reason", notes=notes, endings=endings)
 
@@ -117,7 +117,7 @@ async def test_replies_that_are_too_much(scene: Scene) -> None:
             {"simulate": {"answers": [{"fault": "huge_json", "times": "ever"}]}}
         )
         async with scene.watched(bad):
-            beside = await pace.p95([*bad, endless])
+            mixed = await pace.p95([*bad, endless])
             await scene.all_final(bad)
         after = await pace.p95()
         assert fleet.started == len(fleet.processes)
@@ -126,5 +126,5 @@ async def test_replies_that_are_too_much(scene: Scene) -> None:
     assert state not in FINAL  # what is larger than any reply may be says nothing about its task
     assert held < MEMORY
     assert not opened(fleet)
-    notes = f"{kept(before, beside, after)}; a worker held {held >> 20} MiB at most"
+    notes = f"{kept(before, mixed, after)}; a worker held {held >> 20} MiB at most"
     await scene.judge("22", "replies that are too much", notes=notes)
