@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MOST = 1000
+_MOST = 256
 
 
 class Box(NamedTuple):
@@ -20,7 +20,7 @@ class Box(NamedTuple):
 
 
 def boxes(data: memoryview) -> Iterator[Box]:
-    """The first thousand boxes that stand one after the other, as far as ``data`` reaches."""
+    """The first 256 boxes that follow one another, as far as ``data`` reaches."""
     at = 0
     for _ in range(_MOST):
         if len(data) - at < 8:
