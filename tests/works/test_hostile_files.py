@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.heads import empty_extents
+from tests.bench.heads import box, empty_extents
 from tests.doubles import done
 from tests.filehost import Caller, Script
 from tests.works.house import BUSY, PRIVATE, House, T, picture, serving
@@ -100,6 +100,24 @@ async def test_what_is_promised_to_be_nothing_is_stored_as_it_comes(
     assert await house.step(Kind.POLL) == "succeeded"
     assert await house.step(Kind.COPY) == "stored"
     assert files(await house.record())[0]["bytes"] == len(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "handler", "kind"),
+    [
+        ("a.mp4", b"soun", ("audio/mp4", "m4a")), ("a.m4b", b"soun", ("audio/mp4", "m4b")),
+        ("a.mp4", b"vide", ("video/mp4", "mp4")),
+    ],
+)  # fmt: skip
+async def test_a_clip_of_sound_alone_is_a_sound(
+    house: House, name: str, handler: bytes, kind: tuple[str, str]
+) -> None:
+    track = box(b"trak", box(b"mdia", box(b"hdlr", bytes(8), handler, bytes(13))))
+    body = box(b"ftyp", b"isom", bytes(4), b"isom") + box(b"moov", track)
+    await house.copying(house.file(f"/{name}", serving(body)))
+    assert await house.step(Kind.COPY) == "stored"
+    (file,) = files(await house.record())
+    assert (file["content_type"], file["key"].rpartition(".")[2]) == kind
 
 
 # -- rules ------------------------------------------------------------------------------------
