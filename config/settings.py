@@ -415,8 +415,9 @@ class Settings(BaseSettings):
     fresh_address_gaps: Annotated[tuple[float, ...], BeforeValidator(_gaps)] = Field(
         (0, 15, 30),
         description="Comma-separated waits in seconds, one before each fresh address that is "
-        "asked for when a file's address answers 403, 404 or 410. If the last one answers so too, "
-        "the file is lost. 1 to 10 numbers from 0 to 3600.",
+        "asked for when a file's address answers 403, 404 or 410, or sends an error in place of "
+        "the file. If the last one answers so too, the file is lost. 1 to 10 numbers from 0 to "
+        "3600.",
         examples=["0,15,30"],
     )
     unknown_task_grace: float = Field(

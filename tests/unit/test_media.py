@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.transfer.boxes import boxes
 from worker.transfer.media import Facts, facts
 from worker.transfer.sniff import Kind
 
@@ -32,6 +33,12 @@ def trak(width: int, height: int, *, turned: bool = False, version: int = 0) -> 
     matrix = (0, one, 0, -one, 0, 0, 0, 0, 1 << 30) if turned else (one, 0, 0, 0, one, 0, 0, 0, 1)
     content = bytes([version, 0, 0, 7]) + bytes(48 if version else 36) + struct.pack(">9i", *matrix)
     return box(b"trak", box(b"tkhd", content + struct.pack(">II", width << 16, height << 16)))
+
+
+def track(handler: bytes, *, edge: int = 0) -> bytes:
+    """A track that says what it holds."""
+    hdlr = box(b"hdlr", bytes(8) + handler + bytes(13))
+    return box(b"trak", trak(edge, edge)[8:] + box(b"mdia", hdlr))
 
 
 def clip(*movie: bytes, before: bytes = b"") -> bytes:
@@ -87,6 +94,29 @@ def test_sounds_tell_their_length() -> None:
     assert read(clip(mvhd(44_100, 44_100), trak(0, 0)), "audio/mp4") == Facts(
         duration=1.0, sound=True
     )
+
+
+@pytest.mark.parametrize(
+    ("handlers", "sound"),
+    [
+        ((b"soun",), True),
+        ((b"soun", b"text"), True),  # chapters
+        ((b"soun", b"vide"), False),
+        ((b"vide",), False),
+        ((b"text",), False),
+        ((b"soun",) * 40, False),  # more tracks than are looked at
+    ],
+)
+def test_a_clip_without_a_picture_track_is_sound(handlers: tuple[bytes, ...], sound: bool) -> None:
+    data = clip(mvhd(1000, 1000), *map(track, handlers))
+    assert read(data, "video/mp4") == Facts(duration=1.0, sound=sound)
+    later = track(b"vide")
+    cut = clip(mvhd(1000, 1000), *map(track, handlers), later)[: -len(later)]
+    assert not read(cut, "video/mp4").sound
+
+
+def test_no_more_boxes_than_some_are_looked_at() -> None:
+    assert len(list(boxes(memoryview(box(b"free", b"") * 5000)))) == 256
 
 
 def test_other_files_tell_nothing_here() -> None:

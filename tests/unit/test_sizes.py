@@ -73,6 +73,14 @@ def test_a_head_that_is_cut_off_anywhere_tells_the_size_or_nothing(format: str) 
         )
 
 
+def test_of_two_orientations_the_first_counts() -> None:
+    turned, plain = made("JPEG", 6), made("JPEG", 1)
+    at = turned.index(b"\xff\xe1")
+    segment = turned[at : at + 2 + int.from_bytes(turned[at + 2 : at + 4], "big")]
+    assert shown(plain) == (WIDTH, HEIGHT)
+    assert shown(plain[:2] + segment + plain[2:]) == (HEIGHT, WIDTH)
+
+
 # -- heads that are made to hurt --------------------------------------------------------------
 
 

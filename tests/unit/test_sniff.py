@@ -10,17 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from worker.transfer import sniff as module
-from worker.transfer.sniff import (
-    OCTETS,
-    Kind,
-    dimensions,
-    disposition,
-    is_error,
-    named_extension,
-    promises,
-    sniff,
-)
+from worker.transfer.names import Promise, What, named_extension, promised
+from worker.transfer.sniff import OCTETS, Kind, dimensions, disposition, is_error, sniff
 
 
 def picture(name: str, size: tuple[int, int] = (37, 21), **options: object) -> bytes:
@@ -182,14 +173,6 @@ def test_damaged_files_have_a_kind_too(name: str, tail: bytes, cut: int) -> None
     dimensions(head, sniff(head))
 
 
-def test_a_library_that_fails_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RecursionError
-
-    monkeypatch.setattr(module.puremagic, "magic_string", fail)
-    assert sniff(FILES["unknown"][0]) == Kind(OCTETS, "")
-
-
 def test_the_library_knows_rarer_formats() -> None:
     assert sniff(b"wOF2\x00\x01\x00\x00" + b"\x93\x01\xf7" * 20) == Kind("font/woff2", ".woff2")
     sqlite = sniff(b"SQLite format 3\x00" + b"\x93\x01\xf7" * 20, filename="a.db3")
@@ -211,8 +194,8 @@ ERRORS = [
 
 
 def wrong(body: bytes, named: str, *, entry: bool = False) -> bool:
-    kind = sniff(body, filename=f"f{named}" if named else "")
-    return is_error(body, kind, named, entry=entry)
+    filename = f"f{named}" if named else ""
+    return is_error(body, sniff(body, filename=filename), promised(filename, "", "", entry=entry))
 
 
 @pytest.mark.parametrize(
@@ -264,11 +247,81 @@ def test_other_files_are_none(entry: bool) -> None:
     assert not wrong(b"an unknown format\x00\x01", ".gguf", entry=entry)
 
 
-def test_what_is_promised() -> None:
-    assert promises(".png", entry=False)
-    assert promises("", entry=True)
-    assert not promises("", entry=False)
-    assert not promises(".txt", entry=True)
+@pytest.mark.parametrize(
+    ("named", "body"),
+    [
+        (".svg", b"Service Unavailable"), (".svg", b"null"), (".svg", XML), (".svg", b"{}"),
+        (".obj", b'{"code": 1}'), (".obj", XML), (".obj", b"\n"), (".obj", b"<br />Warning"),
+        (".stl", b"<?php echo 1;"), (".gltf", b"Service Unavailable"), (".gltf", b"null"),
+        (".dae", b'{"code": 1}'), (".dae", b"Service Unavailable"),
+    ],
+)  # fmt: skip
+def test_what_is_drawn_in_text_looks_like_it(named: str, body: bytes) -> None:
+    assert wrong(body, named)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"ID3 is away", b"GIF89a is away", b"BM is away", b"PK\tis away", b"Rar!", b"glTF", b"fLaC"],
+)
+def test_an_error_that_begins_like_a_picture_is_one(body: bytes) -> None:
+    assert wrong(body, ".png")
+    assert wrong(body, "", entry=True)
+
+
+ILLUSTRATED = (
+    b'<?xml version="1.0" encoding="utf-8"?>\n<!-- by hand -->\n<!DOCTYPE svg PUBLIC "-//W3C//DTD '
+    b'SVG 1.1//EN" "svg11.dtd" [\n<!ENTITY ns_svg "http://www.w3.org/2000/svg">\n]>\n'
+    b'<svg xmlns="&ns_svg;"/>'
+)
+
+
+@pytest.mark.parametrize("body", [ILLUSTRATED, b"<!DOCTYPE svg [ ]><svg/>", SVG])
+def test_a_drawing_behind_entities_is_one(body: bytes) -> None:
+    assert sniff(body) == Kind("image/svg+xml", ".svg")
+    assert not wrong(body, ".svg", entry=True)
+
+
+@pytest.mark.parametrize("start", [b"\xff" * 64, b"\xff\xfe", b"\xfe\xff", b"MARC", b"\xc8"])
+def test_raw_numbers_are_no_text_however_they_begin(start: bytes) -> None:
+    body = start + bytes(range(256)) * 8
+    assert not wrong(body, ".latent")
+    assert not wrong(body, "", entry=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "what", "extension"),
+    [
+        (("a.png", "", ""), What.SEALED, "png"),
+        (("result.v2", "", "https://h/a.PNG?x=1"), What.SEALED, "png"),
+        (("a.unknown", "zip", ""), What.SEALED, "zip"),
+        (("a.txt", "", "https://h/a.png"), What.TEXT, "txt"),
+        (("", ".svg", ""), What.DRAWN, "svg"),
+        (("", "video/h264-mp4", "https://h/x"), What.SEALED, ""),
+        (("", "image/svg+xml", "https://h/x"), What.DRAWN, ""),
+        (("", "text/plain", "https://h/x"), What.TEXT, ""),
+        (("", "", "https://h/api.php"), None, ""),
+        (("", "", "https://h/x"), None, ""),
+        (("", "", "https://[/"), None, ""),
+    ],
+)
+def test_what_is_promised(names: tuple[str, str, str], what: What | None, extension: str) -> None:
+    """Where names do not say it, an entry of ``images`` is promised to be a picture."""
+    assert promised(*names) == Promise(what or What.NOTHING, extension)
+    assert promised(*names, entry=True) == Promise(what or What.SEALED, extension)
+
+
+@pytest.mark.parametrize("named", ["", ".txt", ".srt", ".log", ".json", ".unknown"])
+def test_a_text_may_be_empty(named: str) -> None:
+    assert not promised(f"a{named}", "", "").filled
+    known = named not in ("", ".unknown")
+    text = "application/json" if named == ".json" else "text/plain"
+    assert sniff(b"", filename=f"a{named}") == Kind(text if known else OCTETS, named)
+
+
+@pytest.mark.parametrize("named", [".png", ".wav", ".zip", ".svg", ".obj", ".gltf", ".ply"])
+def test_no_picture_or_model_is_empty(named: str) -> None:
+    assert promised(f"a{named}", "", "").filled
 
 
 # -- sizes of pictures ------------------------------------------------------------------------
@@ -358,9 +411,20 @@ def test_a_frame_keeps_the_extension_of_the_name(head: bytes, named: str, kind: 
     assert found == Kind(kind, named)
 
 
-@pytest.mark.parametrize("named", [".png", ".mp3", ".pdf", ""])
+@pytest.mark.parametrize("named", [".png", ".mp3", ".pdf", ".txt", ".json", ".xml", ""])
 def test_a_frame_keeps_no_extension_that_its_bytes_disprove(named: str) -> None:
     assert sniff(b"PK\x03\x04", filename=f"a{named}") == Kind("application/zip", ".zip")
+
+
+@pytest.mark.parametrize("named", [".zip", ".gz", ".png", ".docx.zip"])
+def test_xml_is_no_archive(named: str) -> None:
+    assert sniff(XML, filename=f"a{named}") == Kind("application/xml", ".xml")
+
+
+@pytest.mark.parametrize("brand", [b"M4A ", b"M4B "])
+@pytest.mark.parametrize(("named", "kept"), [(".m4b", ".m4b"), (".mp4", ".m4a"), ("", ".m4a")])
+def test_sound_in_a_container_of_clips(brand: bytes, named: str, kept: str) -> None:
+    assert sniff(boxes(brand), filename=f"a{named}") == Kind("audio/mp4", kept)
 
 
 @pytest.mark.parametrize(

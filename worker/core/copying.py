@@ -7,6 +7,7 @@ milliseconds) and chance are passed in.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ EXPIRY_MARGIN = 20.0
 """Seconds: an address that expires sooner than this is replaced by a fresh one first."""
 
 Verdict = machine.TryAgain | machine.GiveUp
+
+_ENTRY = re.compile(r"/images/[0-9]+(?:/url)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,12 @@ class Files:
         trial = self._trial(number)
         return machine.on_fault(trial, error, gaps, store=store, late=late, chance=chance)
 
-    def on_rejected(self, number: int, error: str, gaps: Gaps) -> Verdict:
-        """It breaks a rule."""
-        return machine.on_rejected(self._trial(number), one_line(error), gaps)
+    def on_rejected(
+        self, number: int, error: str, gaps: Gaps, *, late: bool, chance: float
+    ) -> Verdict:
+        """It breaks a rule; ``late``: past the deadline."""
+        trial, error = self._trial(number), one_line(error)
+        return machine.on_rejected(trial, error, gaps, late=late, chance=chance)
 
     def on_refused(self, number: int, error: str, gaps: Gaps, *, chance: float) -> Verdict:
         """The store refused the object."""
@@ -171,6 +177,11 @@ class Files:
         trial, at = replace(verdict.trial, error=error), now + round(verdict.delay * 1000)
         self.trials[number] = (trial, at)
         return {f"try:{number}": json.dumps({"trial": asdict(trial), "at": at})}
+
+
+def is_entry(file: PlannedFile) -> bool:
+    """Whether the reply lists a file under ``images``."""
+    return any(_ENTRY.search(ref) for ref in file.refs)
 
 
 def fresh_addresses(

@@ -200,11 +200,18 @@ def on_gone(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
     return TryAgain(trial=after, delay=gaps.fresh[trial.gone])
 
 
-def on_rejected(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
-    """The file breaks a rule. A host can err once: a second answer has to say the same."""
-    if trial.error == error:
+def on_rejected(
+    trial: Trial, error: str, gaps: schedule.Gaps, *, late: bool, chance: float
+) -> TryAgain | GiveUp:
+    """The file breaks a rule. A host can err once: a second answer has to say the same.
+
+    Answers that never agree are believed once the copy deadline has passed (``late``).
+    """
+    if trial.error == error or (late and trial.error):
         return GiveUp(reason=Reason.FILES_REJECTED, error=error)
-    return TryAgain(trial=replace(trial, error=error), delay=gaps.rejected)
+    faults = trial.faults + 1
+    delay = max(gaps.rejected, gaps.file.after(faults, chance=chance))
+    return TryAgain(trial=replace(trial, faults=faults, error=error), delay=delay)
 
 
 def on_fault(

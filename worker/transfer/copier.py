@@ -19,7 +19,7 @@ import structlog
 from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
-from worker.transfer import media, sniff
+from worker.transfer import media, names, sniff
 from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ _ABORT_SECONDS = 10.0
 class CopyJob:
     """One file to copy. ``base`` is its key without extension, ``key`` the one fixed earlier.
 
-    ``expires`` is when ``url`` does, in Unix seconds, if that is known.
+    ``expires`` is when ``url`` does, in Unix seconds, if that is known; ``entry``: the reply lists
+    it among its pictures.
     """
 
     task_id: str
@@ -162,8 +163,8 @@ class Copier:
                 await self._fill(download, part, hold)
                 width, height = sniff.dimensions(part.data, kind)
                 clip = media.facts(part.data, kind)
-                if clip.sound and kind.content_type.startswith("video/"):
-                    named = sniff.named_extension(job.filename, job.format, job.url)
+                if clip.sound and kind.content_type == "video/mp4":
+                    named = names.named_extension(job.filename, job.format, job.url)
                     kind = self._allowed(sniff.sound(named))
                 key = job.key or await hold.reserve(keys.object_key(job.base, kind.extension))
                 file = _File(
@@ -190,10 +191,10 @@ class Copier:
         await self._fill(download, part, hold, most=sniff.HEAD_BYTES)
         head = bytes(part.data)
         kind = sniff.sniff(head, filename=job.filename, format=job.format, url=job.url)
-        named = sniff.named_extension(job.filename, job.format, job.url)
-        if not head and sniff.promises(named, entry=job.entry):
+        promise = names.promised(job.filename, job.format, job.url, entry=job.entry)
+        if not head and promise.filled:
             raise SourceGone("the file's host sent an empty file")
-        if sniff.is_error(head, kind, named, entry=job.entry):
+        if sniff.is_error(head, kind, promise):
             what = f"text ({kind.content_type})"
             raise SourceGone(f"the file's host sent {what} with status 200 instead of the file")
         return self._allowed(kind)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from worker.transfer.boxes import box, boxes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from worker.transfer.sniff import Kind
 
-_MOST_BOXES = 1000
+_MOST_CHUNKS = 1000
 _MOST_TRACKS = 32
 _LONGEST = 10 * 365 * 86_400  # seconds; what claims more is damaged
 _ISO_MEDIA = frozenset({"video/mp4", "video/quicktime", "video/3gpp", "audio/mp4"})
+_SEEN = frozenset({b"vide", b"pict", b"auxv"})  # handlers of tracks that are pictures
 _UNKNOWN = {">IQ": 2**64 - 1, ">II": 2**32 - 1}  # a duration of all ones, by its layout
 _FLAC_INFO = 42  # bytes of the marker, a block header and STREAMINFO
 
@@ -26,7 +27,7 @@ _FLAC_INFO = 42  # bytes of the marker, a block header and STREAMINFO
 class Facts:
     """What a header tells: ``duration`` in seconds, ``width`` and ``height`` in pixels.
 
-    ``sound``: a container of clips has tracks, and none of them can be seen.
+    ``sound``: a container of clips has a track that is heard, and none that is seen.
     """
 
     width: int | None = None
@@ -55,40 +56,40 @@ def _seconds(units: int, rate: int) -> float | None:
     return round(units / rate, 3)
 
 
-def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and content of each box (ISO/IEC 14496-12, 4.2), as far as ``data`` reaches."""
-    at = 0
-    for _ in range(_MOST_BOXES):
-        if len(data) - at < 8:
-            return
-        size, name, header = *struct.unpack_from(">I4s", data, at), 8
-        if size == 1:
-            size, header = struct.unpack_from(">Q", data, at + 8)[0], 16
-        elif size == 0:  # up to the end
-            size = len(data) - at
-        if size < header:
-            return
-        yield name, data[at + header : at + size]
-        at += size
-
-
 def _iso_media(head: memoryview) -> Facts:
-    movie = next((content for name, content in _boxes(head) if name == b"moov"), None)
+    movie = box(head, b"moov")
     if movie is None:
         return Facts()
-    duration, sizes = None, list[tuple[int, int]]()
-    for name, content in _boxes(movie):
+    duration, tracks = None, list[_Track]()
+    for name, content, _ in boxes(movie.content):
         if name == b"mvhd":
             layout, at = (">IQ", 20) if content[0] == 1 else (">II", 12)
             rate, units = struct.unpack_from(layout, content, at)
             duration = None if units == _UNKNOWN[layout] else _seconds(units, rate)
-        elif name == b"trak" and len(sizes) < _MOST_TRACKS:
-            header = next((track for kind, track in _boxes(content) if kind == b"tkhd"), None)
-            sizes.append((0, 0) if header is None else _shown(header))
-    width, height = max(sizes, default=(0, 0))
+        elif name == b"trak" and len(tracks) < _MOST_TRACKS:
+            tracks.append(_track(content))
+    width, height = max((track.shown for track in tracks), default=(0, 0))
     if width and height:
         return Facts(width=width, height=height, duration=duration)
-    return Facts(duration=duration, sound=bool(sizes))
+    kinds = {track.handler for track in tracks}
+    known = movie.whole and len(tracks) < _MOST_TRACKS and not kinds & _SEEN
+    return Facts(duration=duration, sound=known and (b"soun" in kinds or kinds == {b""}))
+
+
+class _Track(NamedTuple):
+    """What a track holds (ISO/IEC 14496-12, 8.4.3), and the size that it is shown with."""
+
+    handler: bytes
+    shown: tuple[int, int]
+
+
+def _track(content: memoryview) -> _Track:
+    header, media = box(content, b"tkhd"), box(content, b"mdia")
+    handler = box(media.content, b"hdlr") if media else None
+    return _Track(
+        bytes(handler.content[8:12]) if handler else b"",
+        _shown(header.content) if header else (0, 0),
+    )
 
 
 def _shown(track: memoryview) -> tuple[int, int]:
@@ -102,7 +103,7 @@ def _shown(track: memoryview) -> tuple[int, int]:
 def _wav(head: memoryview) -> float | None:
     """From the chunks ``fmt`` and ``data`` (RIFF, little-endian)."""
     at, rate = 12, 0
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MOST_CHUNKS):
         name, size = struct.unpack_from("<4sI", head, at)
         if name == b"fmt ":
             (rate,) = struct.unpack_from("<I", head, at + 16)  # bytes a second

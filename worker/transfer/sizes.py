@@ -7,14 +7,13 @@ steps and tells nothing. A size that stands elsewhere than where its format has 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+from worker.transfer.boxes import box, boxes
 
 Size = tuple[int, int]
 
-HEAD = 1024 * 1024
-"""Bytes of a file in which its size is looked for: embedded profiles may stand before it."""
-
-_STEPS = 1000  # segments, chunks, boxes or entries of one file that are looked at
+_STEPS = 1000  # segments, chunks or entries of one file that are looked at
 _LARGEST = 2**31 - 1
 _TURNED = frozenset({5, 6, 7, 8})  # Exif orientations that exchange width and height
 _ORIENTATION = 0x0112
@@ -29,7 +28,7 @@ def size(head: memoryview, content_type: str) -> Size | None:
     if reader is None:
         return None
     try:
-        found = reader(head[:HEAD])
+        found = reader(head)
     except (struct.error, IndexError):  # cut off inside a header
         return None
     if found is None or not all(0 < edge <= _LARGEST for edge in found):
@@ -96,7 +95,7 @@ def _bmp(head: memoryview) -> Size:
 
 
 def _jpeg(head: memoryview) -> Size | None:
-    at, orientation = 2, 1
+    at, orientation = 2, 0
     for _ in range(_STEPS):
         if head[at] != 0xFF:
             return None
@@ -111,7 +110,7 @@ def _jpeg(head: memoryview) -> Size | None:
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", head, at + 5)
             return _shown((width, height), orientation)
-        if marker == 0xE1 and bytes(head[at + 4 : at + 10]) == b"Exif\0\0":
+        if marker == 0xE1 and not orientation and bytes(head[at + 4 : at + 10]) == b"Exif\0\0":
             orientation = _orientation(head[at + 10 : at + 2 + length])
         if length < 2 or marker == 0xDA:
             return None
@@ -157,31 +156,14 @@ def _psd(head: memoryview) -> Size:
     return width, height
 
 
-def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and content of each box (ISO/IEC 14496-12, 4.2), as far as ``data`` reaches."""
-    at = 0
-    for _ in range(_STEPS):
-        if len(data) - at < 8:
-            return
-        length, name, header = *struct.unpack_from(">I4s", data, at), 8
-        if length == 1:
-            length, header = struct.unpack_from(">Q", data, at + 8)[0], 16
-        elif length == 0:  # up to the end
-            length = len(data) - at
-        if length < header:
-            return
-        yield name, data[at + header : at + length]
-        at += length
-
-
-def _box(data: memoryview | None, wanted: bytes) -> memoryview | None:
-    if data is None:
-        return None
-    return next((content for name, content in _boxes(data) if name == wanted), None)
+def _within(data: memoryview | None, name: bytes, skip: int = 0) -> memoryview | None:
+    """The content of the first box of a name, without its first ``skip`` bytes."""
+    found = box(data, name)
+    return found.content[skip:] if found else None
 
 
 def _jp2(head: memoryview) -> Size | None:
-    header = _box(_box(head, b"jp2h"), b"ihdr")
+    header = _within(_within(head, b"jp2h"), b"ihdr")
     if header is None:
         return None
     height, width = struct.unpack_from(">II", header, 0)
@@ -190,16 +172,15 @@ def _jp2(head: memoryview) -> Size | None:
 
 def _heif(head: memoryview) -> Size | None:
     """The primary item's size and turn, by its properties (ISO/IEC 23008-12, 6.5)."""
-    meta = _box(head, b"meta")
-    properties = _box(meta[4:], b"iprp") if meta is not None else None
-    held, primary = _box(properties, b"ipco"), _box(meta[4:], b"pitm") if meta is not None else None
-    links = _box(properties, b"ipma")
-    if held is None or primary is None or links is None:
+    meta = _within(head, b"meta", 4)
+    primary, properties = _within(meta, b"pitm"), _within(meta, b"iprp")
+    held, links = _within(properties, b"ipco"), _within(properties, b"ipma")
+    if primary is None or held is None or links is None:
         return None
     (item,) = struct.unpack_from(">H" if primary[0] == 0 else ">I", primary, 4)
     wanted = _associated(links, item)
     found, turned = None, False
-    for number, (name, content) in enumerate(_boxes(held), start=1):
+    for number, (name, content, _) in enumerate(boxes(held), start=1):
         if number not in wanted:
             continue
         if name == b"ispe":

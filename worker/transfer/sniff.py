@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import puremagic
 
 from worker.transfer import sizes
+from worker.transfer.names import What, is_text, named_extension
+
+if TYPE_CHECKING:
+    from worker.transfer.names import Promise
 
 HEAD_BYTES = 64 * 1024
 """Enough of a file to tell what it is."""
@@ -19,28 +25,10 @@ OCTETS = "application/octet-stream"
 _EXTENSION = re.compile(r"[a-z0-9]{1,15}")  # with its dot it fits a key
 _SURE_BYTES = 4  # a shorter match of puremagic's is a guess
 _NAME_CHARACTERS = 120
+_TELLING = 1024  # bytes in which text of any encoding shows
+_BLANK = " \t\r\n\f\v\ufeff"
 _RASTER = frozenset(
     {"image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"}
-)
-# Extensions of files that are never text: pictures, clips, sounds, models, archives.
-_BINARY = frozenset(
-    re.findall(
-        r"\w+",
-        "png jpg jpeg webp gif avif bmp tif tiff heic heif ico psd exr hdr tga jxl jp2 "
-        "mp4 m4v mov webm mkv avi mpg mpeg flv wmv 3gp ts "
-        "mp3 wav flac ogg oga opus m4a m4b aac aiff aif mid "
-        "glb ply splat spz usdz 3mf safetensors gguf ckpt pt pth onnx latent npy npz "
-        "zip 7z rar gz tgz tar pdf",
-    )
-)
-_PAGES = frozenset({"html", "htm", "xhtml", "mhtml", "xml", "txt", "md"})
-# Extensions of files that are text, or may be.
-_TEXTS = _PAGES | frozenset(
-    re.findall(
-        r"\w+",
-        "svg obj mtl gltf stl dae fbx usd usda x3d srt vtt ass ssa lrc json jsonl ndjson csv tsv "
-        "yaml yml toml ini log rst tex js css py",
-    )
 )
 
 
@@ -104,19 +92,21 @@ _TOLD = frozenset(
     {kind.extension for _, kind in _MAGIC}
     | {kind.extension for kind in (*_RIFF.values(), *_BRANDS.values(), _MP4)}
     | {".aiff", ".webm", ".mkv", ".ogg", ".ogv", ".bmp", ".ico", ".tar", ".ts", ".aac", ".svg"}
-) - {".zip", ".gz", ".xml"}
+)
 _HTML = Kind("text/html", ".html")
 _XML = Kind("application/xml", ".xml")
 _SVG = Kind("image/svg+xml", ".svg")
 
 _BOM = b"\xef\xbb\xbf"
 _PROLOGUE = re.compile(
-    rb"(?:\s+|<\?[^>]*\?>|<!--.*?-->|<!doctype\s+(?!\s|html)[^>]*>)*", re.I | re.S
+    rb"(?:\s+|<\?[^>]*\?>|<!--.*?-->|<!doctype\s+(?!\s|html)[^>\[]*(?:\[[^\]]*\]\s*)?>)*",
+    re.I | re.S,
 )
 _HTML_START = re.compile(rb"<(?:!doctype\s+html|html|head|body|title|script|h1|meta)[\s>/]", re.I)
 _SVG_START = re.compile(rb"<(?:[a-z]+:)?svg[\s>/]", re.I)
-_XML_START = re.compile(rb"<[A-Za-z_][\w.:-]*[\s>/]")
-_TEXT_TYPES = frozenset({"application/json", "application/xml"})
+_MARKUP = frozenset({_HTML.content_type, _XML.content_type})
+_OPENINGS = {"gltf": "{", "dae": "<", "x3d": "<"}
+_SVG_WITHIN = re.compile(_SVG_START.pattern, re.I)
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16
 _BINARY_BYTES = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _ERROR_START = re.compile(rb"<Error[\s>]")
@@ -141,7 +131,7 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
     ``url``, in this order.
     """
     named = named_extension(filename, format, url)
-    if named.removeprefix(".") in _TEXTS and (text := _by_text(head, named)):
+    if is_text(named) and (text := _by_text(head, named)):
         markup = _by_markup(head)
         return _named_as(markup, named) if markup else text  # it may begin like something else
     if known := _by_magic(head) or _by_markup(head):
@@ -152,58 +142,57 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
 
 def _named_as(kind: Kind, named: str) -> Kind:
     """A kind that is the frame of many others, with the extension that tells which one."""
+    if kind.content_type == "audio/mp4":
+        return sound(named)
     if kind.extension not in _FRAMES or not named or named in _TOLD:
         return kind
+    if kind is not _XML and is_text(named):
+        return kind  # packed, it is no longer what the name says
     return Kind(kind.content_type, named)
 
 
-def named_extension(filename: str, format: str, url: str) -> str:
-    """The extension (``.png``) that a file's names give it, or nothing."""
-    try:
-        path = unquote(urlsplit(url).path)
-    except ValueError:
-        path = ""
-    candidates = (_suffix(filename), format.strip().removeprefix("."), _suffix(path))
-    for candidate in map(str.lower, candidates):
-        if _EXTENSION.fullmatch(candidate):
-            return f".{candidate}"
-    return ""
-
-
-def promises(named: str, *, entry: bool) -> bool:
-    """Whether a file must be a picture, clip, sound, model or archive.
-
-    ``named`` is the extension that its names give it; where that does not tell, an ``entry`` of a
-    reply's ``images`` is one.
-    """
-    extension = named.removeprefix(".")
-    return extension in _BINARY or (entry and extension not in _TEXTS)
-
-
-def is_error(head: bytes, kind: Kind, named: str, *, entry: bool) -> bool:
+def is_error(head: bytes, kind: Kind, promise: Promise) -> bool:
     """Whether an error stands where a file should be: hosts send those with status 200 too."""
-    extension = named.removeprefix(".")
-    xml = kind.content_type == _XML.content_type
-    if xml and _ERROR_START.match(_content(head)):
+    if kind.content_type == _XML.content_type and _ERROR_START.match(_content(head)):
         return True
-    if extension in _TEXTS:
-        page = kind is _HTML and extension not in _PAGES
-        return page or (extension == "svg" and xml)
-    return promises(named, entry=entry) and _is_text(head, kind)
+    if promise.what is What.SEALED:
+        return _is_text(head, kind)
+    if kind is _HTML:
+        return not promise.page
+    if promise.what is not What.DRAWN or (text := _text(head)) is None:
+        return False
+    if promise.extension == "svg":
+        return not _SVG_WITHIN.search(head)
+    first = text.lstrip(_BLANK)[:1]
+    if promise.extension in _OPENINGS:
+        return first != _OPENINGS[promise.extension]
+    return first in ("", "<") or _is_json(text)
 
 
 def _is_text(head: bytes, kind: Kind) -> bool:
-    if head.startswith((b"ply\n", b"ply\r")):  # a model, in ASCII
-        return False
-    if kind.content_type.startswith("text/") or kind.content_type in _TEXT_TYPES:
+    if head.startswith((b"ply\n", b"ply\r", b"%PDF-")) or kind is _SVG:
+        return False  # a model, document or picture in plain characters
+    if kind.content_type in _MARKUP or _text(head) is not None:
         return True
-    # of another encoding: bytes of anything else have controls among the first thousand
-    unknown = kind.content_type == OCTETS
-    return unknown and (head[:2] in _WIDE_BOMS or not _BINARY_BYTES.search(head[:1024]))
+    if kind.content_type != OCTETS and not kind.content_type.startswith("text/"):
+        return False
+    # of another encoding: what is not text has other bytes among the first thousand
+    start = head[:_TELLING]
+    return _is_wide(start) or not _BINARY_BYTES.search(start)
+
+
+def _is_wide(start: bytes) -> bool:
+    """Whether this is text in UTF-16."""
+    if start[:2] not in _WIDE_BOMS:
+        return False
+    for cut in (0, 2):  # the last character may be cut off
+        with suppress(UnicodeDecodeError):
+            return not _CONTROLS.search(start[: len(start) - cut].decode("utf-16"))
+    return False
 
 
 def sound(named: str) -> Kind:
-    """The kind of a container of clips that holds nothing to see."""
+    """The kind of an MP4 container that holds sound and nothing to see."""
     return Kind("audio/mp4", named if named in (".m4a", ".m4b") else ".m4a")
 
 
@@ -337,19 +326,23 @@ def _by_markup(head: bytes) -> Kind | None:
 
 def _by_text(head: bytes, named: str) -> Kind | None:
     """Plain text and JSON; only a name tells what text it is (``.srt``, ``.csv``, ``.obj``)."""
-    for cut in range(4):  # the last character may be cut off
-        try:
-            text = head[: len(head) - cut].decode()
-            break
-        except UnicodeDecodeError:
-            continue
-    else:
-        return None
-    if not text or _CONTROLS.search(text):
+    text = _text(head)
+    if text is None or not (text or is_text(named)):
         return None
     if named == ".json" or _is_json(text):
         return Kind("application/json", named or ".json")
     return Kind("text/plain", named or ".txt")
+
+
+def _text(head: bytes) -> str | None:
+    """The text that a file in UTF-8 begins with, or ``None`` if it is none."""
+    for cut in range(4):  # the last character may be cut off
+        try:
+            text = head[: len(head) - cut].decode()
+        except UnicodeDecodeError:
+            continue
+        return None if _CONTROLS.search(text) else text
+    return None
 
 
 def _is_json(text: str) -> bool:
@@ -370,8 +363,3 @@ def _by_database(head: bytes, named: str) -> Kind | None:
             fits = _EXTENSION.fullmatch(extension)
             return Kind(match.mime_type.lower(), f".{extension}" if fits else named)
     return None
-
-
-def _suffix(path: str) -> str:
-    stem, dot, suffix = re.split(r"[/\\]", path)[-1].rpartition(".")
-    return suffix if dot and stem else ""

@@ -392,14 +392,18 @@ class CopyWork:
             filename=planned.filename,
             format=planned.format,
             expires=finding.url_expiry(url),
-            entry=any(ref.startswith("/images/") for ref in planned.refs),
+            entry=copying.is_entry(planned),
         )
         async with limit:
             began = asyncio.get_running_loop().time()
             try:
                 stored = await self._copied(copy, _Hold(claim, number))
             except SourceRejected as error:
-                self._follow(task, number, files.on_rejected(number, str(error), self._gaps))
+                late, chance = self._late(claim) and claim.clock.steady, self._chance()
+                rejected = files.on_rejected(
+                    number, str(error), self._gaps, late=late, chance=chance
+                )
+                self._follow(task, number, rejected)
             except SourceGone as error:
                 self._follow(task, number, files.on_gone(number, str(error), self._gaps))
             except SourceFault as error:
@@ -440,12 +444,14 @@ class CopyWork:
             await asyncio.gather(copying, return_exceptions=True)
 
     def _fault(self, task: _Task, number: int, error: str, *, store: bool) -> None:
-        claim = task.claim
-        late = claim.now > claim.job.note("succeeded_at") + self._copy_deadline * 1000
+        late, chance = self._late(task.claim), self._chance()
         verdict = task.files.on_fault(
-            number, error, self._gaps, store=store, late=late, chance=self._chance()
+            number, error, self._gaps, store=store, late=late, chance=chance
         )
         self._follow(task, number, verdict)
+
+    def _late(self, claim: Claim) -> bool:
+        return claim.now > claim.job.note("succeeded_at") + self._copy_deadline * 1000
 
     def _follow(self, task: _Task, number: int, verdict: Verdict) -> None:
         """Keep what is to become of a file that was not stored."""
