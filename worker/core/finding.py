@@ -273,9 +273,10 @@ def find_files(data: Json, host: str = "") -> list[FoundFile]:
         text, parts = _whole_address(place.text or "")
         if parts is None:
             continue
-        if parts.hostname in hosts or has_signature(text):
+        name = parts.hostname or ""
+        if name in hosts or has_signature(text):
             files.add(place, loose=place.echoed)
-        elif _is_output(place, parts, host):
+        elif (name == host or _UPSTREAM.fullmatch(name)) and _is_output(place, parts.path):
             files.add(place, loose=True)
     for place in _images(images):
         files.add(place)
@@ -306,12 +307,9 @@ def _whole_address(text: str) -> tuple[str, SplitResult | None]:
     return text, None if _PROSE.search(text) else address(text)
 
 
-def _is_output(place: _Place, parts: SplitResult, host: str) -> bool:
-    """Whether an address is the upstream's and looks like an output."""
-    name = parts.hostname or ""
-    if place.echoed or not (name == host or _UPSTREAM.fullmatch(name)):
-        return False
-    return place.listed or _OUTPUT_NAMES.search(parts.path) is not None
+def _is_output(place: _Place, path: str) -> bool:
+    """Whether an address of the upstream's looks like an output."""
+    return not place.echoed and (place.listed or _OUTPUT_NAMES.search(path) is not None)
 
 
 class _Files:
