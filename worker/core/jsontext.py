@@ -59,7 +59,8 @@ def loads(
         raise TooLargeError(f"longer than {max_bytes} bytes")
     if isinstance(text, bytes):
         text = text.decode("utf-8")
-    check_size(text, max_bytes=max_bytes, max_values=max_values)
+    if len(text) > max_values:
+        check_size(text, max_bytes=max_bytes, max_values=max_values)
     try:
         value = _DECODER.decode(text)
     except RecursionError:
