@@ -97,8 +97,10 @@ def mutated(chance: random.Random) -> bytes:
             parent[key] = _grow(chance, node)
         else:
             parent[chance.choice(["url", "images", "result", "object_key", "info"])] = node
-        if len(json.dumps(reply)) > 6_000_000:
+        text = json.dumps(reply)
+        if len(text) > 6_000_000:
             break
+        reply = json.loads(text)  # so that what was doubled is changed in one place only
     body = json.dumps(reply, ensure_ascii=chance.random() < 0.9).encode("utf-8", "backslashreplace")
     if chance.random() < 0.02:  # a string that never ends
         body = body[: len(body) // 2] + b'"' + b'\\",[' * chance.choice([9, 9999, 999_999])
