@@ -325,8 +325,12 @@ def pending(status: str = "running", **times: Any) -> Answer:
 
 def done(*images: str, result: Any = None, **times: Any) -> Answer:
     """A success with these addresses as ``images``."""
-    data = {"status": "successed", "images": list(images), "result": result, **times}
-    return _reply(status=10, data=data)
+    return success(images=list(images), result=result, **times)
+
+
+def success(**data: Any) -> Answer:
+    """A success with just these members."""
+    return _reply(status=10, data={"status": "successed", **data})
 
 
 def failed() -> Answer:

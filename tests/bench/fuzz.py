@@ -12,7 +12,7 @@ import time
 import tracemalloc
 from typing import Any
 
-from worker.core import jsontext
+from worker.core import jsontext, keys
 from worker.core.finding import find_files
 from worker.core.layout import Layout
 from worker.core.models import Reason, Succeeded
@@ -26,7 +26,7 @@ from worker.core.outputs import (
     plan_to_json,
     shape_result,
 )
-from worker.core.redact import has_signature
+from worker.core.redact import has_signature, strip_signatures
 from worker.core.reply import read_reply
 from worker.errors import UpstreamError
 
@@ -54,21 +54,26 @@ def _leaf(chance: random.Random) -> Any:
         f"//{HOST}/a.png", f" {_OSS}/a{_SIGNED} ",
         "http://", "https://[", "a" * chance.choice([9, 9999]), "\x00",
         {"filename": "f", "url": None}, {"object_key": "k"}, [[]], {"url": {"url": "x"}},
+        "http://" + "\u0300\u0323" * 5000, '["' + '\\",' * 9999, {"filename": "f", "url": "//h/f"},
         f"{_OSS}/{chance.random()}", json.dumps({"url": f"{_OSS}/j.png"}),
     ])  # fmt: skip
 
 
 def _grow(chance: random.Random, node: Any) -> Any:
     """Something large made of what was there."""
-    many = chance.choice([10, 1000, 20_000])
     name = chance.choice(["x", "images", "url", "n" * 3000, "é" * 500, "a/b~c"])
+    room = 8_000_000 // (len(json.dumps(node)) + len(name))
+    many = min(room, chance.choice([10, 1000, 20_000, 200_000]))
+    leaf = _leaf(chance)
+    leaves = min(many, 8_000_000 // len(json.dumps(leaf)))
     return chance.choice([
         lambda: [node] * many,
         lambda: {f"{name}{n}": node for n in range(many)},
-        lambda: {name: {name: {name: [_leaf(chance)] * many}}},
+        lambda: {name: {name: {name: [leaf] * leaves}}},
         lambda: [{"url": f"{_OSS}/{n}", "filename": name} for n in range(many)],
         lambda: [f"{_OSS}/{n}{_SIGNED}" for n in range(many)],
         lambda: f"{_OSS}/{name}{_SIGNED} " * many,
+        lambda: '\\",[' * many,
     ])()  # fmt: skip
 
 
@@ -92,9 +97,13 @@ def mutated(chance: random.Random) -> bytes:
             parent[key] = _grow(chance, node)
         else:
             parent[chance.choice(["url", "images", "result", "object_key", "info"])] = node
-        if len(json.dumps(reply)) > 6_000_000:
+        text = json.dumps(reply)
+        if len(text) > 6_000_000:
             break
+        reply = json.loads(text)  # so that what was doubled is changed in one place only
     body = json.dumps(reply, ensure_ascii=chance.random() < 0.9).encode("utf-8", "backslashreplace")
+    if chance.random() < 0.02:  # a string that never ends
+        body = body[: len(body) // 2] + b'"' + b'\\",[' * chance.choice([9, 9999, 999_999])
     if chance.random() < 0.1:
         cut = chance.randrange(len(body) + 1)
         body = body[:cut] + bytes([chance.randrange(256)]) + body[cut + 1 :]
@@ -124,9 +133,17 @@ def read(body: bytes) -> str:
     lost = FileOutcome(error="gone", reason=Reason.FILES_UNAVAILABLE)
     files = files_field(plan, {file.name: lost for file in plan}, Layout(bucket="b"))
     shaped = shape_result(data, links(files), plan, HOST)
+    for ref in (ref for file in plan for ref in file.refs):
+        assert _at(shaped, ref) is None, ref  # every one is lost
     for node in _texts(shaped):
         assert not has_signature(node.partition(" ")[0]), node
     return "Succeeded"
+
+
+def _at(node: Any, ref: str) -> Any:
+    for step in map(strip_signatures, keys.pointer_segments(ref)):
+        node = node[int(step) if isinstance(node, list) else step]
+    return node
 
 
 def _texts(node: Any) -> list[str]:

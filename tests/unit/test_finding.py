@@ -61,6 +61,9 @@ def refs(data: Any, host: str = HOST) -> list[str]:
         ({"images": [[f"{OSS}/a"]]}, []),
         ({"page": f"{OSS}/index.html"}, []),
         ({"page": f"{OSS}/a"}, []),
+        ({"page": f"{OSS}/a.png.html"}, []),
+        ({"page": f"{OSS}/a.object/b"}, []),
+        ({"note": "// see a.png"}, []),
         ({"info": {"images": [f"{OSS}/a.png"]}}, []),
         ({"parameters": {"deep": [{"images": [f"{OSS}/a.png"]}]}}, []),
         ({"a": {"info": f"{OSS}/a.png"}, "b": f"{OSS}/b.png"}, ["/result/b"]),
@@ -139,9 +142,10 @@ def test_objects_without_an_address_within_the_result(result: Any, found: list[s
         ({"result": {}}, ""),
         ({}, ""),
         ({"images": []}, ""),
-        ({"images": ["a", None]}, "images 1 of 2 are empty"),
-        ({"images": ["", {}, " "]}, "images 0, 2 of 3 are empty"),
-        ({"images": [{}]}, ""),
+        ({"images": ["a", None]}, "images 1 of 2 name no file"),
+        ({"images": ["", f"{OSS}/a", " "]}, "images 0, 2 of 3 name no file"),
+        ({"images": [{}, 5, [f"{OSS}/a"], {"url": 5}]}, "images 0, 1, 2, 3 of 4 name no file"),
+        ({"images": [{"url": "odd"}, {"filename": "a"}, "odd"]}, ""),
     ],
 )
 def test_what_only_a_repetition_can_settle(data: dict[str, Any], open_: str) -> None:
@@ -161,6 +165,13 @@ def test_a_result_that_is_json_text_is_read(text: str) -> None:
     data = unfolded({"result": text})
     assert len(find_files(data)) == 1
     assert shape_result(data, {}, [])["result"] == json.loads(text.replace('"https://h/a"', "null"))
+
+
+def test_images_that_are_json_text_are_read() -> None:
+    data = unfolded({"images": f'["{OSS}/a", {{"url": "{OSS}/b"}}]', "result": '{"images": "[1]"}'})
+    assert refs(data) == ["/images/0", "/images/1/url"]
+    assert data["result"] == {"images": "[1]"}
+    assert unfolded({"images": '{"a": 1}'}) == {"images": '{"a": 1}'}
 
 
 @pytest.mark.parametrize("text", ["plain", "5", '"x"', "{", "[" * 40 + "]" * 40, "null"])
@@ -195,6 +206,13 @@ def test_parameters_that_sign_are_no_part_of_a_file(query: str) -> None:
     }
 
 
+def test_what_an_azure_signature_covers_is_no_part_of_a_file() -> None:
+    one = {"images": [f"{OSS}/a?sv=1&se=2026-01-01&sp=r&sig=x&v=1"]}
+    assert find_files(one)[0].identity == f"{OSS}/a?v=1"
+    plain = {"images": [f"{OSS}/a?sv=1&se=2"]}
+    assert find_files(plain)[0].identity == f"{OSS}/a?sv=1&se=2"
+
+
 def test_google_says_when_an_address_expires() -> None:
     url = "https://storage.googleapis.com/a?X-Goog-Date=20260101T000000Z&X-Goog-Expires=60"
     assert url_expiry(url) == 1767225660
@@ -220,11 +238,13 @@ def test_a_long_name_above_many_texts_costs_nothing() -> None:
     "data",
     [
         {"result": {"n" * MAX_POINTER: {"url": f"{OSS}/a"}}},
+        {"result": {"~" * (MAX_POINTER // 2): {"url": f"{OSS}/a"}}},
+        {"result": {"é" * (MAX_POINTER // 2): {"url": f"{OSS}/a"}}},
         {"result": {"n" * 1000: [{"url": f"{OSS}/{n}"} for n in range(1100)]}},
         {"images": [f"{OSS}/a"] * 100_000},
         {"images": [f"{OSS}/{n}" for n in range(100_000)]},
     ],
-    ids=["one pointer", "long names", "one file", "many files"],
+    ids=["one pointer", "escapes", "bytes", "long names", "one file", "many files"],
 )
 def test_pointers_that_are_too_long_are_refused_before_they_are_built(data: Any) -> None:
     with pytest.raises(jsontext.TooLargeError):
@@ -236,9 +256,40 @@ def test_pointers_that_are_too_long_are_refused_before_they_are_built(data: Any)
 
 
 def test_a_plan_is_bounded_by_its_pointers() -> None:
-    data = {"result": {"ä" * 400: [{"url": f"{OSS}/{n}", "filename": "é"} for n in range(2000)]}}
+    data = {"result": {"ä" * 200: [{"url": f"{OSS}/{n}", "filename": "é"} for n in range(2000)]}}
     found = find_files(data)
     assert len(plan_to_json(plan_files(found))) < 8 * MAX_POINTERS
+
+
+def test_members_that_are_no_files_count_for_nothing() -> None:
+    data = {"result": [{"url": "n/a"}] * 100_000, "info": {"images": [{"filename": "f"}] * 100_000}}
+    assert find_files(data) == []
+
+
+@pytest.mark.parametrize("text", ["https://" + "h" * 400, f"{OSS}/" + "p" * 20_000])
+def test_an_address_is_bounded(text: str) -> None:
+    """A host of two million combining characters took an hour to normalise."""
+    (planned,) = plan_files(find_files({"images": [text]}))
+    assert planned.rejected
+    assert find_files({"result": {"images": [text]}}, HOST) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['["' + '\\",' * 600_000, "[" * 600_000, "[" + "[[[[[]]]]]," * 200_000 + "1]"]
+)
+def test_values_are_counted_in_one_pass_whatever_the_text(text: str) -> None:
+    """An open string with many quotes was searched from each of them: for hours."""
+    with pytest.raises(ValueError, match=r"values|Unterminated|string"):
+        jsontext.loads(text)
+
+
+def test_texts_that_are_read_count_as_well() -> None:
+    many = "[" + "1," * 300_000 + "1]"
+    body = json.dumps({"status": 10, "data": {"status": "succeeded", "images": [], "result": many}})
+    twice = body.replace('"images": []', f'"images": {many}').encode()
+    said = read_reply(http_status=200, headers={}, body=twice, task_id="t").observation
+    assert isinstance(said, Doubtful)
+    assert "too large to record" in said.error
 
 
 def test_many_values_are_no_reply() -> None:
@@ -302,11 +353,42 @@ def test_the_words_are_bounded_and_redacted() -> None:
     assert "secret" not in said.upstream + said.observation.error
 
 
+@pytest.mark.parametrize(
+    ("members", "error"),
+    [
+        ({"error": {"node": 12, "message": "out of memory"}}, "failed upstream: out of memory"),
+        ({"errCode": "OOM", "errMessage": "words"}, "failed upstream: OOM"),
+        ({"result": "out of memory"}, "failed upstream: out of memory"),
+        ({"result": {"caption": "a text"}, "taskId": "t"}, "failed upstream"),
+    ],
+)
+def test_words_wherever_they_are(members: dict[str, Any], error: str) -> None:
+    assert answer(status="failed", **members).observation.error == error
+
+
+def test_words_join_the_code_of_the_reply() -> None:
+    reply = {
+        "status": 20,
+        "errCode": "E",
+        "subErrCode": "S",
+        "data": {"status": "failed", "m": "w"},
+    }
+    body = json.dumps(reply).encode()
+    said = read_reply(http_status=200, headers={}, body=body, task_id="t")
+    assert said.observation == Failed(reason=Reason.UPSTREAM_FAILED, error="failed upstream: S: w")
+
+
+def test_an_encoded_signature_is_no_word() -> None:
+    said = answer(status="failed", m="https%3A%2F%2Fh%2Fa%3FExpires%3D1%26Signature%3Dsecret")
+    assert "secret" not in said.upstream + said.observation.error
+
+
 @pytest.mark.parametrize("code", ["P_Request_ContentSafe", "B_API_AuditFailed"])
-@pytest.mark.parametrize("name", ["subErrCode", "errCode", "errorCode", "code"])
+@pytest.mark.parametrize("name", ["subErrCode", "errCode", "errorCode", "failCode"])
 def test_a_content_check_within_the_task_counts(name: str, code: str) -> None:
-    said = answer(status="failed", **{name: code}).observation
-    assert said.reason is Reason.CONTENT_REJECTED
+    for members in ({name: code}, {"error": {name: code}}):
+        said = answer(status="failed", **members).observation
+        assert said.reason is Reason.CONTENT_REJECTED
 
 
 def test_a_success_whose_outputs_are_elsewhere_names_its_members() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core import polling
-from worker.core.machine import Waiting
+from worker.core.machine import Open, Waiting
 from worker.core.models import Answer, Doubtful, Failed, NotFound, Pending, Reason, State, Succeeded
 from worker.core.polling import Step
 from worker.core.schedule import Gaps
@@ -69,19 +69,68 @@ def test_a_success_goes_to_be_copied_sooner_the_sooner_its_addresses_die() -> No
     assert step(Succeeded(data='{"images":[]}')).delay == 0
 
 
+OPEN = Succeeded(data="{}", unsure="images is null")
+OTHER = Succeeded(data="{}", unsure="images 0 of 1 name no file")
+
+
+def noted(times: int, total: int, since: int, began: int) -> str:
+    return Open(text=OPEN.unsure, times=times, total=total, since=since, began=began).note()
+
+
 def test_a_success_that_leaves_something_open_is_believed_when_said_often_enough() -> None:
-    said = Succeeded(data="{}", unsure="images 0 of 1 are empty")
-    first = step(said)
-    assert (first.outcome, first.work["doubts"]) == ("unsure", "1")
-    noted = {"unsure": said.unsure, "doubted_at": TASK.now - 60_000}
-    assert step(said, replace(TASK, doubts=1, **noted)).outcome == "unsure"
-    assert step(said, replace(TASK, doubts=2, **noted)).outcome == "succeeded"
-    assert step(said, replace(TASK, doubts=2, steady=False, **noted)).outcome == "unsure"
-    early = noted | {"doubted_at": TASK.now - 59_000}
-    assert step(said, replace(TASK, doubts=9, **early)).outcome == "unsure"
-    other = step(said, replace(TASK, doubts=9, **noted | {"unsure": "images is null"}))
-    assert (other.outcome, other.work["doubts"]) == ("unsure", "1")
-    assert other.work["doubted_at"] == str(TASK.now)
+    first = step(OPEN)
+    assert first.outcome == "unsure"
+    assert first.work == {"faults": "", "unsure": noted(1, 1, TASK.now, TASK.now)}
+    long_ago, recently = TASK.now - 60_000, TASK.now - 59_000
+
+    def outcome(said: Succeeded, times: int, since: int, **changes: Any) -> str:
+        note = noted(times, 99, since, long_ago)
+        return step(said, replace(TASK, unsure=note, **changes)).outcome
+
+    assert outcome(OPEN, 2, long_ago) == "succeeded"
+    assert outcome(OPEN, 1, long_ago) == "unsure"
+    assert outcome(OPEN, 9, recently) == "unsure"
+    assert outcome(OPEN, 9, long_ago, steady=False) == "unsure"
+    assert outcome(OTHER, 9, long_ago) == "unsure"
+    assert (
+        step(OTHER, replace(TASK, unsure=noted(9, 9, 1, 2))).work["unsure"]
+        == replace(Open(text=OTHER.unsure, times=1, total=10, since=TASK.now, began=2)).note()
+    )
+
+
+@pytest.mark.parametrize("note", ["images is null", "1 2 3", "x y z a images is null", ""])
+def test_a_note_that_is_none_counts_as_no_success_before(note: str) -> None:
+    assert step(OPEN, replace(TASK, unsure=note)).work["unsure"].startswith("1 1 ")
+
+
+def test_a_doubt_interrupts_successes_in_a_row_and_they_interrupt_no_doubts() -> None:
+    task = replace(TASK, unsure=noted(2, 2, 1, 1), doubts=5, doubted_at=T0)
+    assert step(Doubtful(error="odd"), task).work["unsure"] == ""
+    assert "doubts" not in step(OTHER, task).work
+
+
+ANSWERS = st.sampled_from([
+    OPEN, OTHER, replace(OPEN, unsure="images 1 of 2 name no file"), Doubtful(error="odd"),
+    Pending(status="running"), NotFound(error="no"),
+])  # fmt: skip
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=5))
+def test_whatever_the_upstream_repeats_ends_a_task_and_one_answer_ends_none(said: Any) -> None:
+    task, work = replace(TASK, deadline_at=T0 + 600_000), dict[str, str]()
+    for number in range(1000):
+        found = step(said[number % len(said)], task)
+        if found.copy:
+            break
+        work |= found.work
+        task = replace(
+            task,
+            now=task.now + max(1000, round(found.delay * 1000)),
+            unsure=work.get("unsure", ""),
+            **{name: int(work.get(name) or 0) for name in ("doubts", "doubted_at", "seen_at")},
+        )
+    assert found.copy
+    assert number >= 1 + (found.outcome == "succeeded")
 
 
 def test_a_success_teaches_how_long_it_took_but_a_retry_teaches_nothing() -> None:

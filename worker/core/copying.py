@@ -69,13 +69,24 @@ class Files:
 
     def forget_texts(self) -> None:
         """Leave out the loose addresses that never gave bytes: they are texts, and no files."""
+        stored = {number for number, outcome in self.outcomes.items() if outcome.stored}
         kept = [
             number
             for number, file in enumerate(self.plan)
-            if file.identity not in self.loose or self.outcomes[number].stored
+            if file.identity not in self.loose or number in stored
         ]
         self.plan = [self.plan[number] for number in kept]
-        self.outcomes = {place: self.outcomes[number] for place, number in enumerate(kept)}
+        self.outcomes = {
+            place: self.outcomes[number]
+            for place, number in enumerate(kept)
+            if number in self.outcomes
+        }
+
+    def missing(self, number: int) -> str:
+        """Why a file cannot be copied that the newest reply gives no address for."""
+        if self.plan[number].identity.startswith(finding.AWAITED):
+            return "the upstream names this file without an address"
+        return "the upstream no longer names this file"
 
     # -- what can be tried --------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -18,12 +19,19 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from worker.core import jsontext, keys
 from worker.core.jsontext import Json
 from worker.core.models import FoundFile
-from worker.core.redact import has_signature, is_signing_parameter
+from worker.core.redact import has_signature, unsigned
 
 MAX_POINTER = 4096
-"""Characters of one pointer; one that is longer cannot be recorded."""
+"""Bytes of one pointer; one that is longer cannot be recorded."""
 MAX_POINTERS = 1024 * 1024
-"""Characters of all pointers to the files of one reply."""
+"""Bytes of all pointers to the files of one reply."""
+MAX_ADDRESS = 16 * 1024
+"""Characters of an address; a longer one cannot be asked for."""
+
+AWAITED = "awaited:"
+"""Begins the identity of a file whose address is not there yet."""
+_ONE_POINTER = f"a pointer of over {MAX_POINTER:,} bytes"
+_ALL_POINTERS = f"pointers of over {MAX_POINTERS:,} bytes in all"
 
 ECHOED = frozenset({"info", "parameters"})
 """Members that repeat what the caller has submitted; what stands below them is no output."""
@@ -31,6 +39,9 @@ ECHOED = frozenset({"info", "parameters"})
 _UPSTREAM = re.compile(r"(?:.+\.)?aliyuncs\.com")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
+_STARTS_AS_ADDRESS = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
+# bounded, since normalising the characters of a host takes time by the square of their number
+_AUTHORITY = re.compile(r"https?://[^/?#]{1,320}(?![^/?#])", re.IGNORECASE)
 # Characters that no request can carry, or that would split it.
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _PROSE = re.compile(r'[\s"<>]')
@@ -39,7 +50,7 @@ _OUTPUT_NAMES = re.compile(
     r"|mp4|m4v|mov|webm|mkv|avi"  # clips
     r"|mp3|wav|flac|ogg|opus|m4a|aac"  # sounds
     r"|glb|gltf|obj|fbx|stl|ply|usdz?|3mf|splat|spz|safetensors|ckpt|pt|pth|gguf|onnx|latent"
-    r"|zip|tar|gz|tgz|7z|rar)",
+    r"|zip|tar|gz|tgz|7z|rar)\Z",
     re.IGNORECASE,
 )
 
@@ -57,7 +68,7 @@ def trimmed(text: str) -> str:
 
 def address(text: str) -> SplitResult | None:
     """The parts of an http(s) URL that a request can be made for, or ``None``."""
-    if not _HTTP.match(text) or _UNSENDABLE.search(text):
+    if len(text) > MAX_ADDRESS or not _AUTHORITY.match(text) or _UNSENDABLE.search(text):
         return None
     try:
         parts = urlsplit(text)
@@ -72,9 +83,7 @@ def _identity(parts: SplitResult) -> str:
     authority = f"[{host}]" if ":" in host else host
     if parts.port not in (None, _DEFAULT_PORTS[scheme]):
         authority += f":{parts.port}"
-    query = "&".join(
-        item for item in parts.query.split("&") if not is_signing_parameter(item.partition("=")[0])
-    )
+    query = unsigned(parts.query)
     return f"{scheme}://{authority}{parts.path}" + (f"?{query}" if query else "")
 
 
@@ -115,14 +124,17 @@ def _basic_time(text: str) -> float | None:
 
 
 def unfolded(data: dict[str, Json]) -> dict[str, Json]:
-    """``data`` with a ``result`` that is JSON text read as what it says; at most one level."""
-    text = data.get("result")
-    if not isinstance(text, str) or text.lstrip()[:1] not in ("{", "["):
-        return data
-    try:
-        return {**data, "result": jsontext.loads(text, max_depth=jsontext.MAX_DEPTH - 1)}
-    except ValueError:
-        return data
+    """``data`` with ``images`` and ``result`` that are JSON text read as what they say.
+
+    At most one level: texts within them stay texts.
+    """
+    read = {}
+    for name, signs in (("images", "["), ("result", "[{")):
+        text = data.get(name)
+        if isinstance(text, str) and text.lstrip().startswith(tuple(signs)):
+            with suppress(ValueError):
+                read[name] = jsontext.loads(text, max_depth=jsontext.MAX_DEPTH - 1)
+    return {**data, **read} if read else data
 
 
 def usable(data: Json) -> bool:
@@ -141,9 +153,9 @@ def unsure(data: Mapping[str, Json]) -> str:
     if images is None and "images" in data and data.get("result") is None:
         return "images is null"
     if isinstance(images, list):
-        empty = [str(n) for n, entry in enumerate(images) if entry is None or _blank(entry)]
+        empty = [str(n) for n, entry in enumerate(images) if _image(n, entry) is None]
         if empty:
-            return f"images {', '.join(empty[:100])} of {len(images)} are empty"
+            return f"images {', '.join(empty[:100])} of {len(images)} name no file"
     return ""
 
 
@@ -195,7 +207,8 @@ def _entries(node: list[Json]) -> _Steps:
 
 
 def _places(name: str, node: Json) -> Iterator[_Place]:
-    """Every string at or below a member, and every object that awaits its address, in order.
+    """Every string at or below a member that begins as an address, and every object that awaits
+    one, in order.
 
     What stands above is kept once, whatever the number and length of names.
     """
@@ -206,15 +219,16 @@ def _places(name: str, node: Json) -> Iterator[_Place]:
         for key, child, holder in frames[-1]:
             listed = path[-1:] == ["images"]
             if isinstance(child, str):
-                yield _Place((*path, key), child, holder, listed, echoed > 0 or key in ECHOED)
+                if _STARTS_AS_ADDRESS.match(child):
+                    yield _Place((*path, key), child, holder, listed, echoed > 0 or key in ECHOED)
             elif isinstance(child, dict | list):
                 path.append(key)
                 echoed += key in ECHOED
                 if isinstance(child, list):
                     frames.append(_entries(child))
                 else:
-                    if _awaits(child, listed=listed):
-                        yield _Place((*path, "url"), None, child, listed, echoed > 0)
+                    if not echoed and _awaits(child, listed=listed):
+                        yield _Place((*path, "url"), None, child, listed)
                     frames.append(_members(child))
                 break
         else:
@@ -223,14 +237,20 @@ def _places(name: str, node: Json) -> Iterator[_Place]:
                 echoed -= path.pop() in ECHOED
 
 
+def _image(index: int, entry: Json) -> _Place | None:
+    """The file that an entry of ``images`` names, if it names one."""
+    if isinstance(entry, str) and entry.strip():
+        return _Place(("images", str(index)), entry, None)
+    if isinstance(entry, dict) and _own_string(entry, "url").strip():
+        return _Place(("images", str(index), "url"), entry["url"], entry)
+    if isinstance(entry, dict) and _awaits(entry, listed=True):
+        return _Place(("images", str(index), "url"), None, entry)
+    return None
+
+
 def _images(node: Json) -> Iterator[_Place]:
-    for index, entry in enumerate(node if isinstance(node, list) else ()):
-        if isinstance(entry, str) and entry.strip():
-            yield _Place(("images", str(index)), entry, None)
-        elif isinstance(entry, dict) and _own_string(entry, "url").strip():
-            yield _Place(("images", str(index), "url"), entry["url"], entry)
-        elif isinstance(entry, dict) and _awaits(entry, listed=True):
-            yield _Place(("images", str(index), "url"), None, entry)
+    entries = enumerate(node if isinstance(node, list) else ())
+    return filter(None, (_image(index, entry) for index, entry in entries))
 
 
 def find_files(data: Json, host: str = "") -> list[FoundFile]:
@@ -247,15 +267,16 @@ def find_files(data: Json, host: str = "") -> list[FoundFile]:
     hosts = {parts.hostname for parts in map(_sure, sure) if parts}
     files = _Files()
     for place in _places("result", result):
-        if place.text is None:
-            if not place.echoed:
-                files.add(place)
-        elif place.holder is not None:
-            if _HTTP.match(trimmed(place.text)):
-                files.add(place)
-        elif _is_loose_file(place.text, hosts):
+        if place.holder is not None:
             files.add(place)
-        elif _is_output(place, host):
+            continue
+        text, parts = _whole_address(place.text or "")
+        if parts is None:
+            continue
+        name = parts.hostname or ""
+        if name in hosts or has_signature(text):
+            files.add(place, loose=place.echoed)
+        elif (name == host or _UPSTREAM.fullmatch(name)) and _is_output(place, parts.path):
             files.add(place, loose=True)
     for place in _images(images):
         files.add(place)
@@ -269,9 +290,9 @@ def _counted(places: Iterable[_Place]) -> Iterator[_Place]:
         length = len(place.path) + sum(map(len, place.path))
         total += length
         if length > MAX_POINTER:
-            raise jsontext.TooLargeError(f"a pointer of over {MAX_POINTER:,} characters")
+            raise jsontext.TooLargeError(_ONE_POINTER)
         if total > MAX_POINTERS:
-            raise jsontext.TooLargeError(f"pointers of over {MAX_POINTERS:,} characters in all")
+            raise jsontext.TooLargeError(_ALL_POINTERS)
         yield place
 
 
@@ -280,26 +301,15 @@ def _sure(place: _Place) -> SplitResult | None:
     return None if place.text is None else address(trimmed(place.text))
 
 
-def _is_loose_file(text: str, hosts: Container[str | None]) -> bool:
-    """Whether a string that is no object's ``url`` is a file for its host or its signature."""
+def _whole_address(text: str) -> tuple[str, SplitResult | None]:
+    """A string, trimmed, and its parts if all of it is one address."""
     text = trimmed(text)
-    if not _HTTP.match(text) or _PROSE.search(text):
-        return False
-    parts = address(text)
-    return parts is not None and (parts.hostname in hosts or has_signature(text))
+    return text, None if _PROSE.search(text) else address(text)
 
 
-def _is_output(place: _Place, host: str) -> bool:
-    """Whether a string is an address of the upstream's that looks like an output."""
-    text = trimmed(place.text or "")
-    if place.echoed or not _HTTP.match(text) or _PROSE.search(text):
-        return False
-    parts = address(text)
-    if parts is None or parts.hostname is None:
-        return False
-    if parts.hostname != host and not _UPSTREAM.fullmatch(parts.hostname):
-        return False
-    return place.listed or _OUTPUT_NAMES.search(parts.path) is not None
+def _is_output(place: _Place, path: str) -> bool:
+    """Whether an address of the upstream's looks like an output."""
+    return not place.echoed and (place.listed or _OUTPUT_NAMES.search(path) is not None)
 
 
 class _Files:
@@ -315,7 +325,7 @@ class _Files:
         text = None if place.text is None else trimmed(place.text)
         parts = None if text is None else address(text)
         if text is None:
-            identity = f"awaited:{ref}"
+            identity = f"{AWAITED}{ref}"
         elif parts is None:
             digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
             identity = f"invalid:{digest}"
@@ -340,9 +350,12 @@ class _Files:
     def _pointer(self, place: _Place) -> str:
         next(_counted([place]))
         ref = keys.pointer("", *place.path)
-        self._length += len(ref)
+        length = len(ref.encode("utf-8", "surrogatepass"))  # escapes and all
+        self._length += length
+        if length > MAX_POINTER:
+            raise jsontext.TooLargeError(_ONE_POINTER)
         if self._length > MAX_POINTERS:
-            raise jsontext.TooLargeError(f"pointers of over {MAX_POINTERS:,} characters in all")
+            raise jsontext.TooLargeError(_ALL_POINTERS)
         return ref
 
     def found(self) -> list[FoundFile]:

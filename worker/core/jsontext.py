@@ -35,25 +35,34 @@ def _constant(name: str) -> Json:
 _DECODER = simplejson.JSONDecoder(
     parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=_constant
 )
-# a text within a JSON text; commas in it part no values
-_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_STRINGS_IN_BYTES = re.compile(_STRINGS.pattern.encode(), re.DOTALL)
+# A string within a JSON text; signs in it make no values. It matches wherever a quote is, closed or
+# not: a quote that fails to match would be searched from again and again.
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
+_SIGNS = (",", "[", "{")
 _ENCODER = simplejson.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _LONE = re.compile("[\ud800-\udfff]")  # halves of characters that UTF-8 has no form for
 
 
-def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Json:
+def loads(
+    text: str | bytes,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_depth: int = MAX_DEPTH,
+    max_values: int = MAX_VALUES,
+) -> Json:
     """Parse JSON (RFC 8259); fractions and long integers become ``RawJSON`` and print unchanged.
 
-    Raises ``ValueError`` on anything that is not JSON, is larger than ``max_bytes`` or nested
-    deeper than ``max_depth``.
+    Raises ``ValueError`` on anything that is not JSON or nested deeper than ``max_depth``, and
+    ``TooLargeError`` as :func:`check_size` does.
     """
     if len(text) > max_bytes:
         raise TooLargeError(f"longer than {max_bytes} bytes")
-    if len(text) > MAX_VALUES and _values(text) > MAX_VALUES:
-        raise TooLargeError(f"more than {MAX_VALUES} values")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    if len(text) > max_values:
+        check_size(text, max_bytes=max_bytes, max_values=max_values)
     try:
-        value = _DECODER.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"nested deeper than {max_depth} levels") from None
     if _deeper_than(value, max_depth):
@@ -61,12 +70,17 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
     return value
 
 
-def _values(text: str | bytes) -> int:
-    """About how many values a JSON text holds."""
-    comma, strings = (b",", _STRINGS_IN_BYTES) if isinstance(text, bytes) else (",", _STRINGS)
-    if text.count(comma) <= MAX_VALUES:  # type: ignore[arg-type]
-        return text.count(comma)  # type: ignore[arg-type]
-    return strings.sub(comma[:0], text).count(comma)  # type: ignore[arg-type]
+def check_size(text: str, *, max_bytes: int = MAX_BYTES, max_values: int = MAX_VALUES) -> None:
+    """Raise ``TooLargeError`` if a JSON text is too long or holds too many values."""
+    if len(text) > max_bytes:
+        raise TooLargeError(f"longer than {max_bytes} bytes")
+    if len(text) > max_values and _values(text) > max_values < _values(_STRINGS.sub("", text)):
+        raise TooLargeError(f"more than {max_values} values")
+
+
+def _values(text: str) -> int:
+    """At least as many values as a JSON text holds, and about as many if it has no strings."""
+    return sum(map(text.count, _SIGNS))
 
 
 def dumps(value: Json) -> str:

@@ -38,7 +38,7 @@ class Waiting:
 
     ``asked_from`` is the submission (or retry), ``seen_at`` the last answer that knew the task (0:
     never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``, and
-    ``unsure`` what the last of them left open.
+    ``unsure`` the note of successes in a row that left something open.
     ``expected`` is the caller's hint in seconds, ``known`` what its label has taught, ``running``
     for how many seconds the task has been running upstream, if it told, ``price`` what a call may
     cost (see :func:`worker.core.schedule.price`). Nothing ends because of its age unless the
@@ -65,7 +65,8 @@ class Waiting:
 class Again:
     """Ask again after ``delay`` seconds. ``seen`` and ``doubt`` say what the answer was.
 
-    ``doubts`` is how many there have been in a row; ``unsure`` what a success left open.
+    ``doubts`` is how many there have been in a row; ``unsure`` the note of a success that left
+    something open.
     """
 
     delay: float
@@ -135,15 +136,50 @@ def on_answer(
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Successes in a row that left something open.
+
+    The last ``times`` of ``total`` left ``text`` open, the first of these at ``since``, the first
+    of all at ``began`` (Unix milliseconds).
+    """
+
+    text: str
+    times: int = 0
+    total: int = 0
+    since: int
+    began: int
+
+    def note(self) -> str:
+        """This as a note of the task."""
+        return f"{self.times} {self.total} {self.since} {self.began} {self.text}"
+
+    @classmethod
+    def after(cls, note: str, text: str, now: int) -> Open:
+        """What there is with one more success, which leaves ``text`` open."""
+        parts = note.split(" ", 4)
+        try:
+            times, total, since, began = map(int, parts[:4])
+        except ValueError:
+            return cls(text=text, times=1, total=1, since=now, began=now)
+        if parts[4:] != [text]:
+            times, since = 0, now
+        return cls(text=text, times=times + 1, total=total + 1, since=since, began=began)
+
+
 def _unsure(task: Waiting, said: Succeeded, gaps: schedule.Gaps, *, chance: float) -> Again | Copy:
-    """A success that leaves something open is believed once it was said often enough."""
-    again = said.unsure == task.unsure
-    doubts = task.doubts + 1 if again else 1
-    long_enough = task.steady and task.now - task.doubted_at >= DOUBTS_SECONDS * 1000
-    if again and doubts >= UNSURE and task.doubted_at and long_enough:
+    """A success that leaves something open is believed once it was said often enough.
+
+    One that leaves something else open each time is believed at the deadline.
+    """
+    now = Open.after(task.unsure, said.unsure, task.now)
+    said_often = now.times >= UNSURE and task.now - now.since >= DOUBTS_SECONDS * 1000
+    if task.settled and task.now >= task.deadline_at:
+        over = task.now - now.began >= DOUBTS_SECONDS * 1000
+        said_often = said_often or (now.total >= DOUBTS and over)
+    if said_often and task.steady:
         return Copy(data=said.data, expires=said.expires)
-    delay = gaps.doubt.after(doubts + 3, chance=chance)
-    return Again(delay=delay, doubt=True, doubts=doubts, unsure=said.unsure)
+    return Again(delay=gaps.doubt.after(now.times + 3, chance=chance), unsure=now.note())
 
 
 def _age(task: Waiting) -> float:

@@ -14,8 +14,9 @@ SCHEMA = 1
 MAX_BYTES = 64 * 1024 * 1024
 """Largest manifest that is read: a full reply, its files and its links fit many times over."""
 
-# A reply's 32 levels, below the document and its field.
+# A reply's 32 levels, below the document and its field; its values, and those of its files.
 _MAX_DEPTH = jsontext.MAX_DEPTH + 2
+_MAX_VALUES = 4 * jsontext.MAX_VALUES
 _TEXT = frozenset({"task_id", "label", "state", "reason", "error", "manifest"})
 _NUMBERS = frozenset({"schema", "run", "submitted_at", "updated_at", "finished_at", "polls"})
 _ORDER = (
@@ -48,7 +49,9 @@ def record_document(record: Mapping[str, str]) -> dict[str, Json]:
         elif name in _NUMBERS:
             document[name] = int(text)
         else:
-            document[name] = jsontext.loads(text, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
+            document[name] = jsontext.loads(
+                text, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, max_values=_MAX_VALUES
+            )
     if "options" in document:
         document["options"] = without_queries(document["options"])
     return document
@@ -112,7 +115,9 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
     Raises ``ValueError`` if it is not a manifest of this task, or not one of a final record;
     :class:`NewerSchemaError` if its schema is newer than :data:`SCHEMA`. Older ones are read.
     """
-    document = jsontext.loads(body, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
+    document = jsontext.loads(
+        body, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, max_values=_MAX_VALUES
+    )
     _checked("the document", isinstance(document, dict))
     schema = document.get("schema")
     _checked("schema", type(schema) is int and schema >= 1)
@@ -159,7 +164,12 @@ def _check_file(file: Json, *, whole: bool) -> None:
 
 def stored_count(record: Mapping[str, str]) -> int:
     """How many files of a record are stored."""
-    files = jsontext.loads(record.get("files") or "[]", max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
+    files = jsontext.loads(
+        record.get("files") or "[]",
+        max_bytes=MAX_BYTES,
+        max_depth=_MAX_DEPTH,
+        max_values=_MAX_VALUES,
+    )
     return sum("key" in file for file in files)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.core import jsontext, keys
-from worker.core.finding import find_files
+from worker.core.finding import AWAITED, find_files
 from worker.core.jsontext import Json
 from worker.core.layout import Layout
 from worker.core.models import FoundFile, PlannedFile, Reason, State, StoredFile
@@ -130,9 +130,14 @@ def plan_from_json(text: str) -> list[PlannedFile]:
     ]
 
 
-def _names_by_ref(plan: Iterable[PlannedFile], matched: Container[str]) -> dict[str, str]:
-    """Which planned file stood at a pointer, for those not matched by identity."""
-    return {ref: file.name for file in plan if file.identity not in matched for ref in file.refs}
+def _at_places(plan: Iterable[PlannedFile], matched: Container[str]) -> dict[str, PlannedFile]:
+    """The planned file of each place, for those not matched by identity."""
+    return {_place(ref): file for file in plan if file.identity not in matched for ref in file.refs}
+
+
+def _place(ref: str) -> str:
+    # of an address, be it by itself or an object's
+    return ref.removesuffix("/url")
 
 
 def addresses(
@@ -140,21 +145,35 @@ def addresses(
 ) -> dict[str, str]:
     """The addresses that a reply gives for the planned files still to be stored, by name.
 
-    Matched by identity, and what is left over on both sides by ref. ``stored`` holds names.
+    Matched by identity, and what is left over on both sides by place, unless the upstream calls
+    what is there otherwise than the file. One that had no address is also known by its filename,
+    if only one file of the reply has that. ``stored`` holds names.
     """
     wanted = {file.name for file in plan if not file.rejected and file.name not in stored}
-    planned = {file.identity: file.name for file in plan}
-    by_ref = _names_by_ref(plan, {file.identity for file in found})
+    planned = {file.identity: file for file in plan}
+    places = _at_places(plan, {file.identity for file in found})
     urls: dict[str, str] = {}
+    others: dict[str, list[FoundFile]] = {}
     for file in found:
         if file.identity in planned:
-            names = [planned[file.identity]]
+            here = [planned[file.identity]]
         else:
-            names = [by_ref[ref] for ref in file.refs if ref in by_ref]
-        for name in names:
-            if file.url and name in wanted:
-                urls.setdefault(name, file.url)
+            here = [places[spot] for spot in map(_place, file.refs) if spot in places]
+            others.setdefault(file.filename, []).append(file)
+        for its in here:
+            same = its.identity == file.identity or _same_name(its, file)
+            if file.url and its.name in wanted and same:
+                urls.setdefault(its.name, file.url)
+    for its in plan:
+        if its.identity.startswith(AWAITED) and its.name in wanted and its.filename:
+            named = others.get(its.filename, ())
+            if len(named) == 1 and named[0].url:
+                urls.setdefault(its.name, named[0].url)
     return urls
+
+
+def _same_name(planned: PlannedFile, found: FoundFile) -> bool:
+    return not (planned.filename and found.filename and planned.filename != found.filename)
 
 
 # -- endings ----------------------------------------------------------------------------------
@@ -226,14 +245,14 @@ def shape_result(
     if not isinstance(data, dict):
         return {}
     found = find_files(data, host)
-    planned = {file.identity: file.name for file in plan}
-    by_ref = _names_by_ref(plan, {file.identity for file in found})
+    planned = {file.identity: file for file in plan}
+    places = _at_places(plan, {file.identity for file in found})
     replaced: _Links = {}
     for file in found:
         for ref in file.refs:
-            name = planned.get(file.identity) or by_ref.get(ref, "")
-            if name or not file.loose:
-                _put(replaced, ref, links.get(name))
+            its = planned.get(file.identity) or places.get(_place(ref))
+            if its or not file.loose:
+                _put(replaced, ref, links.get(its.name) if its else None)
     return {key: _replace(data[key], replaced.get(key)) for key in _SHAPED if key in data}
 
 

@@ -65,11 +65,9 @@ def answered(
                 work |= {"seen_at": str(task.now), "doubts": "", "doubted_at": "", "unsure": ""}
             if again.doubt:
                 first = task.doubted_at if again.doubts > 1 and task.doubted_at else task.now
-                work |= {
-                    "doubts": str(again.doubts),
-                    "doubted_at": str(first),
-                    "unsure": again.unsure,
-                }
+                work |= {"doubts": str(again.doubts), "doubted_at": str(first)}
+            if again.doubt or again.unsure:
+                work["unsure"] = again.unsure
             outcome = "pending" if again.seen else "unsure"
             return Step(outcome=outcome, delay=again.delay, record=record, work=work)
         case machine.Copy() as copy:

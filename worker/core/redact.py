@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 SIGNING_PARAMETERS = frozenset(
     {
-        # Aliyun CDN, Amazon CloudFront, Azure, Google, Tencent COS and CDN, Akamai
+        # Aliyun CDN, Amazon CloudFront, Azure, Google, Tencent COS and CDN, Akamai, Huawei OBS
         "auth_key",
         "Key-Pair-Id",
         "Policy",
@@ -28,6 +28,10 @@ SIGNING_PARAMETERS = frozenset(
         "wsTime",
         "hdnts",
         "hdnea",
+        "hdntl",
+        "__token__",
+        "AccessKeyId",
+        "x-obs-security-token",
         # Alibaba Cloud OSS, V1 and V4
         "Expires",
         "OSSAccessKeyId",
@@ -44,6 +48,11 @@ SIGNING_PARAMETERS = frozenset(
 )
 """Query parameters that sign an address. So does every ``X-Amz-*``,
 ``X-Goog-*`` and ``X-Tos-*``."""
+
+_AZURE = frozenset(
+    re.findall(r"\w+", "sv ss srt sr st se sp sip spr si sdd skoid sktid skt ske sks skv")
+)
+"""Names that say what ``sig`` signs, and too little without it to be taken for that."""
 
 _NAMES = (
     "|".join(sorted(map(re.escape, SIGNING_PARAMETERS), reverse=True))
@@ -70,6 +79,15 @@ def is_signing_parameter(name: str) -> bool:
     return plain in SIGNING_PARAMETERS or plain.startswith(("X-Amz-", "X-Goog-", "X-Tos-"))
 
 
+def unsigned(query: str) -> str:
+    """A query without the parameters that sign an address, the rest as it was."""
+    parts = [(part.partition("=")[0], part) for part in query.split("&")]
+    azure = _AZURE if any(name == "sig" for name, _ in parts) else frozenset()
+    return "&".join(
+        part for name, part in parts if not (is_signing_parameter(name) or name in azure)
+    )
+
+
 def has_signature(url: str) -> bool:
     """Whether a URL's query carries at least one signing parameter."""
     query = url.partition("#")[0].partition("?")[2]
@@ -86,6 +104,8 @@ def redact(text: str) -> str:
 
     Rather too much is cut than too little: what directly follows a query goes with it.
     """
+    if "%" in text or "\\u" in text:  # an address that is encoded shows no "://"
+        text = strip_signatures(text)
     if "://" in text:
         text = _TOKEN.sub(_redact_token, text)
     return _SECRET_VALUE.sub(r"\1=", text)

@@ -47,7 +47,7 @@ _REPLY = frozenset({
     "status", "errCode", "errMessage", "subErrCode", "subErrMessage", "apiInvokeId", "data",
 })  # fmt: skip
 _TASK = frozenset({
-    "status", "taskId", "taskBeginTime", "taskEndTime", "taskDuration", "errCode", "subErrCode",
+    "status", "taskId", "taskBeginTime", "taskEndTime", "taskDuration",
 })  # fmt: skip
 _OUTPUTS = frozenset({"images", "result", "info", "parameters"})
 _NUMBER_LIMIT = 40
@@ -244,7 +244,7 @@ def _succeeded(data: dict[str, Json], host: str) -> Observation:
     unsure = finding.unsure(data)
     if not unsure and not finding.usable(data):
         error = "succeeded upstream, but the reply names no outputs"
-        if others := [name for name in data if name not in _TASK]:
+        if others := [name for name in data if name not in _TASK and data[name] is not None]:
             error += f"; it has {', '.join(others[:_OTHERS])}"
         return Doubtful(error=one_line(error))
     try:
@@ -252,23 +252,17 @@ def _succeeded(data: dict[str, Json], host: str) -> Observation:
     except jsontext.TooLargeError as exc:
         return Doubtful(error=f"{_TOO_LARGE}: {exc}")
     text = jsontext.dumps(data)
-    if len(text) > jsontext.MAX_BYTES:  # escapes make it longer; who reads it has the same bound
-        return Doubtful(error=_TOO_LARGE)
+    try:  # escapes make it longer, texts that were read add values; it is read by the same bounds
+        jsontext.check_size(text)
+    except jsontext.TooLargeError as exc:
+        return Doubtful(error=f"{_TOO_LARGE}: {exc}")
     expires = min(filter(None, (finding.url_expiry(file.url) for file in found)), default=None)
     return Succeeded(data=text, unsure=unsure, expires=expires)
 
 
 def _content_refused(reply: dict[str, Json]) -> bool:
-    data = reply.get("data")
-    said = (reply.get("subErrCode"), reply.get("errCode"), *(_inside(data) if data else ()))
+    said = (reply.get("subErrCode"), reply.get("errCode"), *(text for _, text in _words(reply)))
     return any(_text(value) in (_CONTENT_UNSAFE, _AUDIT_FAILED) for value in said)
-
-
-def _inside(data: Json) -> Iterator[Json]:
-    """The codes that stand with the task instead of the reply."""
-    if isinstance(data, dict):
-        for name in ("subErrCode", "errCode", "errorCode", "code"):
-            yield data.get(name)
 
 
 # -- reading fields ---------------------------------------------------------------------------
@@ -298,16 +292,35 @@ def _status(data: dict[str, Json]) -> str:
     return _text(data.get("status")).lower()
 
 
-def _others(reply: dict[str, Json]) -> dict[str, str]:
-    """What the upstream says in members that nobody has documented, as far as it is text."""
-    found: dict[str, str] = {}
+def _words(reply: dict[str, Json]) -> Iterator[tuple[str, str]]:
+    """The texts in members that nobody has documented, those of the task first.
+
+    Also one level below such a member. Outputs come last, and only if they are a mere text.
+    """
     data = reply.get("data")
-    for members, known in ((data, _TASK | _OUTPUTS), (reply, _REPLY)):
-        for name, value in members.items() if isinstance(members, dict) else ():
-            if len(found) == _OTHERS:
-                return found
-            if name not in known and isinstance(value, str) and value.strip():
-                found[one_line(name, 64)] = redact(value[: 16 * _OTHER])[:_OTHER]
+    task = data if isinstance(data, dict) else {}
+    for members, known in ((task, _TASK | _OUTPUTS), (reply, _REPLY)):
+        for name, value in members.items():
+            if name in known:
+                continue
+            if isinstance(value, str):
+                yield name, value
+            for inner, text in value.items() if isinstance(value, dict) else ():
+                if isinstance(text, str):
+                    yield f"{name}.{inner}", text
+    for name in sorted(_OUTPUTS & task.keys()):
+        if isinstance(task[name], str):
+            yield name, task[name]
+
+
+def _others(reply: dict[str, Json]) -> dict[str, str]:
+    """What the upstream says in members that nobody has documented, bounded and without secrets."""
+    found: dict[str, str] = {}
+    for name, text in _words(reply):
+        if len(found) == _OTHERS:
+            break
+        if text.strip():
+            found[one_line(name, 64)] = redact(text[: 16 * _OTHER])[:_OTHER]
     return found
 
 
@@ -319,8 +332,8 @@ def _complaint(reply: dict[str, Json]) -> str:
 
 def _error(reply: dict[str, Json], what: str) -> str:
     """One line for a person: what happened, and the upstream's own words if it has any."""
-    said = _complaint(reply) or next(iter(_others(reply).values()), "")
-    return one_line(": ".join(filter(None, (what, said))))
+    said, other = _complaint(reply), next(iter(_others(reply).values()), "")
+    return one_line(": ".join(filter(None, (what, said, other if other not in said else ""))))
 
 
 def _summary(reply: dict[str, Json], said: Observation) -> dict[str, Any]:

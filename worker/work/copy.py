@@ -252,10 +252,9 @@ class CopyWork:
     async def _copy(self, claim: Claim, files: Files) -> str:
         data = claim.job.work.get("data", "")
         try:
-            files.found = await offload(len(data), self._found, data)
+            await self._read(files, data)
         except jsontext.TooLargeError as error:  # noted by a version that knew no bound
             return await self._give_up(claim, files, Reason.UPSTREAM_ERROR, str(error), "")
-        files.loose = {file.identity for file in files.found if file.loose}
         if not files.plan:
             files.plan = await offload(len(data), outputs.plan_files, files.found)
             await claim.note("plan", outputs.plan_to_json(files.plan))
@@ -269,6 +268,11 @@ class CopyWork:
             return await self._later(task)
         files.forget_texts()
         return await self._end(claim, files, ending.of_files(files.outcomes), data)
+
+    async def _read(self, files: Files, data: str) -> None:
+        """Find the files of the noted reply; raises ``TooLargeError`` as ``find_files`` does."""
+        files.found = await offload(len(data), self._found, data)
+        files.loose = {file.identity for file in files.found if file.loose}
 
     def _found(self, data: str) -> list[FoundFile]:
         return finding.find_files(jsontext.loads(data), self._layout.upstream)
@@ -286,10 +290,16 @@ class CopyWork:
         self, claim: Claim, files: Files, reason: Reason, error: str, data: str | None = None
     ) -> str:
         """End a task that goes no further; ``data`` is the reply, by default the noted one."""
+        if data is None:
+            data = claim.job.work.get("data", "")
+        if data:
+            try:
+                await self._read(files, data)
+                files.forget_texts()
+            except jsontext.TooLargeError:
+                data = ""
         how = ending.for_reason(reason, error, len(files.plan), files.outcomes)
-        return await self._end(
-            claim, files, how, claim.job.work.get("data", "") if data is None else data
-        )
+        return await self._end(claim, files, how, data)
 
     async def _end(self, claim: Claim, files: Files, how: ending.Ending, data: str) -> str:
         if files.trials or not all(outcome.stored for outcome in how.outcomes.values()):
@@ -337,7 +347,7 @@ class CopyWork:
         named = task.files.renew(found)
         without = [number for number in stale if number not in named]
         for number in without:
-            error = "the upstream no longer names this file"
+            error = task.files.missing(number)
             self._follow(task, number, task.files.on_gone(number, error, self._gaps))
         return without
 

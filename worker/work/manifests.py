@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from worker.core import manifest
 from worker.errors import StoreUnavailable
+from worker.offload import offload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -38,7 +39,9 @@ class Manifests:
         :func:`~worker.core.manifest.record_from_manifest`.
         """
         body = await self._store.get(self.key(task_id), max_bytes=manifest.MAX_BYTES)
-        return None if body is None else manifest.record_from_manifest(body, task_id)
+        if body is None:
+            return None
+        return await offload(len(body), manifest.record_from_manifest, body, task_id)
 
     async def write(self, record: Mapping[str, str]) -> None:
         """Store the manifest of a final record and read it back.
@@ -46,7 +49,8 @@ class Manifests:
         Raises ``StoreUnavailable`` if other bytes come back than were written.
         """
         task_id = record["task_id"]
-        key, body = self.key(task_id), manifest.manifest_from_record(record)
+        size = len(record.get("result", "")) + len(record.get("files", ""))
+        key, body = self.key(task_id), await offload(size, manifest.manifest_from_record, record)
         await self._store.put_document(key, body, task_id=task_id)
         if await self._store.get(key, max_bytes=manifest.MAX_BYTES) != body:
             raise StoreUnavailable(f"the manifest {key} does not read back as it was written")

@@ -12,6 +12,7 @@ from worker.core import manifest, schedule
 from worker.core.redact import one_line, strip_query
 from worker.core.submission import callback_id
 from worker.errors import TellRejected
+from worker.offload import offload
 from worker.registry.records import Kind
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class TellWork:
         callbacks = job.options["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
         # as the manifest holds it: no target learns the secrets in another one's address
-        record = manifest.shown(job.record)
+        record = await offload(len(job.record.get("result", "")), manifest.shown, job.record)
         waits = []
         for callback in callbacks:
             entry = told.setdefault(
