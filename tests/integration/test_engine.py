@@ -29,6 +29,7 @@ class Toy:
 
     def __init__(self, act: Callable[[Claim], Awaitable[str]], slots: int = 10) -> None:
         self.slots = slots
+        self.reserve = 0
         self.most = 0
         self.now = 0
         self.seen: list[str] = []
