@@ -234,10 +234,11 @@ class Drain:
                 self._report.clear()
                 reported = loop.time()
             for each in self._in_hand.values():
-                if each.claim.overdue and not each.overdue:
-                    each.overdue = True  # its slot is worth more than what it waits for
-                    self._registry.tally.count("jobs_overdue")
-                    each.task.cancel()
+                if each.claim.overdue:
+                    if not each.overdue:
+                        each.overdue = True  # its slot is worth more than what it waits for
+                        self._registry.tally.count("jobs_overdue")
+                    each.task.cancel()  # again and again: libraries swallow one now and then
             living = [e.claim.job for e in self._in_hand.values() if not e.claim.overdue]
             if not living:
                 continue
