@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LINGERS = 10.0
+LINGERS = 3.0
 """Seconds after which a job that moves bytes counts as one that takes long."""
 
 FLOOR = 64 * 1024
