@@ -84,12 +84,12 @@ class Host:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while True:
+            served = 0
+            while self.keep or not served:
+                served += 1
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 self.calls.append(Caller(head, writer, len(self.calls)))
                 await self.script(self.calls[-1])
-                if not self.keep:
-                    break
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         except Exception as problem:

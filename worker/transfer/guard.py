@@ -140,7 +140,7 @@ class Guard:
             entry.lower() for entry in allow_private if _network(entry) is None
         )
         self._ports = ports
-        self._lookup = lookup or _Lookup
+        self._lookup = lookup or _lookup
 
     def check_url(self, url: str) -> str:
         """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
@@ -263,42 +263,28 @@ class _Handler(ResponseHandler):
         return getattr(self._payload, "total_bytes", 0)
 
 
-class _Lookup(AbstractResolver):
-    """Looks names up in threads of its own, so that one that nobody answers for holds up no other.
+class _Names:
+    """What aiohttp needs of a loop to look names up, with threads that nothing else needs.
 
-    The loop's own threads are few, and the upstream's and the store's names need them.
+    The loop's own are few, and the upstream's and the store's names need them, whatever the names
+    of files' hosts take.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="names")
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily | Any = 0
-    ) -> list[ResolveResult]:
-        look = partial(
-            socket.getaddrinfo,
-            host,
-            port,
-            family,
-            socket.SOCK_STREAM,
-            flags=socket.AI_ADDRCONFIG,
-        )
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, look)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=int(address[1]),
-                family=family,
-                proto=proto,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for family, _, proto, _, address in found
-            if "%" not in str(address[0])  # a zone: of this machine alone
-        ]
+    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
+        """As the loop's."""
+        look = partial(socket.getaddrinfo, *args, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, look)
 
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    async def getnameinfo(self, *args: Any) -> Any:
+        """As the loop's; looks nothing up for numbers."""
+        return await asyncio.get_running_loop().getnameinfo(*args)
+
+
+def _lookup() -> AbstractResolver:
+    return aiohttp.ThreadedResolver(_Names())  # type: ignore[arg-type]
 
 
 class _Resolver(AbstractResolver):
