@@ -178,6 +178,29 @@ async def test_work_that_shows_no_life_is_broken_off_and_handed_back(short: Regi
     assert registry.tally.take()["jobs_overdue"] == 1
 
 
+async def test_work_that_swallows_a_cancellation_is_broken_off_by_the_next(short: Registry) -> None:
+    registry, swallowed = short, []
+
+    async def hang(claim: Claim) -> str:
+        if swallowed:
+            return await put_off(claim)
+        claim.alive(0)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.append(claim.job.task_id)
+        await asyncio.Event().wait()
+        return "never"
+
+    toy = Toy(hang, slots=1)
+    drain = await running(registry, toy, crash=0)
+    await registry.submit([submission()])
+    drain.wake()
+    await eventually(lambda: toy.seen == ["t1", "t1"])
+    await ended(drain)
+    assert registry.tally.take()["jobs_overdue"] == 1
+
+
 async def test_a_job_that_was_claimed_again_meanwhile_does_not_take_the_new_claim_along(
     registry: Registry, redis: Redis
 ) -> None:
