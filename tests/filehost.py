@@ -39,6 +39,11 @@ class Caller:
         with contextlib.suppress(ConnectionError):
             await self.writer.drain()
 
+    async def raw(self, piece: bytes) -> None:
+        self.writer.write(piece)
+        with contextlib.suppress(ConnectionError):
+            await self.writer.drain()
+
     async def whole(self, *headers: str, body: bytes = BODY) -> None:
         await self.send("200 OK", f"Content-Length: {len(body)}", *headers, body=body)
 
@@ -65,11 +70,12 @@ Script = Callable[[Caller], Awaitable[None]]
 
 @dataclass
 class Host:
-    """A file host: each connection serves one request, as the script says."""
+    """A file host: each connection serves one request as the script says, or, if kept, many."""
 
     script: Script
     scheme: str = "http"
     port: int = 0
+    keep: bool = False
     calls: list[Caller] = field(default_factory=list)
     problems: list[BaseException] = field(default_factory=list)
 
@@ -78,9 +84,12 @@ class Host:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            self.calls.append(Caller(head, writer, len(self.calls)))
-            await self.script(self.calls[-1])
+            served = 0
+            while self.keep or not served:
+                served += 1
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                self.calls.append(Caller(head, writer, len(self.calls)))
+                await self.script(self.calls[-1])
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         except Exception as problem:
@@ -92,8 +101,10 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def hosted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[Host]:
-    host = Host(script, "https" if tls else "http")
+async def hosted(
+    script: Script, tls: ssl.SSLContext | None = None, *, keep: bool = False
+) -> AsyncIterator[Host]:
+    host = Host(script, "https" if tls else "http", keep=keep)
     server = await asyncio.start_server(host.serve, "127.0.0.1", 0, ssl=tls)
     host.port = server.sockets[0].getsockname()[1]
     async with server:

@@ -25,6 +25,7 @@ from worker.errors import LeaseLost, RegistryUnavailable
 from worker.process import worker_name
 from worker.registry.records import Kind
 from worker.work.claim import Claim
+from worker.work.shares import LINGERS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Mapping, Sequence
@@ -66,6 +67,7 @@ class Pace:
 @dataclass
 class _InHand:
     claim: Claim
+    began: float
     task: asyncio.Task[None] = field(init=False)
     lost: bool = False
     overdue: bool = False
@@ -124,7 +126,10 @@ class Drain:
         """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
         kind, slots = self.work.kind, self.work.slots
         cap = min((entry.claim.job.cap for entry in self._in_hand.values()), default=slots)
-        free = min(slots, cap) - len(self._in_hand)
+        lately = asyncio.get_running_loop().time() - LINGERS
+        long = sum(entry.began < lately for entry in self._in_hand.values())
+        kept = max(0, self.work.reserve - long)
+        free = min(slots - kept, cap) - len(self._in_hand)
         if free <= 0:
             self._backlog = True
             return self._pace.tick
@@ -158,7 +163,7 @@ class Drain:
         return min(max(batch.wait, self._pace.gather), self._pace.next_tick())
 
     def _start(self, claim: Claim) -> None:
-        entry, job = _InHand(claim), claim.job
+        entry, job = _InHand(claim, asyncio.get_running_loop().time()), claim.job
         entry.task = asyncio.create_task(self._do(entry), name=f"{job.kind}:{job.task_id}")
         self._in_hand[job.task_id] = entry
 
@@ -229,10 +234,11 @@ class Drain:
                 self._report.clear()
                 reported = loop.time()
             for each in self._in_hand.values():
-                if each.claim.overdue and not each.overdue:
-                    each.overdue = True  # its slot is worth more than what it waits for
-                    self._registry.tally.count("jobs_overdue")
-                    each.task.cancel()
+                if each.claim.overdue:
+                    if not each.overdue:
+                        each.overdue = True  # its slot is worth more than what it waits for
+                        self._registry.tally.count("jobs_overdue")
+                    each.task.cancel()  # again and again: libraries swallow one now and then
             living = [e.claim.job for e in self._in_hand.values() if not e.claim.overdue]
             if not living:
                 continue

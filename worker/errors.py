@@ -70,7 +70,14 @@ class UpstreamRefused(UpstreamBlocked):
 
 
 class SourceError(HarvesterError):
-    """A file could not be fetched from the address the upstream gave."""
+    """A file could not be fetched from the address the upstream gave.
+
+    ``retry_after`` is how many seconds should pass before another try, at least.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class SourceGone(SourceError):

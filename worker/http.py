@@ -6,6 +6,7 @@ import ssl
 from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
@@ -113,6 +114,14 @@ async def read_some(response: aiohttp.ClientResponse) -> bytes:
         return await response.content.readany()
     except RuntimeError as exc:  # aiohttp's word for a connection that is lost already
         raise aiohttp.ClientConnectionError(str(exc)) from exc
+
+
+def host_of(url: str) -> str:
+    """The host that an address names, with its port; empty if it names none."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def describe(error: BaseException) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from typing import Any
 
 import pytest
 
-from tests.faults.kit import FULL, Scene, size
+from tests.faults.kit import CALM, FULL, Scene, size
 from tests.faults.tcp_proxy import TcpProxy
+from tests.filehost import Caller, hosted
 from tests.support import eventually
+from worker.work.shares import LINGERS
 
 RATE = 40
 
@@ -146,3 +150,56 @@ async def test_later_replies_differ(scene: Scene) -> None:
     assert all(task["successes"] > 1 for task in oracle.values())
     fetches = sum(f["fetches"] for task in oracle.values() for f in task["files"])
     await scene.judge("18", "later replies differ", notes=f"{fetches} fetches")
+
+
+async def dribble(call: Caller) -> None:
+    """Headers without end, a few bytes at a time, or answers before the answer."""
+    line = b"HTTP/1.1 103 Early Hints\r\n\r\n" if call.number % 2 else b"H"
+    with contextlib.suppress(ConnectionError):
+        for _ in range(600):
+            call.writer.write(line)
+            await call.writer.drain()
+            await asyncio.sleep(1)
+
+
+async def test_hosts_that_hold(scene: Scene) -> None:
+    """Row 24: bodies at a trickle and headers without end; the tasks of others keep their pace."""
+    good = [scene.plant([{"simulate": {"images": ["png"]}}] * size(5, 40)) for _ in range(3)]
+
+    async def pace() -> float:
+        """Seconds for some good tasks, from submission to the last record."""
+        began = time.monotonic()
+        ids = good.pop()
+        await scene.hand_in(ids)
+        await scene.all_final(ids)
+        return time.monotonic() - began
+
+    port = int(scene.simulator.endpoint.rpartition(":")[2])
+    async with (
+        hosted(dribble) as host,
+        TcpProxy("127.0.0.1", port) as proxy,  # a host of its own
+        scene.fleet(workers=1, HARVESTER_MEMORY_BUDGET="100000000"),
+    ):
+        theirs = {"file": "png", "origin": f"http://127.0.0.1:{proxy.port}", "expect": "stored"}
+        slow = theirs | {"faults": [{"fault": "slow", "seconds": size(20, 150)}]}
+        endless = {"fault": "redirect_to", "to": host.url(), "times": 1}
+        held = theirs | {"faults": [endless]}
+        holding = scene.plant(
+            [{"simulate": {"images": [file]}} for file in (slow, held) for _ in range(12)]
+        )
+        async with scene.watched():
+            await pace()  # the workers start
+            usual = await pace()
+            await scene.hand_in(holding)
+            await eventually(lambda: len(host.calls) >= 4, what="requests that are held")
+            took = await pace()
+            states = [
+                await scene.redis.hget(f"{scene.namespace}:task:{task_id}", "state")
+                for task_id in holding
+            ]
+            assert "copying" in states, "they were still held"
+            await scene.all_final()
+    # a loaded machine only reports it
+    assert usual > CALM or took <= 2 * usual + LINGERS + 3, (took, usual)
+    notes = f"good tasks: {took:.1f} s, before {usual:.1f} s"
+    await scene.judge("24", "hosts that hold", notes=notes)

@@ -331,6 +331,10 @@ def reset(body: bytes) -> Script:
     return script
 
 
+def varying(body: bytes) -> Script:
+    return lambda call: call.send("200 OK", body=body[call.number :])
+
+
 def stalled(body: bytes) -> Script:
     async def script(call: Caller) -> None:
         await cut(body)(call)
@@ -343,7 +347,7 @@ INTEGRITY: dict[str, tuple[Callable[[bytes], Script], type[HarvesterError]]] = {
     "it ends early": (cut, SourceFault),
     "it is cut by a reset": (reset, SourceFault),
     "it stalls": (stalled, SourceFault),
-    "it has no announced end": (lambda body: answer(body=body), SourceFault),
+    "it has no announced end, and varies": (varying, SourceFault),
     "it has two lengths": (
         lambda body: answer("Content-Length: 5", f"Content-Length: {len(body)}", body=body),
         SourceFault,

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from tests.integration.test_registry import due, make, submission
 from tests.support import BOUND, eventually
+from worker import engine
 from worker.engine import Drain, Engine, Pace, Parts, _Watchdog
 from worker.errors import RegistryUnavailable
 from worker.registry.client import Client
@@ -29,6 +30,7 @@ class Toy:
 
     def __init__(self, act: Callable[[Claim], Awaitable[str]], slots: int = 10) -> None:
         self.slots = slots
+        self.reserve = 0
         self.most = 0
         self.now = 0
         self.seen: list[str] = []
@@ -69,6 +71,32 @@ async def ended(drain: Drain) -> None:
 async def put_off(claim: Claim) -> str:
     await claim.save(Kind.POLL)
     return "done"
+
+
+async def test_jobs_that_take_long_open_the_slots_that_are_kept_for_that(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they hold up no others, and there are never more than all slots."""
+    over = asyncio.Event()
+
+    async def act(claim: Claim) -> str:
+        await over.wait()
+        return await put_off(claim)
+
+    toy = Toy(act, slots=6)
+    toy.reserve = 3
+    await registry.submit([submission(f"t{n}") for n in range(20)])
+    monkeypatch.setattr(engine, "LINGERS", 1e9)
+    drain = await running(registry, toy)
+    await eventually(lambda: toy.now == 3)
+    await asyncio.sleep(0.5)
+    assert toy.now == 3
+    monkeypatch.setattr(engine, "LINGERS", 0.0)
+    await eventually(lambda: toy.now == 6)
+    over.set()
+    await eventually(lambda: len(toy.seen) >= 20)
+    await ended(drain)
+    assert toy.most <= 6
 
 
 async def test_everything_due_is_worked_within_the_slots(registry: Registry) -> None:
@@ -147,6 +175,29 @@ async def test_work_that_shows_no_life_is_broken_off_and_handed_back(short: Regi
     assert broken_off == ["t1"]
     said = await registry.redis.hget(registry.key("task", "t1"), "last_error")
     assert said == "the work on it showed no life in time"
+    assert registry.tally.take()["jobs_overdue"] == 1
+
+
+async def test_work_that_swallows_a_cancellation_is_broken_off_by_the_next(short: Registry) -> None:
+    registry, swallowed = short, []
+
+    async def hang(claim: Claim) -> str:
+        if swallowed:
+            return await put_off(claim)
+        claim.alive(0)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.append(claim.job.task_id)
+        await asyncio.Event().wait()
+        return "never"
+
+    toy = Toy(hang, slots=1)
+    drain = await running(registry, toy, crash=0)
+    await registry.submit([submission()])
+    drain.wake()
+    await eventually(lambda: toy.seen == ["t1", "t1"])
+    await ended(drain)
     assert registry.tally.take()["jobs_overdue"] == 1
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support import BOUND
 from worker.transfer import budget as module
-from worker.transfer.budget import Budget
+from worker.transfer.budget import Budget, Room
 from worker.wiring import copy_slots
 
 
@@ -200,3 +200,100 @@ async def test_waiting_shows_life(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one byte"):
         Budget(0)
+
+
+# -- hosts ------------------------------------------------------------------------------------
+
+
+async def held(budget: Budget, host: str, size: int = 1, most: int = 100) -> list[Room]:
+    """As many rooms as a host can have at once."""
+    rooms: list[Room] = []
+    while len(rooms) < most and (room := budget.room(size, host=host)).acquire_now():
+        rooms.append(room)
+    return rooms
+
+
+async def test_a_host_that_has_shown_nothing_leaves_room_for_others() -> None:
+    budget = Budget(16)
+    assert [len(await held(budget, host)) for host in "abcde"] == [8, 4, 2, 1, 1]
+
+
+async def test_a_host_that_fills_its_room_at_once_may_have_all() -> None:
+    budget = Budget(16)
+    async with budget.room(1, host="a") as room:
+        room.filled()
+    assert len(await held(budget, "a")) == 16
+
+
+@pytest.mark.parametrize("filled", [True, False])
+async def test_a_host_that_becomes_slow_may_not(
+    filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(16)
+    async with budget.room(1, host="a") as room:
+        room.filled()
+    monkeypatch.setattr(module, "_QUICK", -1.0)
+    async with budget.room(1, host="a") as room:
+        if filled:
+            room.filled()
+    assert len(await held(budget, "a")) == 8
+
+
+async def test_one_that_comes_later_is_served_before_the_rest_of_those_that_wait() -> None:
+    budget, order = Budget(4), []
+
+    async def work(host: str) -> None:
+        async with budget.room(1, host=host):
+            order.append(host)
+            await asyncio.sleep(0)
+
+    rooms = await held(budget, "slow")
+    assert len(rooms) == 2
+    async with asyncio.TaskGroup() as group:
+        for host in ("slow", "slow", "slow", "good", "good"):
+            group.create_task(work(host))
+        await turns()
+        assert order[:2] == ["good", "good"]
+        assert budget.waited_for
+        for room in rooms:
+            room.release()
+    assert order == ["good", "good", "slow", "slow", "slow"]
+    assert not budget.waited_for
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "a", "b", "c"]), st.integers(1, 14)), max_size=40),
+    st.sets(st.sampled_from("abc")),
+)
+def test_all_hosts_are_served_in_the_end(asked: list[tuple[str, int]], quick: set[str]) -> None:
+    async def all_served() -> int:
+        budget, most = Budget(12), 0
+
+        async def work(host: str, size: int) -> None:
+            nonlocal most
+            async with budget.room(size, host=host) as room:
+                most = max(most, budget.used)
+                if host in quick:
+                    room.filled()
+                await asyncio.sleep(0)
+                another = room.another(size)
+                room.release()
+                await another.acquire()
+                another.release()
+
+        async with asyncio.timeout(BOUND):
+            await asyncio.gather(*(work(host, size) for host, size in asked))
+        assert budget.used == 0
+        assert not budget._held
+        return most
+
+    assert asyncio.run(all_served()) <= 12
+
+
+async def test_what_is_remembered_of_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HOSTS", 10)
+    budget = Budget(4)
+    for number in range(100):
+        async with budget.room(1, host=str(number)) as room:
+            room.filled()
+    assert len(budget._quick) == 10

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -13,6 +16,7 @@ from aiohttp.abc import AbstractResolver
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import BOUND, eventually
 from worker.errors import SourceFault, SourceRejected
 from worker.transfer.guard import Guard, is_public
 
@@ -374,3 +378,37 @@ async def test_addresses_are_sent_as_they_were_signed() -> None:
 async def test_timeouts_are_those_of_the_request(port: int) -> None:
     async with Guard(["*"], ["127.0.0.1"]).client(httpx.Timeout(5)) as client:
         assert client.timeout == httpx.Timeout(5)
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop's own threads, which the upstream's and the store's names need, are not taken."""
+    answered, asked_for = threading.Event(), []
+
+    def look(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked_for.append(host)
+        answered.wait(BOUND)
+        raise socket.gaierror(-3, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    guard = Guard(["*"])
+    try:
+        async with guard.session() as session:
+            asked = [
+                asyncio.create_task(fetched(session, f"https://{number}.example/"))
+                for number in range(40)
+            ]
+            await eventually(lambda: len(asked_for) >= min(32, (os.cpu_count() or 1) + 4))
+            async with asyncio.timeout(BOUND / 2):
+                assert await asyncio.to_thread(lambda: "here") == "here"
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        answered.set()
+
+
+async def fetched(session: Any, url: str) -> None:
+    async with session.get(url):
+        pass

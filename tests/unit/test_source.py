@@ -3,10 +3,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from hashlib import sha256
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.filehost import BODY, ETAG, Caller, Script, hosted
 from tests.support import BOUND
@@ -217,8 +224,6 @@ async def header_without_end(call: Caller) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        no_length,
-        no_length_1_0,
         chunks_cut,
         chunk_cut,
         chunk_broken,
@@ -670,21 +675,292 @@ async def test_other_ports_and_private_hosts_are_refused_as_ever(url: str) -> No
             await fetch(source, url)
 
 
+def connecting(error: OSError) -> aiohttp.ClientConnectorError:
+    return aiohttp.ClientConnectorError(None, error)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        connecting(OSError(111, "refused")),
+        aiohttp.ClientConnectorSSLError(None, ssl.SSLError(1, "no")),  # type: ignore[arg-type]
+        aiohttp.ClientConnectorCertificateError(None, ssl.CertificateError(1, "expired")),  # type: ignore[arg-type]
+    ],
+    ids=lambda cause: type(cause).__name__,
+)
 async def test_a_host_that_speaks_no_https_is_refused_in_the_end(
-    monkeypatch: pytest.MonkeyPatch,
+    cause: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard = Guard(("*",))
     async with guard.session() as session:
         source = Source(session, guard, max_file_bytes=LIMIT)
-        monkeypatch.setattr(module, "_TLS_AGAIN", 0.0)
+        monkeypatch.setattr(module, "_TLS_AGAIN", (0.0, 20.0))
         tries: list[str] = []
 
         async def request(url: str, headers: object) -> object:
             tries.append(url)
-            cause = aiohttp.ClientConnectorError(None, OSError(111, "refused"))  # type: ignore[arg-type]
             raise SourceFault("the file's host does not answer") from cause
 
         monkeypatch.setattr(source, "_request", request)
-        with pytest.raises(SourceRejected, match="does not speak https"):
+        with pytest.raises(SourceRejected, match="does not speak https") as caught:
             await fetch(source, "http://files.example/a")
+    assert caught.value.retry_after == 20
     assert tries == ["https://files.example/a"] * 2
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        socket.gaierror(-3, "temporary failure in name resolution"),
+        connecting(OSError(101, "network is unreachable")),
+        connecting(OSError(113, "no route to host")),
+        aiohttp.ConnectionTimeoutError("connect"),
+        aiohttp.ServerDisconnectedError(),
+    ],
+    ids=lambda cause: type(cause).__name__,
+)
+async def test_a_host_that_was_not_reached_has_not_refused_https(
+    cause: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard(("*",))
+    async with guard.session() as session:
+        source = Source(session, guard, max_file_bytes=LIMIT)
+
+        async def request(url: str, headers: object) -> object:
+            raise SourceFault("the file's host does not answer") from cause
+
+        monkeypatch.setattr(source, "_request", request)
+        with pytest.raises(SourceFault):
+            await fetch(source, "http://files.example/a")
+
+
+async def test_plain_http_on_the_port_of_https_is_no_tls() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, reaching() as source:
+        with pytest.raises(SourceFault) as caught:
+            await fetch(source, f"https://127.0.0.1:{port}/a")
+    assert module._speaks_no_tls(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        ("http://files.example/b?c", "https://files.example/b?c"),
+        ("http://files.example:080/b", "https://files.example/b"),
+        ("//other.example/b", "https://other.example/b"),
+    ],
+)
+async def test_a_redirection_to_plain_http_is_followed_over_https(
+    location: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard(("*",))
+    async with guard.session() as session:
+        source = Source(session, guard, max_file_bytes=LIMIT)
+        seen: list[str] = []
+
+        async def request(url: str, headers: object) -> object:
+            seen.append(url)
+            if len(seen) == 2:
+                raise SourceFault("enough")
+            headers = {"location": location}
+            return SimpleNamespace(status=302, headers=headers, close=lambda: None)
+
+        monkeypatch.setattr(source, "_request", request)
+        with pytest.raises(SourceFault, match="enough"):
+            await fetch(source, "https://files.example/a")
+    assert seen[1] == asked
+
+
+# -- headers in the wild ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "coding",
+    ["aws-chunked", "UTF-8", "binary", "identity, identity", "identity,aws-chunked", "", "none"],
+)
+async def test_an_unknown_coding_is_no_compression(coding: str) -> None:
+    assert await fetched(lambda call: call.whole(f"Content-Encoding: {coding}")) == BODY
+
+
+@pytest.mark.parametrize(
+    "coding", ["GZip", "identity, br", "aws-chunked,gzip", "x-gzip", "zstd", "deflate", "compress"]
+)
+async def test_a_compression_is_one_wherever_it_is_named(coding: str) -> None:
+    with pytest.raises(SourceFault, match="compresses"):
+        await fetched(lambda call: call.whole(f"Content-Encoding: {coding}"))
+
+
+async def test_long_headers_and_many_are_read() -> None:
+    long = f"X-Long: {'a' * (64 * 1024 - 100)}"
+    many = [f"X-{number}: {number}" for number in range(997)]
+    assert await fetched(lambda call: call.whole(long, *many)) == BODY
+
+
+async def too_many(call: Caller) -> None:
+    await call.whole(*(f"X-{number}: 1" for number in range(1100)))
+
+
+async def too_long_in_all(call: Caller) -> None:
+    await call.whole(*(f"X-{number}: {'a' * 60_000}" for number in range(100)))
+
+
+async def early_without_end(call: Caller) -> None:
+    for _ in range(4000):
+        await call.send("103 Early Hints", f"Link: </{'a' * 1000}>")
+    await call.whole()
+
+
+async def extensions_without_end(call: Caller) -> None:
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=b"5;")
+    for _ in range(400):
+        await call.raw(b"a" * 10_000)
+    await call.raw(b"\r\n12345\r\n0\r\n\r\n")
+
+
+async def trailers_without_end(call: Caller) -> None:
+    await call.send("200 OK", "Transfer-Encoding: chunked", body=b"5\r\n12345\r\n0\r\n")
+    for number in range(400):
+        await call.raw(b"x%d: %b\r\n" % (number, b"a" * 10_000))
+    await call.raw(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [too_many, too_long_in_all, early_without_end, extensions_without_end, trailers_without_end],
+)
+async def test_what_is_no_body_is_bounded_in_all(script: Script) -> None:
+    with pytest.raises(SourceFault):
+        await fetched(script)
+
+
+async def test_a_kept_connection_has_its_headers_counted_from_the_start() -> None:
+    async def script(call: Caller) -> None:
+        await call.whole(*(f"X-{number}: {'a' * 60_000}" for number in range(10)))
+
+    async with hosted(script, keep=True) as host, reaching() as source:
+        for _ in range(3):
+            assert await fetch(source, host.url()) == BODY
+
+
+async def test_a_status_of_203_is_the_file() -> None:
+    length = f"Content-Length: {len(BODY)}"
+    assert await fetched(lambda call: call.send("203 Who", length, body=BODY)) == BODY
+
+
+def part_of(content_range: str, *headers: str) -> Script:
+    return lambda call: call.send(
+        "206 Partial Content", f"Content-Range: {content_range}", *headers, body=BODY
+    )
+
+
+@pytest.mark.parametrize("headers", [(f"Content-Length: {len(BODY)}",), ()])
+async def test_a_part_that_is_the_whole_is_the_file(headers: tuple[str, ...]) -> None:
+    assert await fetched(part_of(f"bytes 0-{len(BODY) - 1}/{len(BODY)}", *headers)) == BODY
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    ["bytes 0-2047/*", "bytes 0-2047/4096", "bytes 1-2048/2048", "bytes 0-99/100", "whole", ""],
+)
+async def test_a_part_that_is_not_the_whole_is_a_fault(content_range: str) -> None:
+    with pytest.raises(SourceFault):
+        await fetched(part_of(content_range, f"Content-Length: {len(BODY)}"))
+
+
+async def waited(value: str, status: str = "503 Busy") -> float:
+    with pytest.raises(SourceFault) as caught:
+        await fetched(lambda call: call.send(status, f"Retry-After: {value}", "Content-Length: 0"))
+    return caught.value.retry_after
+
+
+async def test_a_host_says_how_long_it_wants_to_be_left_alone() -> None:
+    assert await waited("17") == 17
+    assert await waited("17", "429 Slow Down") == 17
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 0 < await waited(soon) <= 60
+
+
+@pytest.mark.parametrize("value", ["999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_no_host_is_left_alone_for_long(value: str) -> None:
+    assert await waited(value) == module._LONGEST_WAIT
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "-5",
+        "soon",
+        "1e9",
+        "1.5",
+        "9" * 10_000,
+        "Fri, 31 Dec 1999 23:59:59 GMT",
+        "Fri, 99",
+        "\xff",
+    ],
+)
+async def test_what_says_no_time_is_none(value: str) -> None:
+    assert await waited(value) == 0
+
+
+@given(st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=200))
+def test_whatever_stands_in_retry_after_is_a_time_within_its_bound(value: str) -> None:
+    response = SimpleNamespace(headers={"retry-after": value})
+    assert 0 <= module._retry_after(response) <= module._LONGEST_WAIT  # type: ignore[arg-type]
+
+
+# -- a body that the close of its connection ends ---------------------------------------------
+
+
+@pytest.mark.parametrize("script", [no_length, no_length_1_0])
+async def test_a_body_that_ends_by_close_counts_if_it_comes_twice(script: Script) -> None:
+    async with (
+        hosted(script) as host,
+        reaching() as source,
+        source.open(host.url()) as download,
+    ):
+        assert await read(download, len(BODY) + 1) == BODY
+        assert await download.at_end()
+        assert download.ends_by_close
+        await download.confirm(sha256(BODY).digest(), lambda count: None)
+    assert len(host.calls) == 2
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda call: call.send("200 OK", body=BODY[:-1]),
+        lambda call: call.send("200 OK", body=BODY + b"x"),
+        lambda call: call.whole(body=BODY[::-1]),
+        reset,
+        lambda call: call.send("503 Busy", "Content-Length: 0"),
+    ],
+)
+async def test_a_body_that_ends_by_close_and_varies_is_a_fault(again: Script) -> None:
+    async def script(call: Caller) -> None:
+        await (again if call.number else no_length)(call)
+
+    async with (
+        hosted(script) as host,
+        reaching() as source,
+        source.open(host.url()) as download,
+    ):
+        assert await read(download, len(BODY) + 1) == BODY
+        with pytest.raises(SourceFault):
+            await download.confirm(sha256(BODY).digest(), lambda count: None)
+
+
+async def test_a_body_whose_end_is_known_is_fetched_once() -> None:
+    async with (
+        hosted(Caller.whole) as host,
+        reaching() as source,
+        source.open(host.url()) as download,
+    ):
+        await read(download, len(BODY))
+        await download.confirm(b"", lambda count: None)
+    assert len(host.calls) == 1

@@ -21,6 +21,7 @@ from worker.engine import Drain, Pace
 from worker.errors import LeaseLost, StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.registry.records import Kind
 from worker.work.claim import insist
+from worker.work.copy import CopyWork
 
 Go = Callable[[House], Awaitable[str]]
 
@@ -231,6 +232,16 @@ async def _(house: House) -> str:
     return word
 
 
+@way(Kind.COPY, "crowded", Kind.COPY)
+async def _(house: House) -> str:
+    await house.copying(house.file("/0"))
+    work = house.works[Kind.FETCH]
+    assert isinstance(work, CopyWork)
+    answers = iter([False])
+    work._shares.fits = lambda host: next(answers, True)  # type: ignore[method-assign]
+    return await house.step(Kind.COPY)
+
+
 @way(Kind.COPY, "stored")
 async def _(house: House) -> str:
     await house.copying(house.file("/0", GONE, serving(picture())))
@@ -388,6 +399,35 @@ def test_no_way_out_is_missing() -> None:
     taken = {kind: {w.word for w in WAYS.values() if w.kind is kind} for kind in Kind}
     assert words("work/poll.py", "core/polling.py") == taken[Kind.POLL]
     assert words("work/copy.py", "work/endings.py") == taken[Kind.COPY]
+
+
+# -- what workers that know no set of files leave -----------------------------------------------
+
+
+async def test_a_task_that_also_stands_where_files_are_moved_is_worked_on_there(
+    house: House,
+) -> None:
+    """Their search for lost tasks puts it into the other set as well, even while it is claimed."""
+    await house.copying(house.file("/0"))
+    redis, key = house.registry.redis, house.registry.key
+    claim = await house.claim(Kind.FETCH)
+    await redis.zadd(key("due", "copy"), {T: 0})
+    batch = await house.registry.claim(Kind.COPY, limit=10, in_hand=0, slots=4)
+    assert not batch.jobs
+    assert await redis.zscore(key("due", "copy"), T) is None
+    assert await house.work(claim) == "stored"
+
+
+async def test_a_task_that_they_have_ended_is_not_worked_on_again(house: House) -> None:
+    await house.copying(house.file("/0"))
+    assert await house.step(Kind.COPY) == "stored"
+    redis, key = house.registry.redis, house.registry.key
+    await redis.zadd(key("due", "fetch"), {T: 0})
+    before = await house.record()
+    batch = await house.registry.claim(Kind.FETCH, limit=10, in_hand=0, slots=4)
+    assert not batch.jobs
+    assert await redis.zscore(key("due", "fetch"), T) is None
+    assert await house.record() == before
 
 
 # -- the engine's -----------------------------------------------------------------------------

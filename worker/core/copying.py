@@ -168,10 +168,9 @@ class Files:
         """The store refused the object."""
         return machine.on_refused(self._trial(number), error, gaps, chance=chance)
 
-    def unsettled(self, number: int, error: str, gaps: Gaps) -> Verdict:
-        """It would be lost for its age, by a clock that may have stepped."""
-        trial = replace(self._trial(number), error=error)
-        return machine.TryAgain(trial=trial, delay=gaps.unsettled)
+    def put_off(self, number: int, error: str, delay: float) -> Verdict:
+        """It is tried again after ``delay`` seconds, and nothing is held against it."""
+        return machine.TryAgain(trial=replace(self._trial(number), error=error), delay=delay)
 
     def _trial(self, number: int) -> machine.Trial:
         return self.trials[number][0] if number in self.trials else machine.Trial()

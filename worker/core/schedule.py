@@ -89,10 +89,10 @@ class Gaps:
     ``blocked``: while a circuit is open; it decides itself when a probe may go. ``store``: after
     the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
     store refused the object. ``fresh``: before the first, second, third… fresh address of a file
-    that is gone. ``rejected``: before a file that breaks a rule is
-    looked at again. ``unsettled``: until the clock may be believed. ``newer``: until a newer worker
-    may take what only it can read. ``webhook``: after each failed attempt of a callback; three days
-    in all.
+    that is gone. ``rejected``: before a file that breaks a rule is looked at again. ``crowded``:
+    before a task is due again whose host has its share of the slots. ``unsettled``: until the clock
+    may be believed. ``newer``: until a newer worker may take what only it can read. ``webhook``:
+    after each failed attempt of a callback; three days in all.
     """
 
     upstream: Backoff = Backoff(longest=30)
@@ -104,6 +104,7 @@ class Gaps:
     refused: Backoff = Backoff(first=2, longest=60)
     fresh: tuple[float, ...] = (0.0, 15.0, 30.0)
     rejected: float = 2.0
+    crowded: float = 10.0
     unsettled: float = 10.0
     newer: float = 5.0
     webhook: tuple[float, ...] = (
@@ -124,6 +125,7 @@ class Gaps:
             refused=never,
             fresh=(0.0, 0.0, 0.0),
             rejected=0,
+            crowded=0,
             unsettled=0,
             newer=0,
             webhook=(0.0,) * 14,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import hashlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol
@@ -19,12 +18,13 @@ import structlog
 from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
+from worker.http import host_of
 from worker.transfer import media, names, sniff
+from worker.transfer.part import PartBuffer
 from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-    from hashlib import _Hash
 
     from worker.transfer.budget import Budget, Room
     from worker.transfer.sniff import Kind
@@ -71,7 +71,7 @@ class Hold(Protocol):
         """Bytes have moved."""
 
     def reading(self, now: bool) -> None:
-        """The file's host is being read from now on, or no longer."""
+        """The file's host is waited for from now on, or no longer."""
 
     def arrived(self, count: int) -> None:
         """So many bytes have come from the file's host."""
@@ -141,6 +141,11 @@ class Copier:
         self._options = put_options
         self._aborting: set[asyncio.Task[None]] = set()
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether another file waits for memory."""
+        return self._budget.waited_for
+
     async def copy(self, job: CopyJob, hold: Hold) -> StoredFile:
         """Copy one file and return it once the store is seen to hold all of it.
 
@@ -150,17 +155,19 @@ class Copier:
         """
         await self._store.ready()
         async with self._budget.room(
-            self._part_size, expires=job.expires, waiting=hold.progress
+            self._part_size, host=host_of(job.url), expires=job.expires, waiting=hold.progress
         ) as room:
+            hold.reading(True)
             async with self._source.open(job.url, progress=hold.progress) as download:
                 limit = self._part_limit(download)
                 if limit > room.size:
                     await room.again(limit)
                 elif download.length is not None:
                     room.shrink(min(limit, download.length))
-                part = _Part(min(limit, download.length or limit))
+                part = PartBuffer(min(limit, download.length or limit))
                 kind = await self._kind(job, download, part, hold)
                 await self._fill(download, part, hold)
+                room.filled()
                 width, height = sniff.dimensions(part.data, kind)
                 clip = media.facts(part.data, kind)
                 if clip.sound and kind.content_type == "video/mp4":
@@ -177,6 +184,7 @@ class Copier:
                 )
                 if not await self._ended(download):
                     return await self._copy_parts(file, download, part, room, hold)
+                await self._confirm(download, part.digest(), hold)
             return await self._copy_whole(file, part, hold)
 
     def _part_limit(self, download: Download) -> int:
@@ -186,7 +194,7 @@ class Copier:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def _kind(self, job: CopyJob, download: Download, part: _Part, hold: Hold) -> Kind:
+    async def _kind(self, job: CopyJob, download: Download, part: PartBuffer, hold: Hold) -> Kind:
         """What the file is, from its first bytes; refuses what may not be stored."""
         await self._fill(download, part, hold, most=sniff.HEAD_BYTES)
         head = bytes(part.data)
@@ -205,7 +213,7 @@ class Copier:
         return kind
 
     async def _fill(
-        self, download: Download, part: _Part, hold: Hold, *, most: int | None = None
+        self, download: Download, part: PartBuffer, hold: Hold, *, most: int | None = None
     ) -> None:
         """Read until the part is full, or has got ``most`` bytes more, or the file ends."""
 
@@ -233,9 +241,21 @@ class Copier:
         except TimeoutError:
             raise SourceFault("the file's host is too slow to end the file") from None
 
+    async def _confirm(self, download: Download, sha256: bytes, hold: Hold) -> None:
+        """See that a file is whole of which only the close of its connection told the end."""
+        parts = 1 + download.received // self._part_size
+        hold.reading(True)
+        try:
+            async with asyncio.timeout(parts * self._part_seconds):
+                await download.confirm(sha256, hold.arrived)
+        except TimeoutError:
+            raise SourceFault("the file's host is too slow to send the file again") from None
+        finally:
+            hold.reading(False)
+
     # -- a file that fits one part ------------------------------------------------------------
 
-    async def _copy_whole(self, file: _File, part: _Part, hold: Hold) -> StoredFile:
+    async def _copy_whole(self, file: _File, part: PartBuffer, hold: Hold) -> StoredFile:
         content = _Content(size=len(part), sha256=part.digest(), checksum=_base64(part.digest()))
         checked = not self._store.gives_checksums
 
@@ -263,10 +283,11 @@ class Copier:
     # -- a file of many parts -----------------------------------------------------------------
 
     async def _copy_parts(
-        self, file: _File, download: Download, part: _Part, room: Room, hold: Hold
+        self, file: _File, download: Download, part: PartBuffer, room: Room, hold: Hold
     ) -> StoredFile:
         async with self._upload(file) as upload:
             parts = await self._send_parts(upload, download, part, room, hold)
+            await self._confirm(download, part.whole(), hold)
             content = _Content(
                 size=download.received, sha256=part.whole(), checksum=composite_checksum(parts)
             )
@@ -281,7 +302,7 @@ class Copier:
         return file.stored(content)
 
     async def _send_parts(
-        self, upload: Upload, download: Download, part: _Part, room: Room, hold: Hold
+        self, upload: Upload, download: Download, part: PartBuffer, room: Room, hold: Hold
     ) -> list[Part]:
         """Send all parts; the next one is read while others are on their way."""
         limit = read = len(part)
@@ -299,10 +320,11 @@ class Copier:
                 if await self._ended(download):
                     return [await task for task in sending]
                 left = limit if download.length is None else download.length - read
-                room = await self._next_room(sending, min(limit, left), hold)
+                room = await self._next_room(room, sending, min(limit, left), hold)
                 rooms.append(room)
                 part.begin(min(limit, left))
                 await self._fill(download, part, hold)
+                room.filled()
                 read += len(part)
         finally:
             for task in sending:
@@ -329,7 +351,7 @@ class Copier:
             room.release()
 
     async def _next_room(
-        self, sending: Sequence[asyncio.Task[Part]], size: int, hold: Hold
+        self, room: Room, sending: Sequence[asyncio.Task[Part]], size: int, hold: Hold
     ) -> Room:
         """Room for one more part: beside others as long as nobody waits, else after them."""
         while True:
@@ -337,7 +359,7 @@ class Copier:
             for task in sending:
                 if task.done():
                     task.result()
-            room = self._budget.room(size, begun=True, waiting=hold.progress)
+            room = room.another(size)
             if not busy:
                 await room.acquire()
                 return room
@@ -427,58 +449,6 @@ class Copier:
             return ""
         digest = await self._store.digest(key, progress=hold.progress)
         return "" if digest == content.sha256 else "has other bytes"
-
-
-class _Part:
-    """The part that is being read, hashed as it comes, and the hash of all parts so far."""
-
-    def __init__(self, size: int) -> None:
-        self._whole: _Hash | None = None
-        self.begin(size)
-
-    def begin(self, size: int) -> None:
-        """Begin a part of at most ``size`` bytes."""
-        self._room = memoryview(bytearray(size))
-        self._used = 0
-        self._hash = hashlib.sha256()
-
-    def __len__(self) -> int:
-        return self._used
-
-    @property
-    def data(self) -> memoryview:
-        """What has been read of this part."""
-        return self._room[: self._used]
-
-    @property
-    def rest(self) -> memoryview:
-        """Room for the rest of it."""
-        return self._room[self._used :]
-
-    def arrived(self, count: int) -> None:
-        """Take in ``count`` bytes more, which have been written into the rest."""
-        end = self._used + count
-        piece = self._room[self._used : end]
-        self._used = end
-        self._hash.update(piece)
-        if self._whole is not None:
-            self._whole.update(piece)
-
-    def take(self) -> tuple[memoryview, bytes]:
-        """The part and its SHA-256, to be sent; keeps nothing but the hash of all so far."""
-        taken = self.data, self.digest()
-        if self._whole is None:
-            self._whole = self._hash
-        self._room, self._used = memoryview(b""), 0
-        return taken
-
-    def digest(self) -> bytes:
-        """The SHA-256 of this part."""
-        return self._hash.digest()
-
-    def whole(self) -> bytes:
-        """The SHA-256 of everything so far."""
-        return (self._whole or self._hash).digest()
 
 
 def _base64(digest: bytes) -> str:

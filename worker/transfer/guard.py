@@ -7,10 +7,14 @@ resolved to, of which only allowed ones are connected to.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from functools import partial
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -24,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 
 from worker.errors import SourceFault, SourceRejected
 from worker.http import make_client, make_session
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Callable, Collection, Sequence
 
@@ -80,6 +85,10 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
+_IDLE_BYTES = 1024 * 1024
+"""What a host may send between two bytes of a body, or before the first one."""
+_LOOKUPS = 32
+
 _LAST_PORT = 65535
 _HTTPS_PORT = 443
 
@@ -123,7 +132,7 @@ class Guard:
         allow_private: Sequence[str] = (),
         *,
         ports: Collection[int] | None = None,
-        lookup: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
+        lookup: Callable[[], AbstractResolver] | None = None,
     ) -> None:
         self._hosts = tuple(glob.lower() for glob in allow_hosts)
         self._networks = [network for network in map(_network, allow_private) if network]
@@ -131,7 +140,7 @@ class Guard:
             entry.lower() for entry in allow_private if _network(entry) is None
         )
         self._ports = ports
-        self._lookup = lookup
+        self._lookup = lookup or _lookup
 
     def check_url(self, url: str) -> str:
         """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
@@ -208,6 +217,7 @@ class _Connector(aiohttp.TCPConnector):
             resolver=resolver, ssl=context, use_dns_cache=False, limit=0, keepalive_timeout=15
         )
         self._guard = guard
+        self._factory = partial(_Handler, self._loop)  # type: ignore[assignment]
 
     async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Any:
         url = req.url
@@ -217,6 +227,64 @@ class _Connector(aiohttp.TCPConnector):
             return await super().connect(req, *args, **options)
         finally:
             _oddity.reset(token)
+
+
+class _Handler(ResponseHandler):
+    """Breaks off a connection that brings too much between two bytes of a body.
+
+    That bounds what headers, answers before the answer (1xx), extensions of chunks and trailers
+    hold in memory and take to be parsed, in all.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._idle = 0
+
+    def set_response_params(self, **params: Any) -> None:
+        """Begin with a response."""
+        self._payload, self._idle = None, 0
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what has come."""
+        before = self._payload, self._arrived()
+        super().data_received(data)
+        after = self._payload, self._arrived()
+        if after[1] and before != after:
+            self._idle = 0
+            return
+        self._idle += len(data)
+        if self._idle > _IDLE_BYTES and self.transport is not None:
+            self.transport.close()
+            self.set_exception(HttpProcessingError(message="too many bytes without a body"))
+
+    def _arrived(self) -> int:
+        """How many bytes of a body have come."""
+        return getattr(self._payload, "total_bytes", 0)
+
+
+class _Names:
+    """What aiohttp needs of a loop to look names up, with threads that nothing else needs.
+
+    The loop's own are few, and the upstream's and the store's names need them, whatever the names
+    of files' hosts take.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="names")
+
+    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
+        """As the loop's."""
+        look = partial(socket.getaddrinfo, *args, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, look)
+
+    async def getnameinfo(self, *args: Any) -> Any:
+        """As the loop's; looks nothing up for numbers."""
+        return await asyncio.get_running_loop().getnameinfo(*args)
+
+
+def _lookup() -> AbstractResolver:
+    return aiohttp.ThreadedResolver(_Names())  # type: ignore[arg-type]
 
 
 class _Resolver(AbstractResolver):

@@ -1,15 +1,20 @@
 """Fetching a file from an address that the upstream gave.
 
 What comes out is complete or an error: a body counts as whole only if it has the length that was
-announced or, sent in chunks, its last chunk (RFC 9112, sections 6 and 7.1).
+announced or, sent in chunks, its last chunk (RFC 9112, sections 6 and 7.1). One that the close of
+its connection ends has to come a second time with the same digest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import re
+import ssl
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -32,10 +37,33 @@ MAX_REDIRECTS = 5
 LONG_BODY = 8 * 1024 * 1024
 """Bytes from which on a body is worth a connection of its own."""
 
-_TLS_AGAIN = 1.0  # seconds
+_HEADER_BYTES = 64 * 1024  # of one line; the guard's connections bound all of them
+_HEADER_LINES = 1000
+_TLS_AGAIN = (1.0, 20.0)  # seconds: until the second try, and until another request makes more
+_LONGEST_WAIT = 300.0  # seconds that a host may ask for
+_DIGEST_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_WHOLE = frozenset({HTTPStatus.OK, HTTPStatus.NON_AUTHORITATIVE_INFORMATION})
 _GONE = frozenset({403, 404, 410})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
+_SECONDS = re.compile(r"[0-9]{1,9}")
+_DEFAULT_PORT = re.compile(r":0*80$")
+# IANA HTTP Content Coding Registry; any other word, such as "aws-chunked", changes no byte
+_COMPRESSED = frozenset(
+    {
+        "br",
+        "compress",
+        "dcb",
+        "dcz",
+        "deflate",
+        "exi",
+        "gzip",
+        "pack200-gzip",
+        "x-compress",
+        "x-gzip",
+        "zstd",
+    }
+)
 
 
 def _secured(url: str) -> str | None:
@@ -46,7 +74,16 @@ def _secured(url: str) -> str | None:
             return None
     except ValueError:  # the guard says what is wrong with it
         return None
-    return parts._replace(scheme="https", netloc=parts.netloc.removesuffix(":80")).geturl()
+    return parts._replace(scheme="https", netloc=_DEFAULT_PORT.sub("", parts.netloc)).geturl()
+
+
+def _speaks_no_tls(error: BaseException | None) -> bool:
+    """Whether a host refused TLS, in contrast to one that was not reached or did not answer."""
+    if isinstance(error, ssl.SSLError):
+        return True
+    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+        error.os_error, ssl.SSLError | ConnectionRefusedError
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -139,10 +176,18 @@ class Source:
                 target = httpx.URL(url).join(response.headers["location"])
             except (KeyError, ValueError, httpx.InvalidURL):
                 raise SourceFault("a redirection that leads nowhere") from None
-            if url.startswith("https:") and target.scheme == "http":
-                raise SourceRejected("a redirection from https to plain http is not allowed")
-            url = str(target)
+            url = self._onward(url, str(target))
         raise SourceFault(f"more than {MAX_REDIRECTS} redirections")
+
+    def _onward(self, url: str, target: str) -> str:
+        """Where a redirection leads: never from https to plain http, even where that is allowed."""
+        if not url.startswith("https:") or not target.startswith("http:"):
+            return target
+        try:
+            self._guard.check_url(target)
+        except SourceRejected:
+            return _secured(target) or target
+        raise SourceRejected("a redirection from https to plain http is not allowed")
 
     async def _ask(
         self, url: str, headers: Mapping[str, str]
@@ -159,18 +204,21 @@ class Source:
             if secure is None:
                 raise
         secure = self._guard.check_url(secure)
-        for last in (False, True):
-            try:
-                return secure, await self._request(secure, headers)
-            except SourceFault as error:
-                if not isinstance(error.__cause__, aiohttp.ClientConnectorError):
-                    raise
-                if last:
-                    raise SourceRejected(
-                        "plain http is not allowed, and the host does not speak https"
-                    ) from error
-            await asyncio.sleep(_TLS_AGAIN)
-        raise AssertionError  # the last one has returned or raised
+        try:
+            return secure, await self._request(secure, headers)
+        except SourceFault as error:
+            if not _speaks_no_tls(error.__cause__):
+                raise
+        await asyncio.sleep(_TLS_AGAIN[0])
+        try:
+            return secure, await self._request(secure, headers)
+        except SourceFault as error:
+            if not _speaks_no_tls(error.__cause__):
+                raise
+            raise SourceRejected(
+                "plain http is not allowed, and the host does not speak https",
+                retry_after=_TLS_AGAIN[1],
+            ) from error
 
     async def _request(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         try:
@@ -179,21 +227,24 @@ class Source:
                 headers=headers,
                 timeout=self._timeout,
                 allow_redirects=False,
+                max_line_size=_HEADER_BYTES,
+                max_field_size=_HEADER_BYTES,
+                max_headers=_HEADER_LINES,
             )
         except BROKEN as exc:
             raise SourceFault(f"the file's host does not answer: {describe(exc)}") from exc
 
     def _announced(self, response: aiohttp.ClientResponse) -> int | None:
-        """The length that a whole answer (200) announces; ``None`` if it comes in chunks."""
-        if response.status != HTTPStatus.OK:
+        """The length that an answer with the whole file announces; ``None`` if it does not."""
+        length: int | None
+        if response.status == HTTPStatus.PARTIAL_CONTENT:
+            length = _length_of_all(response)
+        elif response.status in _WHOLE:
+            length = response.content_length
+        else:
             raise _status_error(response)
         _check_coding(response)
-        if "content-length" not in response.headers:
-            if "transfer-encoding" in response.headers:
-                return None
-            raise SourceFault("the file's host does not say where the file ends")
-        length = int(response.headers["content-length"])
-        if length > self.max_file_bytes:
+        if length is not None and length > self.max_file_bytes:
             raise self._too_large()
         return length
 
@@ -208,7 +259,11 @@ class Source:
 
 
 class Download:
-    """The body of one file, whatever connections it takes. ``length`` is ``None`` until known."""
+    """The body of one file, whatever connections it takes. ``length`` is ``None`` until known.
+
+    ``ends_by_close``: nothing but the close of the connection says where the file ends, so that it
+    is not known to be whole before :meth:`confirm`.
+    """
 
     def __init__(
         self,
@@ -221,6 +276,9 @@ class Download:
         self.received = 0
         self._source = source
         self._address = address
+        self.ends_by_close = length is None and "chunked" not in _words(
+            response, "transfer-encoding"
+        )
         self._validator = _validator(response)
         self._peeked = memoryview(b"")
         self._resumes = 0
@@ -243,6 +301,23 @@ class Download:
             one = memoryview(bytearray(1))
             self._peeked = one[: await self._fill(one, lambda count: None)]
         return not self._peeked
+
+    async def confirm(self, sha256: bytes, arrived: Arrived) -> None:
+        """Fetch a file that is here once more, if need be, to see that it is whole.
+
+        ``sha256`` is the digest of all of it. Raises what :meth:`Source.open` raises, and
+        :class:`SourceFault` if other bytes come.
+        """
+        if not self.ends_by_close:
+            return
+        digest, room = hashlib.sha256(), memoryview(bytearray(_DIGEST_BYTES))
+        async with self._source.open(
+            self._address.url, progress=self._address.progress
+        ) as download:
+            while count := await download.fill(room, arrived):
+                digest.update(room[:count])
+        if digest.digest() != sha256:
+            raise SourceFault("the file's host does not say where the file ends, and it varies")
 
     async def _fill(self, room: memoryview, arrived: Arrived) -> int:
         begun = self.received
@@ -312,7 +387,7 @@ class Download:
             raise SourceFault(f"{broken}; the file has another length now")
         if total > self._source.max_file_bytes:
             raise self._source._too_large()
-        self.length = total
+        self.length, self.ends_by_close = total, False
 
 
 def _validator(response: aiohttp.ClientResponse) -> str:
@@ -331,12 +406,46 @@ def _same(validator: str, response: aiohttp.ClientResponse) -> bool:
     return bool(response.headers.get("last-modified", validator) == validator)
 
 
+def _words(response: aiohttp.ClientResponse, header: str) -> set[str]:
+    return {
+        word.strip().lower()
+        for line in response.headers.getall(header, ())
+        for word in line.split(",")
+        if word.strip()
+    }
+
+
 def _check_coding(response: aiohttp.ClientResponse) -> None:
-    for header, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
-        if response.headers.get(header, plain).strip().lower() not in ("", plain):
-            raise SourceFault("the file's host compresses what it was asked not to")
+    if (
+        _words(response, "content-encoding") & _COMPRESSED
+        or _words(response, "transfer-encoding") & _COMPRESSED
+    ):
+        raise SourceFault("the file's host compresses what it was asked not to")
+
+
+def _length_of_all(response: aiohttp.ClientResponse) -> int:
+    """The length of the file, if a part (206) that nobody asked for is all of it."""
+    given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+    if given is None or given[3] == "*" or int(given[1]) or int(given[2]) + 1 != int(given[3]):
+        raise SourceFault("the file's host sends a part of the file")
+    return int(given[3])
 
 
 def _status_error(response: aiohttp.ClientResponse) -> Exception:
-    kind = SourceGone if response.status in _GONE else SourceFault
-    return kind(f"the file's host answers {response.status}")
+    said = f"the file's host answers {response.status}"
+    if response.status in _GONE:
+        return SourceGone(said)
+    return SourceFault(said, retry_after=_retry_after(response))
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    """Seconds that the host wants to be left alone (RFC 9110, section 10.2.3), up to a bound."""
+    value = response.headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(value):
+        seconds = float(value)
+    else:
+        try:
+            seconds = parsedate_to_datetime(value[:64]).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return 0.0
+    return min(max(0.0, seconds), _LONGEST_WAIT)

@@ -127,11 +127,13 @@ class Claim:
 class Work(Protocol):
     """The work of one kind. Ends the claim by a save, or raises.
 
-    Returns a word for the report (``stored``, ``pending``…).
+    Returns a word for the report (``stored``, ``pending``…). ``reserve`` of the ``slots`` are for
+    jobs that take long: each opens one for another job.
     """
 
     kind: Kind
     slots: int
+    reserve: int
 
     async def __call__(self, claim: Claim) -> str:
         """Work on a claimed job."""

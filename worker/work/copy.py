@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,13 +28,16 @@ from worker.errors import (
     UpstreamRefused,
     UpstreamThrottled,
 )
+from worker.http import host_of
 from worker.offload import offload
 from worker.registry.records import Kind
 from worker.transfer.copier import CopyJob
+from worker.work import shares
 from worker.work.circuit import Circuit
 from worker.work.claim import insist
 from worker.work.endings import STORE_STEP
 from worker.work.group import first_error
+from worker.work.shares import Shares, Speed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +57,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.copy")
 
 _FILES_AT_ONCE = 4
-_FLOOR = 64 * 1024  # bytes a second
-_FLOOR_SECONDS = 60.0
+_CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
 _CANCELED = "canceled on request"
 
 
@@ -65,9 +67,7 @@ class _Hold:
     def __init__(self, claim: Claim, number: int) -> None:
         self._claim = claim
         self._number = number
-        self._bytes = 0
-        self._seconds = 0.0
-        self._begun: float | None = None
+        self.speed = Speed(claim.job.note(f"slow:{number}"))
 
     async def reserve(self, key: str) -> str:
         """Fix the file's object key; returns the first one ever fixed."""
@@ -89,29 +89,17 @@ class _Hold:
         self._claim.alive(STORE_STEP)
 
     def reading(self, now: bool) -> None:
-        """The file's host is being read from now on, or no longer."""
-        time = asyncio.get_running_loop().time()
-        if not now and self._begun is not None:
-            self._seconds += time - self._begun
-        self._begun = time if now else None
+        """The file's host is waited for from now on, or no longer."""
+        self.speed.reading(now)
 
     def arrived(self, count: int) -> None:
         """So many bytes have come from the file's host."""
-        self._bytes += count
+        self.speed.arrived(count)
         self.progress()
 
-    @property
-    def slow(self) -> bool:
-        """Whether the host sends less than the floor, over at least a minute of reading it."""
-        if self._begun is None:
-            return False
-        seconds = self._seconds + asyncio.get_running_loop().time() - self._begun
-        if seconds < _FLOOR_SECONDS:
-            return False
-        slow = self._bytes < _FLOOR * seconds
-        self._bytes, self._seconds = 0, 0.0
-        self._begun = asyncio.get_running_loop().time()
-        return slow
+
+class _TooSlowError(Exception):
+    """A transfer that is left for now because its host is slow and others wait."""
 
 
 @dataclass(slots=True)
@@ -127,7 +115,8 @@ class CopyWork:
     """Copies files, and ends runs.
 
     ``kind`` says which: ``copy`` looks for manifests and writes endings, ``fetch`` moves bytes, and
-    writes the endings that come of it.
+    writes the endings that come of it. Jobs that move bytes for long do not count against
+    ``slots``, up to as many again.
     ``copy_deadline`` is in seconds after the upstream's success; ``grace`` those during which
     "cannot find task" is not believed; ``bound`` the longest an upstream call can take; ``wake`` is
     called when a task is due for a poll; ``chance`` gives numbers in [0, 1).
@@ -161,7 +150,9 @@ class CopyWork:
         self._copy_deadline = copy_deadline
         self._grace = grace
         self._bound = bound
-        self.slots = slots
+        self.reserve = slots if kind is Kind.FETCH else 0
+        self.slots = slots + self.reserve
+        self._shares = Shares(self.slots)
         self._wake = wake
         self._gaps = gaps
         self._chance = chance
@@ -258,11 +249,17 @@ class CopyWork:
         if not files.plan:
             files.plan = await offload(len(data), outputs.plan_files, files.found)
             await claim.note("plan", outputs.plan_to_json(files.plan))
+        host = next((host_of(url) for _, url in files.soonest_first(files.ready(claim.now))), "")
+        if not self._shares.fits(host):
+            await claim.save(self.kind, delay=await self._crowded())
+            return "crowded"
         task = _Task(claim, files)
         for number in files.pending:
             if why := files.plan[number].rejected:
                 self._follow(task, number, machine.GiveUp(reason=Reason.FILES_REJECTED, error=why))
-        if await self._unless_canceled(task):
+        with self._shares.taken(host):
+            canceled = await self._unless_canceled(task)
+        if canceled:
             return await self._give_up(claim, files, Reason.CANCELED, _CANCELED)
         if files.pending:
             return await self._later(task)
@@ -273,6 +270,14 @@ class CopyWork:
         """Find the files of the noted reply; raises ``TooLargeError`` as ``find_files`` does."""
         files.found = await offload(len(data), self._found, data)
         files.loose = {file.identity for file in files.found if file.loose}
+
+    async def _crowded(self) -> float:
+        """Seconds until a task whose host has its share may be looked at again."""
+        return max(self._gaps.crowded, _CROWD * await self._others())
+
+    async def _others(self) -> int:
+        """How many tasks wait for a slot."""
+        return await insist(lambda: self._registry.overdue(self.kind))
 
     def _found(self, data: str) -> list[FoundFile]:
         return finding.find_files(jsontext.loads(data), self._layout.upstream)
@@ -413,11 +418,13 @@ class CopyWork:
                 rejected = files.on_rejected(
                     number, str(error), self._gaps, late=late, chance=chance
                 )
-                self._follow(task, number, rejected)
+                self._follow(task, number, rejected, least=error.retry_after)
             except SourceGone as error:
                 self._follow(task, number, files.on_gone(number, str(error), self._gaps))
             except SourceFault as error:
-                self._fault(task, number, str(error), store=False)
+                self._fault(task, number, str(error), store=False, least=error.retry_after)
+            except _TooSlowError as error:
+                self._make_room(task, number, str(error))
             except StoreUnavailable as error:
                 self._fault(task, number, str(error), store=True)
             except StoreRefused as error:
@@ -442,36 +449,56 @@ class CopyWork:
         copying = asyncio.ensure_future(self._copier.copy(copy, hold))
         try:
             while not copying.done():
-                await asyncio.wait([copying], timeout=_FLOOR_SECONDS / 4)
-                if not copying.done() and hold.slow and await self._registry.overdue(self.kind):
-                    raise SourceFault(
-                        f"the file's host sends less than {_FLOOR // 1024} KiB a second, and other "
-                        "tasks wait"
+                await asyncio.wait([copying], timeout=shares.FLOOR_SECONDS / 6)
+                if copying.done() or not hold.speed.slow:
+                    continue
+                if self._copier.waited_for or await self._others():
+                    raise _TooSlowError(
+                        f"the file's host sends less than {shares.FLOOR // 1024} KiB a second, and "
+                        "other tasks wait"
                     )
             return copying.result()
         finally:
             copying.cancel()
             await asyncio.gather(copying, return_exceptions=True)
 
-    def _fault(self, task: _Task, number: int, error: str, *, store: bool) -> None:
-        late, chance = self._late(task.claim), self._chance()
-        verdict = task.files.on_fault(
-            number, error, self._gaps, store=store, late=late, chance=chance
-        )
-        self._follow(task, number, verdict)
+    def _make_room(self, task: _Task, number: int, error: str) -> None:
+        """Leave a file for now; its host is given more time when its turn comes again."""
+        claim = task.claim
+        if self._late(claim):
+            self._fault(task, number, error, store=False)
+            return
+        times = claim.job.note(f"slow:{number}") + 1
+        claim.unsaved.notes[f"slow:{number}"] = str(times)
+        delay = self._gaps.file.after(times + 4, chance=self._chance())
+        self._follow(task, number, task.files.put_off(number, error, delay))
 
     def _late(self, claim: Claim) -> bool:
         return claim.now > claim.job.note("succeeded_at") + self._copy_deadline * 1000
 
-    def _follow(self, task: _Task, number: int, verdict: Verdict) -> None:
-        """Keep what is to become of a file that was not stored."""
+    def _fault(
+        self, task: _Task, number: int, error: str, *, store: bool, least: float = 0.0
+    ) -> None:
+        late, chance = self._late(task.claim), self._chance()
+        verdict = task.files.on_fault(
+            number, error, self._gaps, store=store, late=late, chance=chance
+        )
+        self._follow(task, number, verdict, least=least)
+
+    def _follow(self, task: _Task, number: int, verdict: Verdict, *, least: float = 0.0) -> None:
+        """Keep what is to become of a file that was not stored.
+
+        ``least`` is after how many seconds it may be tried again, at least.
+        """
         claim, files = task.claim, task.files
+        if isinstance(verdict, machine.TryAgain):
+            verdict = replace(verdict, delay=max(verdict.delay, least))
         if (
             isinstance(verdict, machine.GiveUp)
             and verdict.reason is not Reason.FILES_REJECTED
             and not claim.clock.steady
         ):
-            verdict = files.unsettled(number, verdict.error, self._gaps)
+            verdict = files.put_off(number, verdict.error, self._gaps.unsettled)
         claim.unsaved.notes |= files.follow(number, verdict, claim.now)
         task.failed = number
         name = files.plan[number].name

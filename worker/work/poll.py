@@ -65,6 +65,7 @@ class PollWork:
         self._grace = grace
         self._bound = bound
         self.slots = slots
+        self.reserve = 0
         self._wake = wake
         self._gaps = gaps
         self._chance = chance

@@ -49,6 +49,7 @@ class TellWork:
     ) -> None:
         self._channels = channels
         self.slots = slots
+        self.reserve = 0
         self._gaps = gaps
         self._chance = chance
 

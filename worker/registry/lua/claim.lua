@@ -79,7 +79,15 @@ if rate then
   limit = math.min(limit, math.floor(tokens))
 end
 
-local ids, held, cap_now, gone = {}, 0, slots, {}
+-- Whether a worker that knows no 'fetch' has left the task here: it put one that stands in 'fetch' into
+-- 'copy' too, or ended one that did.
+local function left_over(id)
+  if kind == 'copy' then return redis.call('ZSCORE', due_key('fetch'), id) end
+  local state = kind == 'fetch' and read('HGET', task_key(id), 'state')
+  return state and state ~= 'waiting' and state ~= 'copying'
+end
+
+local ids, held, cap_now, gone, left = {}, 0, slots, {}, {}
 -- look a little further than the limit: capped tasks may have to be passed over
 local further = (probe == 1 and 500 or limit + 16)
 local candidates = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'LIMIT', 0, further)
@@ -102,6 +110,8 @@ for _, id in ipairs(candidates) do
     gone[#gone + 1] = id
   elseif not record or not work then
     aside[#aside + 1] = id
+  elseif left_over(id) then
+    left[#left + 1] = id
   else
     local cap, lapses = tonumber(work[2]) or slots, tonumber(work[3]) or 0
     if work[1] and not unsettled then
@@ -121,6 +131,7 @@ end
 
 for _, id in ipairs(gone) do forget(id) end
 for _, id in ipairs(aside) do set_aside(kind, id, now) end
+for _, id in ipairs(left) do redis.call('ZREM', due, id) end
 for _, id in ipairs(ids) do
   local cap = caps[id]
   if cap[3] and not unsettled then

@@ -1,0 +1,88 @@
+"""How the hosts of files share the transfers of a process, and which of them are slow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LINGERS = 3.0
+"""Seconds after which a job that moves bytes counts as one that takes long."""
+
+FLOOR = 64 * 1024
+"""Bytes a second that a host should send."""
+
+FLOOR_SECONDS = 60.0
+"""Over how many seconds that is measured; twice as many each time that a file has made room."""
+
+_MOST_DOUBLINGS = 3
+_WEIGHT = 3  # a host may hold so many slots for each free one
+
+
+class Shares:
+    """The hosts whose files this process is moving.
+
+    A host with jobs that take long may hold no more of ``slots`` than three for each that is free:
+    three quarters if it is alone, three sevenths if there is another one. So a host that comes
+    later always finds some.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._jobs: dict[str, list[float]] = {}
+
+    def fits(self, host: str) -> bool:
+        """Whether a host may have one more slot."""
+        begun = self._jobs.get(host)
+        if not begun or begun[0] > asyncio.get_running_loop().time() - LINGERS:
+            return True
+        free = self._slots - sum(map(len, self._jobs.values()))
+        return len(begun) < _WEIGHT * (free - 1)
+
+    @contextlib.contextmanager
+    def taken(self, host: str) -> Iterator[None]:
+        """Hold a slot for a host."""
+        began = asyncio.get_running_loop().time()
+        self._jobs.setdefault(host, []).append(began)
+        try:
+            yield
+        finally:
+            self._jobs[host].remove(began)
+            if not self._jobs[host]:
+                del self._jobs[host]
+
+
+class Speed:
+    """How fast a host sends, while it is waited for; ``doublings`` of the time it is given."""
+
+    def __init__(self, doublings: int = 0) -> None:
+        self._window = FLOOR_SECONDS * 2 ** min(doublings, _MOST_DOUBLINGS)
+        self._bytes = 0
+        self._seconds = 0.0
+        self._begun: float | None = None
+
+    def reading(self, now: bool) -> None:
+        """The host is waited for from now on, or no longer."""
+        time = asyncio.get_running_loop().time()
+        if self._begun is not None:
+            self._seconds += time - self._begun
+        self._begun = time if now else None
+
+    def arrived(self, count: int) -> None:
+        """So many bytes have come from it."""
+        self._bytes += count
+
+    @property
+    def slow(self) -> bool:
+        """Whether it has sent less than the floor over the last window; asked now and then."""
+        if self._begun is None:
+            return False
+        self.reading(True)
+        if self._seconds < self._window:
+            return False
+        slow = self._bytes < FLOOR * self._seconds
+        self._bytes, self._seconds = 0, 0.0
+        return slow
