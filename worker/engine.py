@@ -124,13 +124,19 @@ class Drain:
         """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
         kind, slots = self.work.kind, self.work.slots
         cap = min((entry.claim.job.cap for entry in self._in_hand.values()), default=slots)
-        free = min(slots, cap) - len(self._in_hand)
-        if free <= 0:
-            self._backlog = True
-            return self._pace.tick
+        free = max(0, min(slots, cap) - len(self._in_hand))
+        shares: dict[str, float] = {}
+        if kind is not Kind.POLL:  # polls are shared by their rate
+            for job in (entry.claim.job for entry in self._in_hand.values()):
+                shares[job.label] = shares.get(job.label, 0) + job.share
         try:
+            # without a free slot too: what comes due gets in line
             batch = await self._registry.claim(
-                kind, limit=min(free, _BATCH), in_hand=len(self._in_hand), slots=slots
+                kind,
+                limit=min(free, _BATCH),
+                in_hand=len(self._in_hand),
+                slots=slots,
+                shares=shares,
             )
         except RegistryUnavailable as error:
             log.warning("registry.unavailable", kind=kind, error=str(error))
@@ -147,8 +153,8 @@ class Drain:
             return 0
         for claim in claims:
             self._start(claim)
-        self._backlog = batch.wait == 0 or bool(batch.held)
-        if batch.held:
+        self._backlog = batch.wait == 0 or bool(batch.held) or not free
+        if batch.held or not free:
             return self._pace.tick
         if batch.wait == 0 and len(claims) == free:
             self.saturated(kind)
