@@ -88,6 +88,20 @@ async def test_labels_that_are_behind_are_shown(registry: Registry) -> None:
     assert (await read_stats(registry)).due["poll"] == 334
 
 
+async def test_who_has_no_free_slot_puts_in_line_and_sees_that_others_wait(
+    registry: Registry,
+) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(5)])
+    batch = await registry.claim(Kind.COPY, limit=0, in_hand=1, slots=1)
+    assert not batch.jobs
+    assert await registry.overdue(Kind.COPY) == 5
+    assert (await read_stats(registry)).due["copy"] == 5
+    due = await registry.redis.zrange(registry.key("due", "copy"), 0, -1, withscores=True)
+    assert {score % 1 for _, score in due} == {0.5}
+    assert len((await registry.claim(Kind.COPY, limit=5, in_hand=0, slots=5)).jobs) == 5
+    assert await registry.overdue(Kind.COPY) == 0
+
+
 def test_a_histogram_fits_its_line() -> None:
     assert sparkline(Histogram({})) == ""
     wide = Histogram({number: 1.0 + number % 3 for number in range(190)})
