@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import threading
@@ -83,6 +84,7 @@ class Drain:
         self._stopping = False
         self._over = False
         self._backlog = False
+        self._looked = -math.inf
         self._report: Counter[str] = Counter()
         self.saturated: Callable[[Kind], None] = lambda _kind: None
 
@@ -125,12 +127,17 @@ class Drain:
         kind, slots = self.work.kind, self.work.slots
         cap = min((entry.claim.job.cap for entry in self._in_hand.values()), default=slots)
         free = max(0, min(slots, cap) - len(self._in_hand))
+        now = asyncio.get_running_loop().time()
+        if not free and now < self._looked + self._pace.tick:
+            self._backlog = True
+            return self._pace.tick
+        self._looked = now
         shares: dict[str, float] = {}
         if kind is not Kind.POLL:  # polls are shared by their rate
             for job in (entry.claim.job for entry in self._in_hand.values()):
                 shares[job.label] = shares.get(job.label, 0) + job.share
         try:
-            # without a free slot too: what comes due gets in line
+            # now and then without a free slot too: what comes due gets in line
             batch = await self._registry.claim(
                 kind,
                 limit=min(free, _BATCH),
