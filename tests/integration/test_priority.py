@@ -61,7 +61,7 @@ class Fleet(Server):
         delay = round(seconds * 1000)
         assert self.call("save", task_id, token, was, to, delay, state, 1, "", 0, 0, 0) == "ok"
 
-    def keys(self) -> set[str]:
+    def fair_keys(self) -> set[str]:
         """The keys that only what waits for its turn needs."""
         names = self._redis.keys(f"{self.namespace}:*")
         parts = {name.removeprefix(f"{self.namespace}:") for name in names}
@@ -119,7 +119,7 @@ def test_without_a_backlog_nothing_is_shifted(client: Redis, namespace: str) -> 
     for task_id, token in fleet.claim("poll", 10):
         fleet.put_back(task_id, token, seconds=7)
     assert {at for _, at in fleet.look().sets["due:poll"].items()} == {fleet.now + 7000}
-    assert not fleet.keys()
+    assert not fleet.fair_keys()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -218,7 +218,7 @@ def test_a_label_alone_gets_all_as_soon_as_it_is_alone(client: Redis, namespace:
         fleet.sleep(0.25)
     assert len(asked) == 90
     assert {task_id.partition("-")[0] for task_id in asked} == {"a"}
-    assert not fleet.keys()
+    assert not fleet.fair_keys()
 
 
 def test_a_slot_goes_to_the_label_that_has_the_fewest(client: Redis, namespace: str) -> None:
@@ -249,3 +249,33 @@ def test_one_label_far_behind_makes_no_call_of_another_dear(client: Redis, names
     )
     assert many == pytest.approx(400 / 20, rel=0.05)
     assert few == pytest.approx(0, abs=0.2)
+
+
+@pytest.mark.parametrize("harm", ["overwritten", "deleted", "all deleted"])
+def test_a_line_that_is_lost_loses_no_task(client: Redis, namespace: str, harm: str) -> None:
+    fleet = Fleet(client, namespace, rate=20)
+    for label in ("a", "b"):
+        fleet.submit(None, *(f"{label}-{n}" for n in range(30)), label=label)
+    fleet.to_poll()
+    fleet.sleep(1)
+    asked = set()
+
+    def ask() -> None:
+        for task_id, token in fleet.claim("poll", 100):
+            assert task_id not in asked
+            asked.add(task_id)
+            fleet.put_back(task_id, token, seconds=3600)
+
+    ask()
+    line = f"{namespace}:overdue:poll:a"
+    if harm == "overwritten":
+        client.set(line, "something else")
+    else:
+        client.delete(line, *(f"{namespace}:{name}" for name in fleet.fair_keys() if "all" in harm))
+    for _ in range(70):
+        fleet.sleep(1)
+        ask()
+        if len(asked) == 60:
+            break
+    assert len(asked) == 60
+    assert not [key for key in fleet.fair_keys() if key.startswith("turn")]
