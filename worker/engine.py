@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import threading
@@ -85,6 +86,7 @@ class Drain:
         self._stopping = False
         self._over = False
         self._backlog = False
+        self._looked = -math.inf
         self._report: Counter[str] = Counter()
         self.saturated: Callable[[Kind], None] = lambda _kind: None
 
@@ -126,16 +128,26 @@ class Drain:
         """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
         kind, slots = self.work.kind, self.work.slots
         cap = min((entry.claim.job.cap for entry in self._in_hand.values()), default=slots)
-        lately = asyncio.get_running_loop().time() - LINGERS
-        long = sum(entry.began < lately for entry in self._in_hand.values())
+        now = asyncio.get_running_loop().time()
+        long = sum(entry.began < now - LINGERS for entry in self._in_hand.values())
         kept = max(0, self.work.reserve - long)
-        free = min(slots - kept, cap) - len(self._in_hand)
-        if free <= 0:
+        free = max(0, min(slots - kept, cap) - len(self._in_hand))
+        if not free and now < self._looked + self._pace.tick:
             self._backlog = True
             return self._pace.tick
+        self._looked = now
+        shares: dict[str, float] = {}
+        if kind is not Kind.POLL:  # polls are shared by their rate
+            for job in (entry.claim.job for entry in self._in_hand.values()):
+                shares[job.label] = shares.get(job.label, 0) + job.share
         try:
+            # now and then without a free slot too: what comes due gets in line
             batch = await self._registry.claim(
-                kind, limit=min(free, _BATCH), in_hand=len(self._in_hand), slots=slots
+                kind,
+                limit=min(free, _BATCH),
+                in_hand=len(self._in_hand),
+                slots=slots,
+                shares=shares,
             )
         except RegistryUnavailable as error:
             log.warning("registry.unavailable", kind=kind, error=str(error))
@@ -152,8 +164,8 @@ class Drain:
             return 0
         for claim in claims:
             self._start(claim)
-        self._backlog = batch.wait == 0 or bool(batch.held)
-        if batch.held:
+        self._backlog = batch.wait == 0 or bool(batch.held) or not free
+        if batch.held or not free:
             return self._pace.tick
         if batch.wait == 0 and len(claims) == free:
             self.saturated(kind)

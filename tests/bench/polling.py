@@ -4,8 +4,9 @@ Three ways to ask about the same waiting ids every five seconds or so, each in t
 fake upstream that answers after 100 ms: this project's worker (Celery, Redis and all), one Celery
 task an id with ``retry(countdown)`` on the prefork pool, and the HTTP client alone with the same
 signed requests. Calls are counted at the upstream; CPU is that of the worker's processes. Then
-the memory of one worker with few and many waiting ids, and how four workers keep to a rate and
-share the work. Only ratios mean something elsewhere.
+the memory of one worker with few and many waiting ids, how four workers keep to a rate and
+share the work, and how long one id waits for a call while other labels have far more than the rate
+allows. Only ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ COUNTDOWN = "retry(countdown), prefork"
 ALONE = "HTTP client alone"
 WAYS = (OURS, COUNTDOWN, ALONE)
 _RATE = 400  # calls a second that four workers share
+_FAIR_RATE = 20  # calls a second that labels share
 _START = 60.0  # seconds within which a way must have begun to call
 _AGE = 50.0  # of the ids: without a history they are asked about after a tenth of it
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -87,7 +89,15 @@ def environ(upstream: Upstream, redis_url: str, **changes: str) -> dict[str, str
     }
 
 
-async def fill(redis_url: str, count: int, *, age: float = _AGE, over: float = 5.0) -> None:
+async def fill(
+    redis_url: str,
+    count: int,
+    *,
+    age: float = _AGE,
+    over: float = 5.0,
+    labels: int = 1,
+    name: str = "bench",
+) -> None:
     """Have ``count`` ids wait for polls that come due over the next ``over`` seconds."""
     chance = random.Random(1)
     redis = AsyncRedis.from_url(redis_url, decode_responses=True, protocol=2)
@@ -100,12 +110,15 @@ async def fill(redis_url: str, count: int, *, age: float = _AGE, over: float = 5
         record_ttl=0,
         events_maxlen=1000,
     )
-    ids = [f"bench-{number}" for number in range(count)]
+    ids = [f"{name}-{number}" for number in range(count)]
     options = json.dumps({"callbacks": []})
     for start in range(0, count, 1000):
         some = ids[start : start + 1000]
         await registry.submit(
-            [Submission(task_id=i, metadata="{}", label="bench", options=options) for i in some]
+            [
+                Submission(task_id=i, metadata="{}", label=f"{name}-{n % labels}", options=options)
+                for n, i in enumerate(some)
+            ]
         )
         now = await registry.now()
         async with redis.pipeline(transaction=False) as pipe:
@@ -275,6 +288,38 @@ def share(chosen: argparse.Namespace, server: Valkey) -> dict[str, float]:
     return found
 
 
+def _first_call(redis: Redis, task_id: str) -> float:
+    """Seconds until a call about a task has been made and noted."""
+    at = time.monotonic()
+    _calling(lambda: redis.hget(f"harvester:task:{task_id}", "polls") != "0")
+    return time.monotonic() - at
+
+
+def fair(
+    labels: int, chosen: argparse.Namespace, upstream: Upstream, server: Valkey
+) -> dict[str, float]:
+    """Seconds that an id of its own label waits while so many labels are overdue."""
+    waits = []
+    with Redis.from_url(server.url, decode_responses=True) as redis:
+        redis.flushall()
+        asyncio.run(fill(server.url, 3000, over=0, labels=labels))
+        environment = environ(upstream, server.url, HARVESTER_POLL_RATE=str(_FAIR_RATE))
+        with running(_command(OURS), environment):
+            before = upstream.ask("/calls")
+            _calling(lambda: upstream.ask("/calls") > before + _FAIR_RATE)
+            time.sleep(chosen.rest)
+            for number in range(3 if chosen.quick else 10):
+                asyncio.run(fill(server.url, 1, over=0, name=f"one-{number}"))
+                waits.append(_first_call(redis, f"one-{number}-0"))
+    found = {
+        "median": statistics.median(waits),
+        "most": max(waits),
+        "bound": (labels + 1) / _FAIR_RATE,  # and the call itself
+    }
+    print(f"{labels:>3} labels overdue:", *(f"{name} {v:.2f} s" for name, v in found.items()))
+    return found
+
+
 def plot(found: dict[str, Any], file: Path) -> None:
     """Draw the comparison."""
     from matplotlib import pyplot  # slow, and seldom wanted
@@ -306,6 +351,9 @@ def main() -> None:
             found = compare(chosen, upstream, server)
             found["memory"] = memory(chosen, upstream, server)
             found["share"] = share(chosen, server)
+            found["fair"] = {
+                str(labels): fair(labels, chosen, upstream, server) for labels in (2, 10, 100)
+            }
         finally:
             upstream.stop()
     for name, ratio in found["ratios"].items():

@@ -64,6 +64,44 @@ async def test_what_the_fleet_did_is_shown(registry: Registry) -> None:
     assert "poster" in shown.getvalue()
 
 
+async def test_labels_that_are_behind_are_shown(registry: Registry) -> None:
+    for label, count in (("", 4), ("[bold]many", 30), *((f"l{n:03}", 2) for n in range(150))):
+        ids = [f"{label[-4:]}-{n}" for n in range(count)]
+        await registry.submit([replace(submission(i), label=label) for i in ids])
+        for job in (await registry.claim(Kind.COPY, limit=100, in_hand=0, slots=100)).jobs:
+            await registry.save(job, to=Kind.POLL, delay=-7)
+    # 334 are due, and a claim takes no more than 100
+    await registry.claim(Kind.POLL, limit=1, in_hand=0, slots=1)
+    found = await read_stats(registry)
+    assert found.due["poll"] == 333
+    assert found.late["poll"] >= 7
+    assert len(found.behind) == 10
+    assert all(line.kind is Kind.POLL and line.late >= 7 for line in found.behind)
+    document = json.loads(json.dumps(found.document()))
+    assert document["behind"][0].keys() == {"set", "label", "count", "late"}
+    shown = StringIO()
+    Console(width=100, file=shown).print(draw(found))
+    assert shown.getvalue().count("wait for their turn") == 5
+    # with no worker left they come due by themselves, and each is counted once
+    due = registry.key("due", "poll")
+    await registry.redis.zadd(due, dict.fromkeys(await registry.redis.zrange(due, 0, -1), 1))
+    assert (await read_stats(registry)).due["poll"] == 334
+
+
+async def test_who_has_no_free_slot_puts_in_line_and_sees_that_others_wait(
+    registry: Registry,
+) -> None:
+    await registry.submit([submission(f"t{n}") for n in range(5)])
+    batch = await registry.claim(Kind.COPY, limit=0, in_hand=1, slots=1)
+    assert not batch.jobs
+    assert await registry.overdue(Kind.COPY) == 5
+    assert (await read_stats(registry)).due["copy"] == 5
+    due = await registry.redis.zrange(registry.key("due", "copy"), 0, -1, withscores=True)
+    assert {score % 1 for _, score in due} == {0.5}
+    assert len((await registry.claim(Kind.COPY, limit=5, in_hand=0, slots=5)).jobs) == 5
+    assert await registry.overdue(Kind.COPY) == 0
+
+
 def test_a_histogram_fits_its_line() -> None:
     assert sparkline(Histogram({})) == ""
     wide = Histogram({number: 1.0 + number % 3 for number in range(190)})

@@ -15,6 +15,7 @@ _CLOCK = re.compile(r"(local function now_ms\(\)\n).*?(\nend\n)", re.DOTALL)
 _START = 1_700_000_000_000
 # What moves with the clock, and is rounded up to it: real time passes too while a test runs.
 _GRAIN = 10_000
+SHIFT = 120_000  # claim.lua
 
 _LOOK = """
 local out = {}
@@ -126,7 +127,8 @@ class Server:
 
     def look(self) -> Sight:
         """What there is now; what any call notes is left out."""
-        hashes, sets, lists, events, expiring = {}, {}, {}, [], set()
+        hashes, lists, events, expiring = {}, {}, [], set()
+        sets: dict[str, dict[str, float]] = {}
         for key, kind, ttl, value in self._run(self._look, self.namespace):
             if key in ("counters", "clock"):
                 continue
@@ -135,7 +137,7 @@ class Server:
             if kind == "hash":
                 hashes[key] = _pairs(value)
             elif kind == "zset":
-                sets[key] = {member: int(score) for member, score in _pairs(value).items()}
+                sets[key] = {member: float(score) for member, score in _pairs(value).items()}
             elif kind == "list":
                 lists[key] = value
             elif kind == "stream":
@@ -143,7 +145,7 @@ class Server:
         return Sight(
             now=self.now,
             hashes=hashes,
-            sets=sets,
+            sets={key: _times(key, found, sets) for key, found in sets.items()},
             lists=lists,
             events=events,
             expiring_keys=frozenset(expiring),
@@ -169,6 +171,22 @@ class Server:
     @staticmethod
     def _run(script: Script, *args: str | float) -> Any:
         return script(args=args)
+
+
+def since(place: float) -> int:
+    """When a task was due, by its place in line; the fraction is its priority."""
+    return int(place) - round(place % 1 * 4 - 1) * SHIFT
+
+
+def _times(key: str, found: dict[str, float], sets: dict[str, dict[str, float]]) -> dict[str, int]:
+    """Scores as times; of a task that is in line when it was due, wherever it is in the due set."""
+    lines = [line for name, line in sets.items() if name.startswith(f"over{key}:")]
+    return {
+        member: next((since(line[member]) for line in lines if member in line), int(score))
+        if key.startswith("due:") and score % 1
+        else int(score)
+        for member, score in found.items()
+    }
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:

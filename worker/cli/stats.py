@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 24
 _EVERY = 2.0
+_BEHIND = 5  # labels
 
 
 def stats(
@@ -83,6 +84,10 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     for kind, count in found.due.items():
         late = f", late by {span(found.late[kind])}" if count else ""
         facts.add_row(f"due to {kind}", f"{count:,}{late}")
+        for line in found.behind[:_BEHIND]:
+            if line.kind == kind:
+                waits = f": {line.count:,} wait for their turn, late by {span(line.late)}"
+                facts.add_row("", plain(line.label or "(none)").append(waits))
     used = ""
     if before is not None and found.at > before.at:
         used = f"{(found.calls - before.calls) * 1000 / (found.at - before.at):,.1f} used of "

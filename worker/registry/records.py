@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from worker.core.models import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 ALIVE = 15.0
@@ -38,8 +38,8 @@ class Job:
 
     ``record`` is what the public hash holds. ``work`` is private to the fleet. ``token`` fences
     every later write; ``claimed_at`` and ``due_at`` are Redis time in milliseconds; ``probe`` says
-    that this job tests an open circuit; ``behind`` is the seconds that what is overdue takes at the
-    fleet's rate.
+    that this job tests an open circuit; ``behind`` is the seconds that what is overdue of its label
+    takes at the label's share of the fleet's rate.
     """
 
     kind: Kind
@@ -67,6 +67,20 @@ class Job:
         """The options of the submission."""
         options: dict[str, Any] = json.loads(self.record["options"])
         return options
+
+    @property
+    def label(self) -> str:
+        """The label of the submission; empty without one."""
+        return self.record.get("label", "")
+
+    @property
+    def share(self) -> float:
+        """What it counts as in its label's share of the slots: a half, 1 or 2 by priority."""
+        try:
+            priority = self.options.get("priority")
+        except (KeyError, ValueError, AttributeError, RecursionError):  # overwritten from outside
+            return 1.0
+        return 0.5 if priority == "high" else 2.0 if priority == "low" else 1.0
 
     @property
     def cap(self) -> int:
@@ -113,13 +127,24 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What is overdue of one label: how many tasks, and for how many seconds the first of them."""
+
+    kind: Kind
+    label: str
+    count: int
+    late: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
     """The whole fleet at one moment.
 
     ``now`` and the workers' last ticks are Unix milliseconds; ``due`` holds for each due set its
     size and by how many seconds its first task is late, ``overdue`` how many are; ``rate`` is calls
     a second, of which throttling leaves ``rate_factor``; ``circuits`` are the open ones. ``clock``
-    is what is known of Redis' clock: its last step and when that was.
+    is what is known of Redis' clock: its last step and when that was. ``lines`` are the labels
+    whose overdue tasks wait for their turn, the longest first; of many labels only some.
     """
 
     now: int
@@ -132,6 +157,7 @@ class Overview:
     rate_factor: float
     circuits: Mapping[str, Mapping[str, str]]
     clock: Mapping[str, str] = field(default_factory=dict)
+    lines: Sequence[Line] = ()
 
     @property
     def behind(self) -> float:

@@ -24,6 +24,7 @@ from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable, Reg
 from worker.registry.client import WRONG_TYPE, outage
 from worker.registry.clock import Clock
 from worker.registry.intake import REFUSED_KEPT, Stream
+from worker.registry.lines import read_lines
 from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
@@ -218,8 +219,20 @@ class Registry:
 
     # -- claims -------------------------------------------------------------------------------
 
-    async def claim(self, kind: Kind, *, limit: int, in_hand: int, slots: int) -> Batch:
-        """Claim up to ``limit`` due tasks for one lease."""
+    async def claim(
+        self,
+        kind: Kind,
+        *,
+        limit: int,
+        in_hand: int,
+        slots: int,
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> Batch:
+        """Claim up to ``limit`` due tasks for one lease; with 0, only have them wait in line.
+
+        ``shares`` are what each label has in hand here, in slots weighted by :attr:`Job.share`:
+        where no rate says whose turn is next, a free slot goes to the label with the least.
+        """
         if self.clock.stepped:
             return await self._repaired()
         token = secrets.token_hex(16)
@@ -237,8 +250,9 @@ class Registry:
             self.poll_rate if polling else "",
             self._burst if polling else "",
             "" if (expected := self.clock.expected()) is None else expected,
+            *(word for share in shares.items() for word in share),
         )
-        now, wait, probe, held, behind, *rows = answer
+        now, wait, probe, held, _, *rows = answer
         if int(wait) < 0:
             return await self._repaired()
         jobs = tuple(
@@ -251,9 +265,9 @@ class Registry:
                 record=_pairs(record),
                 work=_pairs(work),
                 probe=bool(probe),
-                behind=int(behind) / 1000,
+                behind=int(behind[0]) / 1000,
             )
-            for task_id, record, work, due_at in rows
+            for task_id, record, work, due_at, *behind in rows
             if record
         )
         newer = [job for job in jobs if _whole(job.record.get("schema") or SCHEMA) > SCHEMA]
@@ -733,12 +747,15 @@ class Registry:
             pipe.hgetall(self.key("clock"))
             answers = iter(await pipe.execute())
         counts = {state: int(next(answers)) for state in State}
+        lines = await read_lines(self, now)
         due: dict[Kind, tuple[int, float]] = {}
         overdue: dict[Kind, int] = {}
         for kind in Kind:
             size, first = next(answers), next(answers)
-            overdue[kind] = int(next(answers))
-            due[kind] = int(size), max(0.0, (now - first[0][1]) / 1000) if first else 0.0
+            # a task in line comes due by itself if no worker looks
+            overdue[kind] = max(int(next(answers)), lines.waiting[kind])
+            late = max(0.0, (now - first[0][1]) / 1000) if first else 0.0
+            due[kind] = int(size), max(late, lines.late(kind))
         workers = {str(name): int(score) for name, score in next(answers)}
         counters = {str(name): int(value) for name, value in next(answers).items()}
         circuits = {name: next(answers) for name in ("upstream", "store")}
@@ -753,12 +770,17 @@ class Registry:
             rate_factor=await self.rate(now) / self.poll_rate,
             circuits={name: fields for name, fields in circuits.items() if fields},
             clock=next(answers),
+            lines=lines.lines,
         )
 
     async def overdue(self, kind: Kind) -> int:
         """How many tasks of a kind are due and not claimed."""
         now = await self.now()
-        return int(await self.redis.zcount(self.key("due", kind), "-inf", now))
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zcount(self.key("due", kind), "-inf", now)
+            pipe.hget(self.key("turn", kind), "waiting")
+            due, in_line = await pipe.execute()
+        return max(int(due), int(in_line or 0))
 
     async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Events after an entry id of the stream, oldest first."""

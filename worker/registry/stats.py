@@ -11,7 +11,10 @@ from worker.core.models import State
 from worker.registry.tally import quantile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from worker.core.durations import Durations, Histogram
+    from worker.registry.records import Line
     from worker.registry.registry import Registry
 
 SAMPLE = 500
@@ -25,12 +28,14 @@ class Stats:
     """What is known at ``at`` (Unix milliseconds of Redis). Times are seconds.
 
     ``labels`` counts the newest tasks of each state, not all. ``due`` counts what could be worked
-    on now, ``late`` says for how long the longest of it has been due. ``rate`` is what may be asked
-    a second now, ``rate_limit`` what the settings allow, ``price`` what a call may cost in seconds
-    of lag. ``calls`` counts all calls since the counters began; ``calls_a_task`` and
-    ``detection_lag`` are means over the tasks that succeeded, ``None`` without any. One in twenty
-    files was copied when its address would have worked no longer than ``url_life_left``.
-    ``clock_step`` tells of a step of Redis' clock within the last hour; empty if there was none.
+    on now, ``late`` says for how long the longest of it has been due. ``behind`` are the labels
+    with the most overdue tasks that wait for their turn. ``rate`` is what may be asked a second
+    now, ``rate_limit`` what the settings allow, ``price`` what a call may cost in seconds of lag,
+    for a label that has all that is overdue. ``calls`` counts all calls since the counters began;
+    ``calls_a_task`` and ``detection_lag`` are means over the tasks that succeeded, ``None`` without
+    any. One in twenty files was copied when its address would have worked no longer than
+    ``url_life_left``. ``clock_step`` tells of a step of Redis' clock within the last hour; empty if
+    there was none.
     """
 
     at: int
@@ -51,6 +56,7 @@ class Stats:
     workers: int
     durations: dict[str, Durations]
     clock_step: str = ""
+    behind: Sequence[Line] = ()
 
     @property
     def once_round(self) -> float:
@@ -83,6 +89,10 @@ class Stats:
             "once_round": round(self.once_round, 1),
             "too_slow": self.too_slow,
         }
+        found["behind"] = [
+            {"set": line.kind, "label": line.label, "count": line.count, "late": line.late}
+            for line in self.behind
+        ]
         found["durations"] = {
             label: {
                 name: _quantiles(getattr(known, name)) for name in ("total", "queued", "running")
@@ -132,4 +142,5 @@ async def read_stats(registry: Registry) -> Stats:
         workers=len(fleet.alive),
         durations={label: await registry.durations(label) for label in most},
         clock_step=fleet.clock_step,
+        behind=fleet.lines[:LABELS],
     )

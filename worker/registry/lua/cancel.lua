@@ -13,7 +13,7 @@ if redis.call('HEXISTS', work_key(id), 'token') == 1 then
   for _, kind in ipairs({'poll', 'copy', 'fetch'}) do
     due = due or redis.call('ZSCORE', due_key(kind), id)
   end
-  claimed = due and tonumber(due) > now
+  claimed = due and due_since(tonumber(due), now) > now
 end
 redis.call('HSET', work_key(id), 'cancel', '1')
 if not claimed then

@@ -20,11 +20,12 @@ local function hold(kind, ...)
 end
 
 for _, name in ipairs({'rate', 'counters', 'services', 'circuit:upstream', 'circuit:store',
-  'intake:strikes'}) do
+  'intake:strikes', 'turn:poll', 'turn:copy', 'turn:fetch', 'turn:tell'}) do
   try(ns .. ':' .. name, 'HEXISTS', ns .. ':' .. name, '')
 end
 for _, name in ipairs({'due:poll', 'due:copy', 'due:fetch', 'due:tell', 'index:waiting', 'index:copying',
-  'index:stored', 'index:partial', 'index:failed', 'expiring', 'workers', 'suspects', 'aside'}) do
+  'index:stored', 'index:partial', 'index:failed', 'expiring', 'workers', 'suspects', 'aside',
+  'turns:poll', 'turns:copy', 'turns:fetch', 'turns:tell'}) do
   try(ns .. ':' .. name, 'ZCARD', ns .. ':' .. name)
 end
 try(ns .. ':refused', 'LLEN', ns .. ':refused')
@@ -34,4 +35,5 @@ end
 for _, kind in ipairs({'task', 'work', 'durations'}) do hold(kind, 'HSET', 'a', 'b') end
 for _, kind in ipairs({'said', 'reconciled'}) do hold(kind, 'SET', '1', 'PX', '1000') end
 hold('claim', 'RPUSH', '1')
+hold('overdue', 'ZADD', '1', '1')
 return wrong

@@ -1,6 +1,11 @@
 -- Claims due tasks: each gets the fresh token, and its due time moves to now + lease.
 -- Invariant: a claim removes nothing, so a claim that is never heard of again comes due by itself;
 -- no more is claimed than slots and rate allow, so that nothing waits claimed for its turn.
+-- Fair turns: while more is due than may be claimed, what is due waits in a line for each label, and
+-- labels have turns. The lines only order: a task in line stands in the due set too, a minute ahead,
+-- where it comes due by itself if its line is lost. Invariant: of labels that are overdue none has two
+-- turns while another of the same weight waits for one; without a rate, turns go first to whoever has
+-- the fewest slots in hand here. See docs/architecture.md.
 -- Crash caps: a claim found with its token still on has lapsed. Each lapse halves the number of
 -- tasks that may be in hand beside it in one process; only a lapse at cap 1, alone, is counted.
 -- An open circuit lets one claim through when its probe is due. A task that may be the cause itself
@@ -8,35 +13,67 @@
 -- another one is due, and these take turns, since each try puts them later.
 -- Nothing is claimed by a clock that has stepped: clock.lua comes first. For two leases after a step
 -- no lapse is held against a task.
--- ARGV: ns, kind, token, limit, in hand, slots, lease (ms), circuit, owner,
---       rate ('' = none), burst, now as the worker expects it (ms; '' = it does not know)
+-- ARGV: ns, kind, token, limit (0: only put what is due in line), in hand, slots, lease (ms), circuit,
+--       owner, rate ('' = none), burst, now as the worker expects it (ms; '' = it does not know),
+--       then, without a rate, for each label in hand: label, its share of the slots
 -- Returns {now, wait (ms until it is worth looking again; -1: the clock has stepped), probe, held cap,
 --          behind (ms that what is overdue takes at the rate there is; 0 without a rate),
---          {id, {record...}, {work...}, due time before the claim}...}
+--          {id, {record...}, {work...}, due time before the claim, behind (ms, of its label)}...}
 -- A task whose keys are of a wrong type is set aside, and stands in the answer without a record.
 local kind, token = ARGV[2], ARGV[3]
 local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, circuit = tonumber(ARGV[7]), ns .. ':circuit:' .. ARGV[8]
 local rate, burst = tonumber(ARGV[10]), tonumber(ARGV[11])
 local due, claim = due_key(kind), ns .. ':claim:' .. token
+local turn, turns = ns .. ':turn:' .. kind, ns .. ':turns:' .. kind
 local now = now_ms()
+-- So many tasks are put in line by one claim; so many of a label that must not be in hand now, and so
+-- many in all that are no longer where they were, are passed over.
+local most_filed, most_passed, most_gone = 500, 16, 500
+-- A task in line comes due by itself after `parked`. The lines live longer than the turns, so that a
+-- label that has a turn has its line.
+local parked, turns_live, line_lives = 60000, 3600000, 7200000
+-- Within a label, priority shifts a task by so much: whoever goes before a task of score s was due
+-- before s + shift (2 * shift, from high to low).
+local shift = 120000
 
 local was, aside = {}, {}
 local tokens, factor
 if rate then tokens, factor = rate_tokens(now, rate, burst) end
 
+local function line_key(label) return ns .. ':overdue:' .. kind .. ':' .. label end
+
+local function waiting_in_line() return tonumber(redis.call('HGET', turn, 'waiting')) or 0 end
+
 local function answer(ids, wait, probe, held)
-  local behind = rate and redis.call('ZCOUNT', due, '-inf', ms(now)) * 1000 / (rate * factor) or 0
+  local overdue, labels, price, known = 0, 0, 0, {}
+  if rate then
+    overdue = waiting_in_line() + redis.call('ZCOUNT', due, '-inf', ms(now))
+    labels, price = redis.call('ZCARD', turns), 1000 / (rate * factor)
+  end
+  local behind = overdue * price
+  -- what waits of a label, at its share; no label waits longer than all of it takes
+  local function behind_of(label)
+    if not known[label] then
+      local mine = rate and read('ZCARD', line_key(label)) or 0
+      known[label] = math.min(behind, mine * labels * price)
+    end
+    return known[label]
+  end
   local out = {ms(now), ms(wait), probe, held, ms(behind)}
   for _, id in ipairs(ids) do
-    local work = redis.call('HGETALL', work_key(id))
-    out[#out + 1] = {id, redis.call('HGETALL', task_key(id)), work, was[id]}
+    local record, label = redis.call('HGETALL', task_key(id)), ''
+    for i = 1, #record, 2 do
+      if record[i] == 'label' then label = record[i + 1] end
+    end
+    out[#out + 1] = {id, record, redis.call('HGETALL', work_key(id)), was[id], ms(behind_of(label))}
   end
   for _, id in ipairs(aside) do out[#out + 1] = {id, {}, {}, ms(now)} end
   return out
 end
 
 local function next_wait()
+  if waiting_in_line() > 0 then return 0 end
   local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
   if not first[2] then return 60000 end
   return math.max(0, tonumber(first[2]) - now)
@@ -71,13 +108,8 @@ if probe_at then
   probe, limit = 1, math.min(limit, 1)
 end
 
-if rate then
-  if tokens < 1 then
-    local refill = math.ceil((1 - tokens) * 1000 / (rate * factor))
-    return answer({}, math.max(refill, next_wait()), 0, 0)
-  end
-  limit = math.min(limit, math.floor(tokens))
-end
+local short = rate and tokens < 1
+if rate then limit = math.min(limit, math.max(0, math.floor(tokens))) end
 
 -- Whether a worker that knows no 'fetch' has left the task here: it put one that stands in 'fetch' into
 -- 'copy' too, or ended one that did.
@@ -87,11 +119,166 @@ local function left_over(id)
   return state and state ~= 'waiting' and state ~= 'copying'
 end
 
-local ids, held, cap_now, gone, left = {}, 0, slots, {}, {}
--- look a little further than the limit: capped tasks may have to be passed over
-local further = (probe == 1 and 500 or limit + 16)
-local candidates = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'LIMIT', 0, further)
+local ids, held, cap_now, gone, left, caps = {}, 0, slots, {}, {}, {}
+-- Has the task be claimed if it may be in hand now. Returns 'ours', 'held' or 'gone'.
+local function take(id, since)
+  local record = read('HEXISTS', task_key(id), 'task_id')
+  local work = read('HMGET', work_key(id), 'token', 'cap', 'lapses')
+  if record == 0 and redis.call('EXISTS', task_key(id)) == 0 then
+    gone[#gone + 1] = id
+    return 'gone'
+  elseif not record or not work then
+    aside[#aside + 1] = id
+    return 'gone'
+  elseif left_over(id) then
+    left[#left + 1] = id
+    return 'gone'
+  end
+  local cap, lapses = tonumber(work[2]) or slots, tonumber(work[3]) or 0
+  if work[1] and not unsettled then
+    if cap <= 1 then lapses = lapses + 1 end
+    cap = math.max(1, math.floor(math.min(cap, slots) / 2))
+  end
+  local in_hand_then = in_hand + #ids + 1
+  if in_hand_then <= math.min(cap, cap_now) then
+    ids[#ids + 1] = id
+    caps[id], was[id] = {cap, lapses, work[1]}, ms(since)
+    cap_now = math.min(cap_now, cap)
+    return 'ours'
+  end
+  if cap < in_hand_then and held == 0 then held = cap end
+  return 'held'
+end
+
+-- Priority as 0 (high), 1 or 2 (low). A place in line carries it as its fraction.
+local function rank_of(options)
+  local rank = 1
+  if options and string.find(options, '"priority"', 1, true) then
+    local fine, found = pcall(cjson.decode, options)
+    rank = fine and type(found) == 'table' and ({high = 0, low = 2})[found.priority] or 1
+  end
+  return rank
+end
+local function rank_at(place) return (place % 1) * 4 end
+local function place_at(since, rank) return since + (rank - 1) * shift + rank / 4 end
+local function since_at(place) return math.floor(place) - (rank_at(place) - 1) * shift end
+-- what a turn costs: priority as weight, 2 : 1 : 1/2
+local function cost(rank) return ({0.5, 1, 2})[rank + 1] end
+
+local line = redis.call('HMGET', turn, 'at', 'waiting')
+local at, waiting = tonumber(line[1]) or 0, tonumber(line[2]) or 0
+
+-- ZADD, even if something else has overwritten the line.
+local function to_line(label, places)
+  if #places < 2 then return end
+  local added = read('ZADD', line_key(label), unpack(places))
+  if not added then
+    redis.call('DEL', line_key(label))
+    added = redis.call('ZADD', line_key(label), unpack(places))
+  end
+  waiting = waiting + added
+end
+
+-- Puts tasks in line, given as ids and scores in turns. One that was in line and has not been moved
+-- keeps its place.
+local function file(found)
+  local labels, fresh, kept, later = {}, {}, {}, {}
+  for i = 1, #found, 2 do
+    local id, score = found[i], tonumber(found[i + 1])
+    local known = read('HMGET', task_key(id), 'label', 'options') or {}
+    local label = known[1] or ''
+    local rank = rank_of(known[2])
+    if not fresh[label] then
+      labels[#labels + 1] = {label, rank}
+      fresh[label], kept[label] = {}, {'NX'}
+    end
+    local mine = (in_line(score) and kept or fresh)[label]
+    mine[#mine + 1] = string.format('%.2f', place_at(math.floor(score), rank))
+    mine[#mine + 1] = id
+    later[#later + 1] = string.format('%.1f', now + parked + 0.5)
+    later[#later + 1] = id
+  end
+  for _, each in ipairs(labels) do
+    local label, rank = unpack(each)
+    if not redis.call('ZSCORE', turns, label) then
+      redis.call('DEL', line_key(label))
+      -- a little before at + cost: another label with that very tag has had its turn
+      redis.call('ZADD', turns, string.format('%.17g', at + cost(rank) * 0.999), label)
+    end
+    to_line(label, fresh[label])
+    to_line(label, kept[label])
+    redis.call('PEXPIRE', line_key(label), line_lives)
+  end
+  redis.call('ZADD', due, unpack(later))
+end
+
+-- Claims from the lines by self-clocked fair queueing: the label with the least tag has its turn, and
+-- its tag moves on by the cost of its next task, from `at`, the last tag that had its turn. A task that
+-- was moved since it was put in line is dropped from there.
+local function serve()
+  local load, loaded, passed, off, looks = {}, 0, {}, {}, limit + most_gone
+  for i = 13, #ARGV, 2 do
+    load[ARGV[i]], loaded = tonumber(ARGV[i + 1]), loaded + 1
+  end
+  while #ids < limit and looks > 0 and (#ids == 0 or in_hand + #ids < cap_now) do
+    looks = looks - 1
+    -- as many more as may have to be passed over
+    local next_turns = redis.call('ZRANGE', turns, 0, loaded, 'WITHSCORES')
+    local label, tag
+    for i = 1, #next_turns, 2 do
+      local name = next_turns[i]
+      if not off[name] and (not label or (load[name] or 0) < (load[label] or 0)) then
+        label, tag = name, tonumber(next_turns[i + 1])
+      end
+    end
+    if not label then break end
+    local first = passed[label] or 0
+    local found = read('ZRANGE', line_key(label), first, first + 1, 'WITHSCORES') or {}
+    local id, place = found[1], tonumber(found[2])
+    local score = id and tonumber(redis.call('ZSCORE', due, id))
+    local said = 'gone'
+    if score and in_line(score) then said = take(id, since_at(place)) end
+    if not id and first == 0 then
+      redis.call('ZREM', turns, label)
+    elseif not id or said == 'held' then
+      passed[label] = first + 1
+      if not id or first >= most_passed then
+        off[label] = true
+        if not load[label] then loaded = loaded + 1 end
+      end
+    else
+      waiting = waiting - redis.call('ZREM', line_key(label), id)
+      if said == 'ours' then
+        at = math.max(at, tag)
+        if first > 0 or found[3] then
+          local rank = rank_at(tonumber(found[4]) or place)
+          redis.call('ZADD', turns, string.format('%.17g', at + cost(rank)), label)
+        else
+          redis.call('ZREM', turns, label)
+        end
+        if not rate then
+          if not load[label] then loaded = loaded + 1 end
+          load[label] = (load[label] or 0) + cost(rank_at(place))
+        end
+      end
+    end
+  end
+end
+
+local more = false
 if probe == 1 then
+  -- in line they have waited longer
+  local candidates, labels = {}, redis.call('ZRANGE', turns, 0, most_gone - 1)
+  for _, label in ipairs(labels) do
+    local last = math.ceil(most_gone / #labels) - 1
+    for _, id in ipairs(read('ZRANGE', line_key(label), 0, last) or {}) do
+      local score = tonumber(redis.call('ZSCORE', due, id))
+      if score and in_line(score) then candidates[#candidates + 1] = id end
+    end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'LIMIT', 0, most_gone)) do
+    candidates[#candidates + 1] = id
+  end
   local clean, doubtful = {}, {}
   for _, id in ipairs(candidates) do
     local to = (redis.call('ZSCORE', ns .. ':suspects', id)
@@ -99,32 +286,25 @@ if probe == 1 then
     to[#to + 1] = id
   end
   for _, id in ipairs(doubtful) do clean[#clean + 1] = id end
-  candidates = clean
-end
-local caps = {}
-for _, id in ipairs(candidates) do
-  if #ids >= limit then break end
-  local record = read('HEXISTS', task_key(id), 'task_id')
-  local work = read('HMGET', work_key(id), 'token', 'cap', 'lapses')
-  if record == 0 and redis.call('EXISTS', task_key(id)) == 0 then
-    gone[#gone + 1] = id
-  elseif not record or not work then
-    aside[#aside + 1] = id
-  elseif left_over(id) then
-    left[#left + 1] = id
+  for _, id in ipairs(clean) do
+    if #ids >= limit then break end
+    if not caps[id] then take(id, due_since(tonumber(redis.call('ZSCORE', due, id)), now)) end
+  end
+else
+  local found = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'WITHSCORES', 'LIMIT', 0, limit + 1)
+  if waiting == 0 and #found <= 2 * limit then
+    for i = 1, #found, 2 do take(found[i], math.floor(tonumber(found[i + 1]))) end
   else
-    local cap, lapses = tonumber(work[2]) or slots, tonumber(work[3]) or 0
-    if work[1] and not unsettled then
-      if cap <= 1 then lapses = lapses + 1 end
-      cap = math.max(1, math.floor(math.min(cap, slots) / 2))
-    end
-    local in_hand_then = in_hand + #ids + 1
-    if in_hand_then <= math.min(cap, cap_now) then
-      ids[#ids + 1] = id
-      caps[id] = {cap, lapses, work[1]}
-      cap_now = math.min(cap_now, cap)
-    elseif cap < in_hand_then and held == 0 then
-      held = cap
+    found = redis.call('ZRANGEBYSCORE', due, '-inf', ms(now), 'WITHSCORES', 'LIMIT', 0, most_filed)
+    more = #found == 2 * most_filed
+    if #found > 0 then file(found) end
+    serve()
+    if redis.call('ZCARD', turns) == 0 then
+      redis.call('DEL', turn)
+    else
+      redis.call('HSET', turn, 'at', string.format('%.17g', at), 'waiting', ms(math.max(0, waiting)))
+      redis.call('PEXPIRE', turn, turns_live)
+      redis.call('PEXPIRE', turns, turns_live)
     end
   end
 end
@@ -137,7 +317,6 @@ for _, id in ipairs(ids) do
   if cap[3] and not unsettled then
     redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1)
   end
-  was[id] = redis.call('ZSCORE', due, id)
   redis.call('ZADD', due, ms(now + lease), id)
   redis.call('HSET', work_key(id), 'token', token, 'owner', ARGV[9],
     'lapses', ms(cap[2]), 'cap', ms(cap[1]))
@@ -154,4 +333,8 @@ if #ids > 0 then
   -- one prober at a time; should it die, the next one may try after a while
   if probe == 1 then redis.call('HSET', circuit, 'probe_at', ms(now + 45000)) end
 end
-return answer(ids, next_wait(), probe, held)
+local wait = next_wait()
+if short then wait = math.max(wait, math.ceil((1 - tokens) * 1000 / (rate * factor))) end
+-- what is not in line yet may be of a label that is to have the next turn
+if more then wait = math.min(wait, 25) end
+return answer(ids, wait, probe, held)

@@ -64,7 +64,7 @@ for _, kind in ipairs({'poll', 'copy', 'fetch', 'tell'}) do
     if claimed then
       redis.call('ZADD', due, ms(now + lease), id)
     elseif by < 0 then
-      redis.call('ZADD', due, ms(back(score)), id)
+      redis.call('ZADD', due, ms(back(due_since(score, now))), id)
     end
     if by < 0 then notes_back(kind, id) end
   end

@@ -15,7 +15,7 @@ local function look(id)
   if state ~= 'waiting' then return 'final' end
   local due = tonumber(redis.call('ZSCORE', due_key('poll'), id))
   local due_anywhere = due or tonumber(redis.call('ZSCORE', due_key('copy'), id))
-  local later = due_anywhere and due_anywhere > now
+  local later = due_anywhere and due_since(due_anywhere, now) > now
   local place = look_place(now)
   if later and work[1] then
     if place and not work[2] then
@@ -25,9 +25,8 @@ local function look(id)
     return 'claimed'
   end
   if later and (work[3] or work[4] or work[5] == ms(due_anywhere)) then return 'backing_off' end
-  local at = due and place and math.max(place, by_priority('poll', id, place, now))
-  if at and at < due then
-    redis.call('ZADD', due_key('poll'), ms(at), id)
+  if due and place and place < due_since(due, now) then
+    redis.call('ZADD', due_key('poll'), ms(place), id)
     take_look_place(place, rate, factor)
   end
   return 'looked'

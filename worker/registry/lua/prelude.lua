@@ -80,23 +80,12 @@ local function stand_in(kind, id, at)
   redis.call('ZADD', due_key(kind), ms(at), id)
 end
 
--- When a task due at `at` is to have its turn, by its priority. Due tasks have their turn by score,
--- so priority is a shift of the score: while more than a few others are overdue, a high one comes
--- earlier and a low one later by as much as those are late, but by no more than `most_shift`.
--- Invariant: nothing starves. Whoever goes before a task of score s was put in its place before
--- s + most_shift; from then on each of the others goes before it once at most. Without a backlog
--- nothing is shifted. `raised`: what is to be done is quick and goes before others of its priority.
-local most_shift, few = 120000, 16
-local function by_priority(kind, id, at, now, raised)
-  local fine, options = pcall(cjson.decode, redis.call('HGET', task_key(id), 'options') or '')
-  local sign = fine and type(options) == 'table' and ({high = -1, low = 1})[options.priority] or 0
-  if raised then sign = math.max(-1, sign - 1) end
-  if sign == 0 then return at end
-  -- not the first of all: a task that keeps crashing may have to be passed over for a while
-  local late = redis.call('ZRANGE', due_key(kind), few, few, 'WITHSCORES')[2]
-  if not late then return at end
-  return at + sign * math.min(most_shift, math.max(0, now - tonumber(late)))
-end
+-- A due time with a fraction was set by a claim that met the task overdue and left it for its turn
+-- (claim.lua). Nothing else writes one, so whatever moves the task ends that.
+local function in_line(score) return score % 1 ~= 0 end
+
+-- When a task is due, by its score: one that is in line has been due for some time.
+local function due_since(score, now) return in_line(score) and math.min(score, now) or score end
 
 local function to_state(id, from, to, score)
   redis.call('ZREM', index_key(from), id)

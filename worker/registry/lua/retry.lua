@@ -29,5 +29,5 @@ redis.call('HSET', work_key(id), 'asked_from', ms(now),
   'retried', ARGV[3],
   'deadline_at', ms(now + tonumber(ARGV[5] ~= '' and ARGV[5] or ARGV[4])))
 to_state(id, state, 'waiting', redis.call('HGET', task_key(id), 'submitted_at'))
-redis.call('ZADD', due_key('poll'), ms(by_priority('poll', id, now, now)), id)
+redis.call('ZADD', due_key('poll'), ms(now), id)
 return 'ok'

@@ -19,7 +19,7 @@ for i = 7, #ARGV do
       'deadline_at', ms(now + tonumber(ARGV[6])))
     redis.call('ZADD', index_key('waiting'), ms(now), id)
     -- first the bucket is looked at: the files may be stored already
-    redis.call('ZADD', due_key('copy'), ms(by_priority('copy', id, now, now, true)), id)
+    redis.call('ZADD', due_key('copy'), ms(now), id)
     flags[#flags + 1] = 1
   end
 end
