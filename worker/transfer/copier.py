@@ -20,7 +20,7 @@ from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
 from worker.transfer import media, sniff
-from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
+from worker.transfer.store import Outcome, composite_checksum
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -152,7 +152,7 @@ class Copier:
             self._part_size, expires=job.expires, waiting=hold.progress
         ) as room:
             async with self._source.open(job.url, progress=hold.progress) as download:
-                limit = self._part_limit(download)
+                limit = await self._part_limit(download)
                 if limit > room.size:
                     await room.again(limit)
                 elif download.length is not None:
@@ -178,10 +178,11 @@ class Copier:
                     return await self._copy_parts(file, download, part, room, hold)
             return await self._copy_whole(file, part, hold)
 
-    def _part_limit(self, download: Download) -> int:
+    async def _part_limit(self, download: Download) -> int:
         """Bytes of a part: more than usual only if there were too many parts otherwise."""
         longest = download.length or self._source.max_file_bytes
-        return max(self._part_size, -(-longest // MAX_PARTS))
+        _, provider = await self._store.provider()
+        return max(self._part_size, -(-longest // provider.parts))
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -236,7 +237,6 @@ class Copier:
 
     async def _copy_whole(self, file: _File, part: _Part, hold: Hold) -> StoredFile:
         content = _Content(size=len(part), sha256=part.digest(), checksum=_base64(part.digest()))
-        checked = not self._store.gives_checksums
 
         async def put(*, create_only: bool) -> Outcome:
             await hold.check()
@@ -252,11 +252,12 @@ class Copier:
                 progress=hold.progress,
             )
 
-        if await put(create_only=True) is Outcome.EXISTS:
+        outcome = await put(create_only=True)
+        if outcome is Outcome.EXISTS:
             if await self._is_there(file.key, content, hold):
                 return file.stored(content)
-            await put(create_only=False)
-        await self._verify(file.key, content, hold, checked=checked)
+            outcome = await put(create_only=False)
+        await self._verify(file.key, content, hold, outcome)
         return file.stored(content)
 
     # -- a file of many parts -----------------------------------------------------------------
@@ -270,13 +271,14 @@ class Copier:
                 size=download.received, sha256=part.whole(), checksum=composite_checksum(parts)
             )
             await hold.check()
-            if await self._store.complete(upload, parts) is Outcome.EXISTS:
+            outcome = await self._store.complete(upload, parts)
+            if outcome is Outcome.EXISTS:
                 if await self._is_there(file.key, content, hold):
                     await self._abort(upload)
                     return file.stored(content)
                 await hold.check()
-                await self._store.complete(upload, parts, create_only=False)
-        await self._verify(file.key, content, hold, checked=not upload.checksums)
+                outcome = await self._store.complete(upload, parts, create_only=False)
+        await self._verify(file.key, content, hold, outcome)
         return file.stored(content)
 
     async def _send_parts(
@@ -390,22 +392,25 @@ class Copier:
 
     # -- what the store holds -----------------------------------------------------------------
 
-    async def _verify(self, key: str, content: _Content, hold: Hold, *, checked: bool) -> None:
-        """Raise unless the store holds what was just written.
-
-        ``checked``: it had to check every byte by ``Content-MD5`` before it accepted them.
-        """
+    async def _verify(self, key: str, content: _Content, hold: Hold, outcome: Outcome) -> None:
+        """Raise unless the store holds what was just written."""
         there = await self._store.head(key)
-        if there is not None and there.checksum is None and not checked:
-            self._store.distrust_checksums()
-        difference = await self._difference(key, there, content, hold, checked=checked)
+        # a checksum that is given back and is another one speaks against the bytes
+        given = there and there.checksum
+        proven = outcome is Outcome.PROVEN and given in (None, content.checksum)
+        difference = await self._difference(key, there, content, hold, proven=proven)
         if difference:
             raise StoreUnavailable(f"{key} was accepted, but {difference}")
 
     async def _is_there(self, key: str, content: _Content, hold: Hold) -> bool:
         """Whether the object that stands in the way is the very one that was to be written."""
         there = await self._store.head(key)
-        return not await self._difference(key, there, content, hold, checked=False)
+        proven = (
+            there is not None
+            and there.checksum == content.checksum
+            and self._store.vouches(content.checksum)
+        )
+        return not await self._difference(key, there, content, hold, proven=proven)
 
     async def _difference(
         self,
@@ -414,15 +419,15 @@ class Copier:
         content: _Content,
         hold: Hold,
         *,
-        checked: bool,
+        proven: bool,
     ) -> str:
-        """How an object differs from what it should be; its bytes are read back if need be."""
+        """How an object differs from what it should be; its bytes are read back unless proven."""
         hold.progress()
         if there is None:
             return "is not there"
         if there.bytes != content.size:
             return f"has {there.bytes} of {content.size} bytes"
-        if there.checksum == content.checksum or (checked and there.checksum is None):
+        if proven:
             return ""
         digest = await self._store.digest(key, progress=hold.progress)
         return "" if digest == content.sha256 else "has other bytes"

@@ -21,6 +21,7 @@ from worker.errors import (
     SourceGone,
     SourceRejected,
     StoreBlocked,
+    StoreError,
     StoreRefused,
     StoreUnavailable,
     UpstreamError,
@@ -36,7 +37,7 @@ from worker.work.endings import STORE_STEP
 from worker.work.group import first_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from worker.core.copying import Verdict
     from worker.core.layout import Layout
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("harvester.copy")
 
+_CLEARING = 20.0  # seconds that clearing up may take
+_LISTED_BY_KEY = 16
 _FILES_AT_ONCE = 4
 _FLOOR = 64 * 1024  # bytes a second
 _FLOOR_SECONDS = 60.0
@@ -230,21 +233,36 @@ class CopyWork:
         A worker that died leaves one, and so does a lost answer of the store: to the call that
         opened it, or to the one that was to abort it.
         """
-        begun = {name.removeprefix("key:") for name in job.work if name.startswith("key:")}
         ended = {name.removeprefix("file:") for name in job.work if name.startswith("file:")}
-        if begun - ended:
-            await self._abort_uploads(job)
+        keys = {
+            key
+            for name, key in job.work.items()
+            if name.startswith("key:") and name.removeprefix("key:") not in ended
+        }
+        if keys:
+            await self._abort_uploads(job, keys)
 
-    async def _abort_uploads(self, job: Job) -> None:
-        """Abort what is open below the exact prefix of this task, which is ours."""
+    async def _abort_uploads(self, job: Job, keys: Collection[str] = ()) -> None:
+        """Abort what is open below the exact prefix of this task, which is ours.
+
+        Some stores list the uploads of a key only if they are asked for that very key: ``keys`` are
+        those. Nothing waits for it: what the store does not list or abort, or not in time, stays
+        open.
+        """
         folder = self._layout.folder(job.task_id, job.options)
+        aborted: set[str] = set()
         try:
-            for upload in await self._store.list_uploads(folder):
-                await self._store.abort(upload)
-                log.info("upload.aborted", key=upload.key)
-        except (StoreBlocked, StoreRefused) as error:
-            # the right to list uploads may be missing; the rest works without it
+            async with asyncio.timeout(_CLEARING):
+                for prefix in (folder, *sorted(keys)[:_LISTED_BY_KEY]):
+                    for upload in await self._store.list_uploads(prefix):
+                        if upload.id not in aborted:
+                            await self._store.abort(upload)
+                            aborted.add(upload.id)
+                            log.info("upload.aborted", key=upload.key)
+        except StoreError as error:
             log.warning("upload.not_aborted", error=str(error))
+        except TimeoutError:
+            log.warning("upload.not_aborted", error="the store takes too long to list and abort")
 
     # -- copying ------------------------------------------------------------------------------
 
