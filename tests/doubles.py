@@ -26,7 +26,7 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from worker.transfer.store import Outcome, Part, StoredObject, Upload, composite_checksum
+from worker.transfer.objects import Outcome, Part, StoredObject, Upload, composite_checksum
 from worker.transfer.wire import Buffer
 
 Act = Exception | Callable[[], Awaitable[object]]

@@ -27,7 +27,8 @@ from worker.errors import (
 )
 from worker.sandbox.simulator import Simulator
 from worker.transfer.capabilities import NAMES, Facts, Seen
-from worker.transfer.store import ObjectStore, Outcome, Part, Upload, composite_checksum
+from worker.transfer.objects import Outcome, Part, Upload, composite_checksum
+from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.wiring import upstream_session
 

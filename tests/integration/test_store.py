@@ -25,9 +25,10 @@ from tests.strict_store import error_document
 from tests.support import BOUND, BucketEnv
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.capabilities import Facts, Seen
+from worker.transfer.objects import Outcome, Upload, composite_checksum
 from worker.transfer.probe import probe
 from worker.transfer.signer import make_signer
-from worker.transfer.store import ObjectStore, Outcome, Upload, composite_checksum
+from worker.transfer.store import ObjectStore
 
 MIB = 1024 * 1024
 

@@ -18,9 +18,10 @@ from tests.security.kit import blocks
 from tests.support import ROOT, BucketEnv, command, eventually
 from worker.sandbox.servers import SeaweedFS
 from worker.sandbox.simulator import Simulator
+from worker.transfer.objects import Outcome
 from worker.transfer.probe import probe
 from worker.transfer.signer import Signer
-from worker.transfer.store import ObjectStore, Outcome
+from worker.transfer.store import ObjectStore
 
 # The page's own names.
 BUCKET, PREFIX = "my-bucket", "media"

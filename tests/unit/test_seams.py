@@ -44,10 +44,11 @@ from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
 from worker.transfer import wire
 from worker.transfer.guard import Guard
+from worker.transfer.objects import Upload
 from worker.transfer.probe import probe
 from worker.transfer.signer import Signer, make_signer
 from worker.transfer.source import LONG_BODY, Source
-from worker.transfer.store import ObjectStore, Upload
+from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.wiring import make_redis, refuse_unfit_redis, upstream_session
 

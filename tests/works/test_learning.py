@@ -63,9 +63,20 @@ async def test_one_worker_probes_for_all(fleet: Fleet) -> None:
         for store in (first, second, third):
             await known(store)
         assert first.facts == second.facts == third.facts
-        assert fleet.there.seen.count("uploads") == 1
+        assert fleet.there.seen.count("list") == 0
+        assert fleet.there.seen.count("create") == 2
         key = await key_of(fleet.registry, first)
         assert WEEK - 600 < await fleet.registry.redis.ttl(key) <= WEEK
+
+
+async def test_what_a_dead_prober_left_open_is_aborted(fleet: Fleet) -> None:
+    for key in ("p/.doctor/probe", "p/.doctor/probe2", "p/t1/images/0.png"):
+        store = ObjectStore(BUCKET)
+        await store.create_upload(key, content_type="a/b")
+        await store.close()
+    async with fleet.worker():
+        await eventually(lambda: len(fleet.there.uploads) == 2)
+    assert "p/.doctor/probe" not in {opened.key for opened in fleet.there.uploads.values()}
 
 
 async def test_another_bucket_or_other_options_are_another_store(fleet: Fleet) -> None:

@@ -20,16 +20,17 @@ from worker.core import keys
 from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
 from worker.transfer import media, sniff
-from worker.transfer.store import Outcome, composite_checksum
+from worker.transfer.objects import Outcome, composite_checksum
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
     from hashlib import _Hash
 
     from worker.transfer.budget import Budget, Room
+    from worker.transfer.objects import Part, StoredObject, Upload
     from worker.transfer.sniff import Kind
     from worker.transfer.source import Download, Source
-    from worker.transfer.store import ObjectStore, Part, StoredObject, Upload
+    from worker.transfer.store import ObjectStore
 
 log = structlog.get_logger("harvester.copy")
 

@@ -19,8 +19,8 @@ from xml.sax.saxutils import escape
 
 from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.transfer import complaints
+from worker.transfer.attempts import is_md5, md5
 from worker.transfer.capabilities import Facts, Seen
-from worker.transfer.store import is_md5, md5
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -8,90 +8,29 @@ succeeds, the store is known to refuse it.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import re
 import time
-from dataclasses import dataclass, field
-from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
-from xml.sax.saxutils import escape
-
-import structlog
 
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.http import BROKEN, read_some
 from worker.transfer import complaints, pages, wire
+from worker.transfer.attempts import ALGORITHM, MODE, Attempts, Extra, exists, proof_of
 from worker.transfer.capabilities import Facts, Proof, Seen, best
+from worker.transfer.objects import Outcome, Part, StoredObject, Upload, listed
 from worker.transfer.sniff import disposition
 from worker.transfer.wire import Answer, Buffer, Wire, nothing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from worker.core.providers import Provider
     from worker.transfer.complaints import Complaint
 
-log = structlog.get_logger("harvester.store")
-
 _TRUST_SECONDS = 600.0
+_LEAST_RATE = 64 * 1024  # bytes a second that an object is read back with
 _METADATA = "x-amz-meta-"
-_PLAIN_MD5 = re.compile(r'"?([0-9a-fA-F]{32})"?')
-
-
-class Outcome(Enum):
-    """What became of a write that was to create its object."""
-
-    CREATED = "created"
-    PROVEN = "proven"
-    """Created, and the store was seen to refuse bytes that are damaged on the way."""
-    EXISTS = "exists"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """What the store says of an object.
-
-    ``checksum`` is its ``x-amz-checksum-sha256`` as the store gives it (base64, followed by ``-``
-    and the number of parts if it was made from theirs), or ``None``.
-    """
-
-    bytes: int
-    content_type: str
-    metadata: Mapping[str, str]
-    etag: str
-    checksum: str | None = None
-
-    @property
-    def sha256(self) -> str | None:
-        """The SHA-256 of the whole object in hex, if the store knows it."""
-        if self.checksum is None or "-" in self.checksum:
-            return None
-        return base64.b64decode(self.checksum).hex()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
-    """An open multipart upload. ``checksums``: whether its parts are to carry a SHA-256."""
-
-    key: str
-    id: str = field(repr=False)
-    checksums: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A part that was uploaded; ``sha256`` is the digest of its bytes.
-
-    ``checksum``: whether it carried that; ``proven``: whether the store checked its bytes.
-    """
-
-    number: int
-    etag: str
-    sha256: bytes
-    checksum: bool = False
-    proven: bool = False
 
 
 class StoreSettings(Protocol):
@@ -112,21 +51,6 @@ class StoreSettings(Protocol):
     @property
     def lease(self) -> float:
         """Seconds within which a write must have ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Extra:
-    """What a request carries although the store may not know it, and what takes its place.
-
-    ``fact`` is the name of the fact that it teaches, ``word`` what a complaint about it would say.
-    """
-
-    fact: str
-    word: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    instead: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-    """The body without it, if it is in the body."""
 
 
 class ObjectStore:
@@ -155,11 +79,7 @@ class ObjectStore:
         self.bucket = bucket
         self.wire = Wire(bucket, storage=storage, deadline=deadline)
         self.options = dict(put_options or {})
-        self.surprise = asyncio.Event()
-        self._facts = Facts()
-        self._refused: set[str] = set()
-        self._overruled: set[str] = set()
-        self._said: set[str] = set()
+        self._attempts = Attempts(self.wire)
         self._clock = clock
         self._wrote_at: dict[str, float] = {}
 
@@ -194,18 +114,17 @@ class ObjectStore:
 
     @property
     def facts(self) -> Facts:
-        """What the store was seen to do.
-
-        What it refused at work stays refused, unless the probe sees otherwise, which counts once.
-        """
-        return self._facts
+        """What the store was seen to do."""
+        return self._attempts.facts
 
     @facts.setter
     def facts(self, facts: Facts) -> None:
-        overruled = {name for name in self._refused if getattr(facts, name) is Seen.HONOURED}
-        self._refused -= overruled - self._overruled
-        self._overruled |= overruled
-        self._facts = facts.without(self._refused)
+        self._attempts.facts = facts
+
+    @property
+    def surprise(self) -> asyncio.Event:
+        """Set when a request teaches a fact."""
+        return self._attempts.surprise
 
     def vouches(self, checksum: str) -> bool:
         """Whether the store checked the bytes of an object that it gives this SHA-256 for."""
@@ -214,34 +133,7 @@ class ObjectStore:
 
     async def say_what_is_missing(self) -> None:
         """Log what the store was seen to do without, once each, unless the settings know it."""
-        row = (await self.provider())[1]
-        facts, lacks = self.facts, (Seen.IGNORED, Seen.REFUSED)
-        if row.sha256 and facts.put_sha256 in lacks and self._first("checksums"):
-            log.warning("store.no_checksums", bucket=self.bucket)
-        if row.conditions and facts.put_condition in lacks and self._first("conditions"):
-            log.warning("store.no_conditional_writes", bucket=self.bucket)
-        unproven = [
-            name
-            for name, proofs in (
-                ("put", (facts.put_sha256, facts.put_md5)),
-                ("part", (facts.part_sha256, facts.part_md5)),
-            )
-            if all(seen in lacks for seen in proofs)
-        ]
-        if unproven and self._first("proofs"):
-            log.warning("store.unproven", bucket=self.bucket, operations=unproven)
-
-    def _first(self, what: str) -> bool:
-        first = what not in self._said
-        self._said.add(what)
-        return first
-
-    async def _learn(self, extra: _Extra) -> None:
-        """Note that a request succeeded once it came without this."""
-        self._refused.add(extra.fact)
-        self._facts = self._facts.without(self._refused)
-        self.surprise.set()
-        await self.say_what_is_missing()
+        await self._attempts.say_what_is_missing()
 
     # -- whole objects ------------------------------------------------------------------------
 
@@ -266,13 +158,13 @@ class ObjectStore:
         row, facts = (await self.provider())[1], self.facts
         proof = best(sha256=facts.put_sha256, md5=facts.put_md5, spared=not row.sha256)
         params = self._described(key, content_type, disposition, metadata, options)
-        extras = [*self._condition("put_condition", row, create_only=create_only)]
-        extras += await _proof("put", proof, body, sha256)
-        answer, left = await self._try("put_object", params, body, extras, progress)
-        if _conditional(left) and complaints.is_conflict(answer.complaint):
+        extras = self._attempts.condition("put", row) if create_only else []
+        extras += await proof_of("put", proof, body, sha256)
+        answer, left = await self._attempts.make("put_object", params, body, extras, progress)
+        if exists(answer, left):
             return Outcome.EXISTS
         self._expect(answer, "put_object", key)
-        proven = self._proven("put", left) and _agrees(answer, left, facts.put_etag)
+        proven = self._attempts.proven("put", answer, left)
         return Outcome.PROVEN if proven else Outcome.CREATED
 
     async def put_document(self, key: str, body: bytes, *, task_id: str) -> None:
@@ -290,8 +182,8 @@ class ObjectStore:
         """What the store says of an object; ``None`` if there is none."""
         row, facts = (await self.provider())[1], self.facts
         asks = row.sha256 and facts.head_checksum is not Seen.REFUSED
-        mode = _Extra(fact="head_checksum", word="checksum", params={"ChecksumMode": "ENABLED"})
-        answer, _ = await self._try("head_object", self.wire.named(key), b"", [mode] * asks)
+        extras = [MODE] if asks else []
+        answer, _ = await self._attempts.make("head_object", self.wire.named(key), b"", extras)
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
         self._expect(answer, "head_object", key)
@@ -327,12 +219,16 @@ class ObjectStore:
     async def digest(self, key: str, *, progress: Callable[[], None] = nothing) -> bytes | None:
         """The SHA-256 digest of an object, read back from the store; ``None`` if there is none.
 
-        Takes as long as bytes arrive; ``progress`` is called as they do.
+        Takes as long as bytes arrive, if they do at 64 KiB a second; ``progress`` is called as they
+        do.
         """
         request = await self.wire.sign("get_object", self.wire.named(key))
         digest = hashlib.sha256()
         try:
-            async with self.wire.opened(request, stall=self.wire.deadline) as response:
+            async with (
+                self.wire.opened(request, stall=self.wire.deadline) as response,
+                asyncio.timeout(self.wire.deadline + (response.content_length or 0) / _LEAST_RATE),
+            ):
                 if response.status != HTTPStatus.OK:
                     answer = await wire.read(response)
                     if _is_missing(answer):
@@ -384,12 +280,9 @@ class ObjectStore:
         row, facts = (await self.provider())[1], self.facts
         proof = best(sha256=facts.part_sha256, md5=facts.part_md5, spared=not row.part_sha256)
         params = self._described(key, content_type, disposition, metadata, options)
-        algorithm = _Extra(
-            fact="part_sha256", word="checksum", params={"ChecksumAlgorithm": "SHA256"}
-        )
-        extras = [algorithm] * (proof is Proof.SHA256)
+        extras = [ALGORITHM] if proof is Proof.SHA256 else []
         call = "create_multipart_upload"
-        answer, left = await self._try(call, params, b"", extras)
+        answer, left = await self._attempts.make(call, params, b"", extras)
         self._expect(answer, call, key)
         found = await self.wire.parse(call, answer)
         if not found.get("UploadId"):
@@ -414,8 +307,8 @@ class ObjectStore:
         elif facts.part_md5 is Seen.REFUSED:
             proof = Proof.NONE
         params = _of(self.wire, upload) | {"PartNumber": number}
-        extras = await _proof("part", proof, body, sha256)
-        answer, left = await self._try("upload_part", params, body, extras, progress)
+        extras = await proof_of("part", proof, body, sha256)
+        answer, left = await self._attempts.make("upload_part", params, body, extras, progress)
         self._expect(answer, "upload_part", upload.key)
         etag = answer.headers.get("etag", "")
         if not etag:
@@ -425,7 +318,7 @@ class ObjectStore:
             etag=etag,
             sha256=sha256,
             checksum=any(extra.fact == "part_sha256" for extra in left),
-            proven=self._proven("part", left) and _agrees(answer, left, facts.part_etag),
+            proven=self._attempts.proven("part", answer, left),
         )
 
     async def complete(
@@ -433,13 +326,13 @@ class ObjectStore:
     ) -> Outcome:
         """Make an object of the parts. ``create_only`` is as for :meth:`put`."""
         row, call = (await self.provider())[1], "complete_multipart_upload"
-        extras = [*self._condition("complete_condition", row, create_only=create_only)]
-        body = _listed(parts, checksums=False)
+        extras = self._attempts.condition("complete", row) if create_only else []
+        body = listed(parts, checksums=False)
         if any(part.checksum for part in parts):
-            extras.append(_Extra(fact="part_sha256", word="checksum", body=body))
-            body = _listed(parts, checksums=True)
-        answer, left = await self._try(call, _of(self.wire, upload), body, extras)
-        if _conditional(left) and complaints.is_conflict(answer.complaint):
+            extras.append(Extra(fact="part_sha256", word="checksum", body=body))
+            body = listed(parts, checksums=True)
+        answer, left = await self._attempts.make(call, _of(self.wire, upload), body, extras)
+        if exists(answer, left):
             return Outcome.EXISTS
         self._expect(answer, call, upload.key)
         proven = bool(parts) and all(part.proven for part in parts)
@@ -498,75 +391,6 @@ class ObjectStore:
             params["ContentDisposition"] = disposition
         return params | self.options | dict(options or {})
 
-    def _condition(self, fact: str, row: Provider, *, create_only: bool) -> Iterable[_Extra]:
-        known = getattr(self.facts, fact)
-        spared = not row.conditions and known is not Seen.HONOURED
-        if create_only and not spared and known is not Seen.REFUSED:
-            yield _Extra(fact=fact, word="if-none-match", params={"IfNoneMatch": "*"})
-
-    def _proven(self, operation: str, extras: Sequence[_Extra]) -> bool:
-        """Whether the store checks what these extras prove."""
-        facts = self.facts
-        return any(
-            extra.fact.startswith((f"{operation}_sha256", f"{operation}_md5"))
-            and getattr(facts, extra.fact) is Seen.HONOURED
-            for extra in extras
-        )
-
-    async def _try(
-        self,
-        call: str,
-        params: Mapping[str, Any],
-        body: Buffer,
-        extras: Sequence[_Extra],
-        progress: Callable[[], None] = nothing,
-    ) -> tuple[Answer, Sequence[_Extra]]:
-        """The answer to a request with these extras, or with fewer; and those that it came with.
-
-        An extra is left out after a refusal that may be of it, the one first that the complaint
-        names. Only one whose absence made the request succeed is known to be refused.
-        """
-        first = answer = await self._attempt(call, params, body, extras, progress)
-        left = list(extras)
-        while left and self._may_blame(left, answer, call):
-            message = answer.complaint.message.lower()
-            dropped = next((extra for extra in left if extra.word in message), left[0])
-            left.remove(dropped)
-            if (
-                dropped.fact.endswith("_sha256")
-                and dropped.params
-                and call != ("create_multipart_upload")
-            ):
-                left += await _proof(dropped.fact.partition("_")[0], Proof.MD5, body, b"")
-            if dropped.body is not None:
-                body = dropped.body
-            answer = await self._attempt(call, params, body, left, progress)
-            conflict = _conditional(left) and complaints.is_conflict(answer.complaint)
-            if answer.well(call) or conflict:
-                await self._learn(dropped)
-                return answer, left
-        # where nothing helped, the first complaint says most
-        return (first, extras) if self._may_blame(extras, answer, call) else (answer, left)
-
-    def _may_blame(self, extras: Sequence[_Extra], answer: Answer, call: str) -> bool:
-        """Whether a request may have failed for one of these extras."""
-        if answer.well(call):
-            return False
-        # some fail over an element that they do not know, as they would if they were out of order
-        untried = self.facts.part_sha256 is Seen.UNKNOWN and any(e.body is not None for e in extras)
-        return complaints.may_be_unknown(answer.complaint) or (answer.status >= 500 and untried)
-
-    async def _attempt(
-        self,
-        call: str,
-        params: Mapping[str, Any],
-        body: Buffer,
-        extras: Sequence[_Extra],
-        progress: Callable[[], None],
-    ) -> Answer:
-        more = {name: value for extra in extras for name, value in extra.params.items()}
-        return await self.wire.send(call, {**params, **more}, body, progress=progress)
-
     # -- errors -------------------------------------------------------------------------------
 
     def _expect(self, answer: Answer, call: str, key: str) -> None:
@@ -598,67 +422,8 @@ class ObjectStore:
                 return StoreRefused(text)
 
 
-def composite_checksum(parts: Sequence[Part]) -> str:
-    """The checksum that S3 gives an object made of parts: that of their digests, and their number.
-
-    Source: Amazon S3, "Checking object integrity", composite checksums.
-    """
-    digest = hashlib.sha256(b"".join(part.sha256 for part in parts)).digest()
-    return f"{base64.b64encode(digest).decode()}-{len(parts)}"
-
-
 def _of(wire: Wire, upload: Upload) -> dict[str, Any]:
     return wire.named(upload.key) | {"UploadId": upload.id}
-
-
-def _conditional(extras: Iterable[_Extra]) -> bool:
-    return any("IfNoneMatch" in extra.params for extra in extras)
-
-
-async def _proof(operation: str, proof: Proof, body: Buffer, sha256: bytes) -> list[_Extra]:
-    """What lets the store check a body: its SHA-256, or its MD5, or nothing."""
-    match proof:
-        case Proof.SHA256:
-            params = {"ChecksumSHA256": base64.b64encode(sha256).decode()}
-            return [_Extra(fact=f"{operation}_sha256", word="checksum", params=params)]
-        case Proof.MD5:
-            digest = await asyncio.to_thread(md5, body)
-            params = {"ContentMD5": base64.b64encode(digest).decode()}
-            return [_Extra(fact=f"{operation}_md5", word="content-md5", params=params)]
-        case Proof.NONE:
-            return []
-
-
-def md5(body: Buffer) -> bytes:
-    """The MD5 digest, which is no secret of anything."""
-    return hashlib.md5(body, usedforsecurity=False).digest()
-
-
-def is_md5(etag: str, digest: bytes) -> bool:
-    """Whether an ETag is this MD5, in whatever case and with quotes or without."""
-    found = _PLAIN_MD5.fullmatch(etag.strip())
-    return found is not None and found[1].lower() == digest.hex()
-
-
-def _agrees(answer: Answer, extras: Iterable[_Extra], etag: Seen) -> bool:
-    """Whether the ETag says nothing against the bytes, where it is their MD5 in this store."""
-    sent = next((e.params["ContentMD5"] for e in extras if "ContentMD5" in e.params), None)
-    if sent is None or etag is not Seen.HONOURED:
-        return True
-    return is_md5(answer.headers.get("etag", ""), base64.b64decode(sent))
-
-
-def _listed(parts: Sequence[Part], *, checksums: bool) -> bytes:
-    """The body of CompleteMultipartUpload."""
-    listed = "".join(_part_xml(part, checksum=checksums and part.checksum) for part in parts)
-    return f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
-
-
-def _part_xml(part: Part, *, checksum: bool) -> str:
-    fields = f"<PartNumber>{part.number}</PartNumber><ETag>{escape(part.etag)}</ETag>"
-    if checksum:
-        fields += f"<ChecksumSHA256>{base64.b64encode(part.sha256).decode()}</ChecksumSHA256>"
-    return f"<Part>{fields}</Part>"
 
 
 def _is_missing(answer: Answer) -> bool:

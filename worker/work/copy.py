@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from worker.registry.records import Job
     from worker.registry.registry import Registry
     from worker.transfer.copier import Copier
+    from worker.transfer.objects import Upload
     from worker.transfer.store import ObjectStore
     from worker.upstream.gateway import Gateway
     from worker.work.claim import Claim
@@ -250,19 +251,26 @@ class CopyWork:
         open.
         """
         folder = self._layout.folder(job.task_id, job.options)
-        aborted: set[str] = set()
+        seen: set[str] = set()
         try:
             async with asyncio.timeout(_CLEARING):
                 for prefix in (folder, *sorted(keys)[:_LISTED_BY_KEY]):
                     for upload in await self._store.list_uploads(prefix):
-                        if upload.id not in aborted:
-                            await self._store.abort(upload)
-                            aborted.add(upload.id)
-                            log.info("upload.aborted", key=upload.key)
+                        if upload.id not in seen:
+                            seen.add(upload.id)
+                            await self._abort(upload)
         except StoreError as error:
             log.warning("upload.not_aborted", error=str(error))
         except TimeoutError:
             log.warning("upload.not_aborted", error="the store takes too long to list and abort")
+
+    async def _abort(self, upload: Upload) -> None:
+        try:
+            await self._store.abort(upload)
+        except StoreError as error:
+            log.warning("upload.not_aborted", key=upload.key, error=str(error))
+        else:
+            log.info("upload.aborted", key=upload.key)
 
     # -- copying ------------------------------------------------------------------------------
 

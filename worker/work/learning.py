@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import structlog
 from worker.cancelling import heed
 from worker.errors import RegistryUnavailable, StoreError
 from worker.transfer.capabilities import VERSION, Facts
-from worker.transfer.probe import probe
+from worker.transfer.probe import KEY, probe
 
 if TYPE_CHECKING:
     from worker.registry.registry import Registry
@@ -90,9 +91,17 @@ class Learning:
             seen = (await probe(self._store, self._prefix)).facts
             log.info("store.probed", unknown=seen.unknown, **_shown(seen))
             await keep(self._registry, self._store)
+            await self._clear_up()
         elif surprised:
             await keep(self._registry, self._store)
         return not self._store.facts.unknown
+
+    async def _clear_up(self) -> None:
+        """Abort what a probe whose worker died left open."""
+        with contextlib.suppress(StoreError):
+            for upload in await self._store.list_uploads(self._prefix + KEY):
+                if upload.key == self._prefix + KEY:
+                    await self._store.abort(upload)
 
 
 def _shown(facts: Facts) -> dict[str, str]:
