@@ -32,6 +32,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from config.redis import RedisAddress
 from worker.core.keys import check_prefix
+from worker.core.providers import choose
 from worker.errors import SettingsError
 
 ENV_FILE = ".env"
@@ -183,6 +184,11 @@ def _broker_url(secret: SecretStr) -> SecretStr:
 def _bucket(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", text):
         raise ValueError("must be the bare name of a bucket, without s3:// or a path")
+    return text
+
+
+def _storage(text: str) -> str:
+    choose(text, "")
     return text
 
 
@@ -366,10 +372,11 @@ class Settings(BaseSettings):
         description="Bucket that files are stored in. `harvester up` supplies an embedded store.",
         examples=["my-bucket"],
     )
-    storage: Literal["auto", "aws", "oss", "generic"] = Field(
+    storage: Annotated[str, AfterValidator(_storage)] = Field(
         "auto",
-        description="Kind of store: `auto`, `aws`, `oss` or `generic`. `auto` decides from the "
-        "endpoint. Sets addressing style, checksums and conditional writes.",
+        description="Kind of store: `auto`, which decides from the endpoint, or a row of the "
+        "[table of providers](stores.md#providers); then columns that overrule it, as in "
+        "`path,md5`.",
     )
     put_options: Annotated[dict[str, str], BeforeValidator(_put_options)] = Field(
         {},

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from worker.core.models import Answer
+from worker.core.providers import PROVIDERS, Provider
 from worker.core.reply import read_reply
 from worker.errors import (
     StoreRefused,
@@ -25,7 +26,8 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from worker.transfer.store import Buffer, Outcome, Part, StoredObject, Upload, composite_checksum
+from worker.transfer.objects import Outcome, Part, StoredObject, Upload, composite_checksum
+from worker.transfer.wire import Buffer
 
 Act = Exception | Callable[[], Awaitable[object]]
 """What happens at some moment: an error is raised, or a function is awaited."""
@@ -72,14 +74,15 @@ class _Open:
 class MemoryStore:
     """An ``ObjectStore`` in memory.
 
-    ``log`` lists the calls that had an effect, as ``(method, key)``.
+    ``log`` lists the calls that had an effect, as ``(method, key)``. ``checks``: whether it is
+    known to refuse damaged bytes, which it does.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, _Object] = {}
         self.uploads: dict[str, _Open] = {}
         self.log: list[tuple[str, str]] = []
-        self.gives_checksums = True
+        self.checks = True
         self._planned: list[_Planned] = []
         self._opened = 0
 
@@ -127,8 +130,15 @@ class MemoryStore:
     async def ready(self) -> None:
         pass
 
-    def distrust_checksums(self) -> None:
-        self.gives_checksums = False
+    async def provider(self) -> tuple[str, Provider]:
+        return "generic", PROVIDERS["generic"]
+
+    def vouches(self, checksum: str) -> bool:
+        return self.checks
+
+    @property
+    def _created(self) -> Outcome:
+        return Outcome.PROVEN if self.checks else Outcome.CREATED
 
     # -- whole objects ------------------------------------------------------------------------
 
@@ -154,9 +164,9 @@ class MemoryStore:
                 body=bytes(body),
                 content_type=content_type,
                 metadata=dict(metadata or {}),
-                checksum=base64.b64encode(sha256).decode() if self.gives_checksums else None,
+                checksum=base64.b64encode(sha256).decode(),
             )
-            return Outcome.CREATED
+            return self._created
 
     async def put_document(self, key: str, body: bytes, *, task_id: str) -> None:
         async with self._effect("put_document", key):
@@ -177,7 +187,7 @@ class MemoryStore:
                 content_type=there.content_type,
                 metadata=there.metadata,
                 etag=_etag(there.body),
-                checksum=there.checksum if self.gives_checksums else None,
+                checksum=there.checksum,
             )
 
     async def get(self, key: str, max_bytes: int) -> bytes | None:
@@ -214,7 +224,7 @@ class MemoryStore:
     ) -> Upload:
         async with self._effect("create_upload", key):
             self._opened += 1
-            upload = Upload(key=key, id=f"upload-{self._opened}", checksums=self.gives_checksums)
+            upload = Upload(key=key, id=f"upload-{self._opened}", checksums=True)
             self.uploads[upload.id] = _Open(
                 upload=upload, content_type=content_type, metadata=dict(metadata or {})
             )
@@ -233,7 +243,9 @@ class MemoryStore:
             progress()
             self._check(body, sha256)
             self._open(upload).parts[number] = bytes(body)
-            return Part(number=number, etag=_etag(body), sha256=sha256)
+            return Part(
+                number=number, etag=_etag(body), sha256=sha256, checksum=True, proven=self.checks
+            )
 
     async def complete(
         self, upload: Upload, parts: Sequence[Part], *, create_only: bool = True
@@ -252,7 +264,7 @@ class MemoryStore:
                 checksum=composite_checksum(parts) if upload.checksums else None,
             )
             del self.uploads[upload.id]
-            return Outcome.CREATED
+            return self._created
 
     async def abort(self, upload: Upload) -> None:
         async with self._effect("abort", upload.key):

@@ -295,7 +295,8 @@ async def audit(
     keys = set(await asyncio.to_thread(bucket.keys, f"{namespace}/"))
     found.lost += [f"{key} is not in the bucket" for key in sorted(explained - keys)]
     bases = collections.Counter(key.rpartition(".")[0] for key in explained)
-    for key in sorted(keys - explained):
+    probe = f"{namespace}/.doctor/probe"  # of the store, and of no task
+    for key in sorted(keys - explained - {probe}):
         twin = bases[key.rpartition(".")[0]]
         (found.doubled if twin else found.unexplained).append(f"nothing explains {key}")
     for key in sorted(keys & sums.keys()):
@@ -305,7 +306,8 @@ async def audit(
     uploads = await asyncio.to_thread(
         bucket.client.list_multipart_uploads, Bucket=bucket.bucket, Prefix=f"{namespace}/"
     )
-    found.unexplained += [f"open upload of {u['Key']}" for u in uploads.get("Uploads", ())]
+    left_open = {upload["Key"] for upload in uploads.get("Uploads", ())} - {probe}
+    found.unexplained += [f"open upload of {key}" for key in sorted(left_open)]
     told = collections.Counter(
         (event["task_id"], event["run"]) for _, event in await redis.xrange(f"{namespace}:events")
     )

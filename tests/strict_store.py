@@ -88,7 +88,8 @@ class StrictStore:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         answer = self._refusal(request, body) or self._answer(request, body)
-        if answer.status >= 400 and answer.status != 404:
+        probed = request.path.endswith("/.doctor/probe")
+        if answer.status >= 400 and answer.status != 404 and not probed:
             self.refused.append(f"{request.method} {answer.status} {answer.text}")
         return answer
 

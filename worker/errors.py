@@ -13,7 +13,7 @@
     │   ├── SourceRejected       against policy (size, host, type): lost if said twice
     │   └── SourceFault          anything else on the way: tried again
     ├── StoreError               a file could not be stored
-    │   ├── StoreBlocked         credentials or bucket wrong: the circuit opens, no file is blamed
+    │   ├── StoreBlocked         settings of the bucket wrong: the circuit opens, no file is blamed
     │   ├── StoreUnavailable     5xx, timeouts, slow down: tried again
     │   └── StoreRefused         a reachable store refuses this one object
     ├── TellError                a target was not told; tried again for three days
@@ -97,7 +97,15 @@ class StoreError(HarvesterError):
 
 
 class StoreBlocked(StoreError):
-    """The store rejects our credentials or bucket: no single file is to blame."""
+    """The store rejects every request of ours: no single file is to blame.
+
+    ``about`` is ``credentials``, ``clock``, ``region``, ``bucket``, ``address`` or ``options``;
+    empty if the store was not asked.
+    """
+
+    def __init__(self, message: str, *, about: str = "") -> None:
+        super().__init__(message)
+        self.about = about
 
 
 class StoreUnavailable(StoreError):

@@ -31,6 +31,7 @@ from worker.upstream.gateway import Gateway
 from worker.work.copy import CopyWork
 from worker.work.endings import Endings
 from worker.work.intake import Intake
+from worker.work.learning import Learning
 from worker.work.manifests import Manifests
 from worker.work.poll import PollWork
 from worker.work.tell import Channel, TellWork
@@ -65,7 +66,8 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
         put_options=settings.put_options,
     )
     channels: dict[str, Channel] = {"reply": CeleryReply(app)}
-    closing = [files.close, upstream.close, store.close]
+    learning = Learning(registry, store, prefix=settings.prefix)
+    closing = [learning.close, files.close, upstream.close, store.close]
     if settings.webhook_secret is not None:
         guard = Guard(settings.webhook_hosts, settings.webhook_allow_private)
         hooks = guard.client()

@@ -87,10 +87,12 @@ async def harvester(copy_all: Callable[[CopyOne], Awaitable[None]], at_once: int
     from worker.transfer.budget import Budget
     from worker.transfer.copier import Copier, CopyJob
     from worker.transfer.guard import Guard
+    from worker.transfer.probe import probe
     from worker.transfer.source import Source
     from worker.transfer.store import ObjectStore
 
     store, guard = ObjectStore(BUCKET), Guard(["*"], ["127.0.0.0/8"])
+    await probe(store, "")  # as a fleet has done before its first file
     async with guard.session() as session:
         source = Source(session, guard, max_file_bytes=8 * 1024**3)
         copier = Copier(source, store, Budget(BUDGET))

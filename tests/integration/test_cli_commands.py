@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from tests.fleet import Fleet
 from tests.integration.test_registry import claim_one, make, submission
-from tests.strict_store import StrictStore
+from tests.store_standin import STORES, Traits, standing_in
 from tests.support import BOUND, BucketEnv
 from worker.cli import checks
 from worker.cli.main import app
@@ -435,7 +435,7 @@ async def test_doctor_finds_all_well_but_warns_without_workers(
         "Redis", "Version", "Eviction", "Persistence", "Broker", "Upstream", "Upstream clock",
         "Bucket", "Checksums", "Conditional", "Profile",
     }  # fmt: skip
-    assert bucket.keys(f"{namespace}/") == []
+    assert bucket.keys(f"{namespace}/") == [f"{namespace}/.doctor/probe"]
 
 
 async def test_doctor_tells_a_stream_that_is_closed(run: Run, redis: Redis, namespace: str) -> None:
@@ -492,37 +492,86 @@ async def test_doctor_tells_a_wrong_bucket_or_key(
     assert "HARVESTER_BUCKET" in result.stdout
 
 
-def profile(result: Any) -> tuple[str, str]:
-    (found,) = (c for c in json.loads(result.stdout)["checks"] if c["name"] == "Profile")
-    return found["level"], found["remedy"]
+def check(result: Any, name: str) -> tuple[str, str, str]:
+    (found,) = (c for c in json.loads(result.stdout)["checks"] if c["name"] == name)
+    return found["level"], found["detail"], found["remedy"]
 
 
-async def test_doctor_names_the_profile_of_a_store_that_can_more(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_doctor_tells_the_fleet_what_it_saw(run: Run, redis: Redis, namespace: str) -> None:
+    await run("doctor")
+    (key,) = await redis.keys(f"{namespace}:store:*")
+    assert set(json.loads(await redis.get(key)).values()) == {"honoured"}
+    assert await redis.ttl(key) > 86400
+
+
+@pytest.mark.parametrize("configured", ["auto", "aws", "virtual", "oss"])
+async def test_doctor_names_the_address_of_a_store_like_oss(
+    run: Run, monkeypatch: pytest.MonkeyPatch, configured: str
 ) -> None:
-    monkeypatch.setenv("HARVESTER_STORAGE", "oss")
-    level, remedy = profile(await run("doctor", "--json"))
-    assert (level, remedy) == ("warning", "Set HARVESTER_STORAGE=generic.")
+    async with standing_in(STORES["oss"], monkeypatch) as there:
+        monkeypatch.setenv("HARVESTER_STORAGE", configured)
+        result = await run("doctor", "--json")
+        assert there.files == {}
+    level, _, remedy = check(result, "Bucket")
+    if configured == "auto":
+        assert (level, remedy) == ("wrong", "Set HARVESTER_STORAGE=virtual.")
+    else:
+        assert level == "good"
+        assert "Content-MD5" in check(result, "Checksums")[1]
 
 
 @pytest.mark.parametrize(
-    ("configured", "level"), [("oss", "good"), ("aws", "warning"), ("auto", "warning")]
+    ("name", "checksums", "conditional", "uploads"),
+    [
+        ("aws", "parts of large ones: a wrong SHA-256 is refused", "never written over", ""),
+        ("r2", "parts of large ones: a wrong Content-MD5 is refused", "large ones can be", ""),
+        ("swift", "a wrong Content-MD5", "small ones can be", ""),
+        ("ceph", "a wrong Content-MD5", "large ones can be", ""),
+        ("s3rver", "nothing is checked", "small and large ones can be", "refuses to list"),
+        ("rclone", "a wrong Content-MD5", "small and large", "lacks an upload"),
+    ],
 )
-async def test_doctor_names_the_profile_of_a_store_like_oss(
-    run: Run, monkeypatch: pytest.MonkeyPatch, configured: str, level: str
-) -> None:
-    store = StrictStore()
-    await store.start(monkeypatch)
-    for name, value in (store.environ | {"HARVESTER_STORAGE": configured}).items():
-        monkeypatch.setenv(name, value)
-    try:
+async def test_doctor_says_of_each_operation_what_it_saw(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, checksums: str, conditional: str,
+    uploads: str,
+) -> None:  # fmt: skip
+    async with standing_in(STORES[name], monkeypatch):
         result = await run("doctor", "--json")
-    finally:
-        await store.stop()
-    remedy = "" if level == "good" else "Set HARVESTER_STORAGE=oss."
-    assert profile(result) == (level, remedy)
-    assert levels(result)["Bucket"] == ("wrong" if configured == "auto" else "good")
-    assert not store.objects
+    assert result.exit_code == 0
+    assert checksums in check(result, "Checksums")[1]
+    assert conditional in check(result, "Conditional")[1]
+    assert uploads in (check(result, "Uploads")[1] if uploads else "")
+    assert ("Uploads" in levels(result)) is bool(uploads)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "setting"),
+    [
+        ((400, "AuthorizationHeaderMalformed", "the region is wrong; expecting 'x'"), "AWS_REGION"),
+        ((403, "RequestTimeTooSkewed", "m"), "NTP"),
+        ((404, "NoSuchBucket", "m"), "HARVESTER_BUCKET"),
+        ((404, "", ""), "AWS_ENDPOINT_URL_S3"),
+        ((403, "InvalidAccessKeyId", "m"), "credentials"),
+    ],
+)
+async def test_doctor_names_the_setting_that_helps(
+    run: Run, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str, str], setting: str
+) -> None:
+    async with standing_in(Traits(path=refusal, virtual=refusal), monkeypatch):
+        result = await run("doctor", "--json")
+    level, _, remedy = check(result, "Bucket")
+    assert level == "wrong"
+    assert setting in remedy
+
+
+async def test_doctor_names_the_options_that_a_store_refuses(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARVESTER_PUT_OPTIONS", '{"Tagging": "a=b"}')
+    async with standing_in(STORES["r2"], monkeypatch):
+        level, _, remedy = check(await run("doctor", "--json"), "Bucket")
+    assert level == "wrong"
+    assert "HARVESTER_PUT_OPTIONS" in remedy
 
 
 async def test_doctor_tells_a_redis_that_evicts_or_forgets(run: Run, redis: Redis) -> None:

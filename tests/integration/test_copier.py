@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 import io
@@ -105,17 +104,20 @@ async def bench(
     max_file_bytes: int = 100 * MIB,
     budget: int = 4 * PART,
     stall: float = BOUND,
+    storage: str = "auto",
     **options: Any,
 ) -> AsyncIterator[Bench]:
-    store = ObjectStore(bucket)
+    store = ObjectStore(bucket, storage=storage)
     guard = Guard(["*"], ["127.0.0.0/8"])
     memory = Budget(budget)
     async with hosted(script) as host, guard.session() as session:
         source = Source(session, guard, max_file_bytes=max_file_bytes, stall_timeout=stall)
         copier = Copier(source, store, memory, **({"part_size": PART} | options))
-        yield Bench(copier, store, memory, f"c/{uuid.uuid4().hex}/", host)
+        try:
+            yield Bench(copier, store, memory, f"c/{uuid.uuid4().hex}/", host)
+        finally:
+            await store.close()
         assert memory.used == 0, "memory was not given back"
-    await store.close()
 
 
 @pytest.fixture
@@ -533,7 +535,6 @@ async def test_an_object_without_checksum_is_compared_byte_by_byte(environ: Buck
             assert environ.read(key) == body
             seen = environ.client.head_object(Bucket=environ.bucket, Key=key)
             assert ("note" in seen["Metadata"]) is kept
-        assert it.store.gives_checksums  # an object of somebody else's proves nothing
 
 
 # -- a store that cannot be trusted -----------------------------------------------------------
@@ -638,7 +639,7 @@ async def test_a_store_that_answers_200_and_keeps_something_else_is_not_believed
 
 
 @pytest.mark.parametrize("size", [1000, 2 * PART + 1])
-async def test_a_store_without_checksums_is_read_back_once_and_then_sent_md5(
+async def test_a_store_that_proves_nothing_is_read_back_each_time(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body, memory, asked = clip(size), Memory(), []
@@ -650,14 +651,8 @@ async def test_a_store_without_checksums_is_read_back_once_and_then_sent_md5(
         first = await it.copier.copy(it.job("a"), Claim())
         assert asked.count("GET") == 1
         second = await it.copier.copy(it.job("b"), Claim())
-        assert asked.count("GET") == 1
+        assert asked.count("GET") == 2
     assert memory.objects == {first.key: body, second.key: body}
-    if size == 1000:
-        md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
-        assert memory.sent[second.key]["content-md5"] == md5
-        assert memory.sent[first.key].keys() & {"x-amz-checksum-sha256", "content-md5"} == {
-            "x-amz-checksum-sha256"
-        }
 
 
 @pytest.mark.parametrize("size", [1000, 2 * PART + 1])

@@ -404,9 +404,9 @@ async def test_no_repr_holds_a_secret(
     record = {"options": SIGNED, "state": "waiting"}
     guard = Guard(("*",))
     async with httpx.AsyncClient(trust_env=False) as client, wiring.upstream_session() as session:
-        signer = await store._ready()
+        signer = await store.wire.ready()
         things: list[object] = [
-            settings, address, store, signer, registry, registry.redis, app,
+            settings, address, store, store.wire, signer, registry, registry.redis, app,
             wiring.make_redis(settings),
             app.conf.humanize(with_defaults=False), app.connection_for_read(),
             signer.sign("get_object", {"Bucket": "b", "Key": "k"}),

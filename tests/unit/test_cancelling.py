@@ -28,9 +28,9 @@ ENDS_OTHERWISE = {
     "worker/sandbox/demo.py:follow": "its deadline",
     "worker/transfer/copier.py:_next_room": "the end of a part",
     "worker/transfer/copier.py:_send_parts": "the end of the file",
-    "worker/transfer/store.py:_send": "a second failure",
-    "worker/transfer/store.py:keys": "the last page",
-    "worker/transfer/store.py:list_uploads": "the last page",
+    "worker/transfer/pages.py:objects": "the last page, or one seen before",
+    "worker/transfer/pages.py:uploads": "the last page, or one seen before",
+    "worker/transfer/wire.py:send": "a second failure",
     "worker/web/app.py:task": "its deadline",
     "worker/work/claim.py:insist": "its deadline",
 }

@@ -292,6 +292,8 @@ def test_every_redis_key_is_described() -> None:
         keys |= set(re.findall(r"ns \.\. ':([a-z]+)", lua(name)))
     registry = (ROOT / "worker" / "registry" / "registry.py").read_text()
     keys |= set(re.findall(r'self\.key\("([a-z]+)"', registry))
+    learning = (ROOT / "worker" / "work" / "learning.py").read_text()
+    keys |= set(re.findall(r'registry\.key\("([a-z]+)"', learning))
     assert {"task", "events", "intake", "workers"} <= keys
     described = section(ARCHITECTURE, "Redis keys")
     for key in keys:

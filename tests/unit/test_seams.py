@@ -42,11 +42,13 @@ from worker.registry.records import Kind as Due
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
-from worker.transfer import store as store_module
+from worker.transfer import wire
 from worker.transfer.guard import Guard
+from worker.transfer.objects import Upload
+from worker.transfer.probe import probe
 from worker.transfer.signer import Signer, make_signer
 from worker.transfer.source import LONG_BODY, Source
-from worker.transfer.store import ObjectStore, Upload
+from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.wiring import make_redis, refuse_unfit_redis, upstream_session
 
@@ -399,7 +401,7 @@ def signer() -> Signer:
 @asynccontextmanager
 async def storing() -> AsyncIterator[ObjectStore]:
     store = ObjectStore("bucket")
-    store._signer = signer()
+    store.wire.signer = signer()
     try:
         yield store
     finally:
@@ -426,11 +428,12 @@ def calls(store: ObjectStore) -> dict[str, Callable[[], Call]]:
         "abort": lambda: store.abort(upload),
         "list_uploads": lambda: store.list_uploads(""),
         "keys": keys,
-        "probe": lambda: store.probe(""),
     }
 
 
-LOCAL = {"close", "ready", "endpoint", "presign_get", "presign_files"}
+LOCAL = {
+    "close", "ready", "endpoint", "provider", "presign_get", "presign_files", "say_what_is_missing",
+}  # fmt: skip
 
 
 @pytest.mark.usefixtures("credentials")
@@ -442,7 +445,7 @@ async def test_asking_the_store(broken: Any, error: Exception) -> None:
         public = inspect.getmembers(ObjectStore, inspect.iscoroutinefunction)
         awaited = {name for name, _ in public if name[0] != "_"}
         assert asked.keys() - {"keys"} == awaited - LOCAL
-        for call in asked.values():
+        for call in (*asked.values(), lambda: probe(store, "")):
             await comes_out(call(), errors.StoreUnavailable, error)
 
 
@@ -492,10 +495,10 @@ async def test_reading_the_stores_answers(
 ) -> None:
 
     async def respond(*_: Any, **__: Any) -> Any:
-        return SimpleNamespace(status=200, headers={}, body=b"")
+        return wire.Answer(status=200, headers={}, body=b"<ListBucketResult>")
 
-    monkeypatch.setattr(ObjectStore, "_send", respond)
-    monkeypatch.setattr(store_module._PARSER, "parse", raising(error))
+    monkeypatch.setattr(wire.Wire, "send", respond)
+    monkeypatch.setattr(wire._PARSER, "parse", raising(error))
     async with storing() as store:
         for name in ("create_upload", "list_uploads", "keys"):
             await comes_out(calls(store)[name](), errors.StoreUnavailable, error)

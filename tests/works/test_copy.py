@@ -96,13 +96,36 @@ async def test_uploads_of_files_that_are_given_up_are_aborted(house: House) -> N
     assert house.store.uploads == {}
 
 
-@pytest.mark.parametrize("error", [StoreRefused("no right"), StoreBlocked("no right")])
-async def test_without_the_right_to_list_uploads_the_rest_works(
-    house: House, error: Exception
+@pytest.mark.parametrize("call", ["list_uploads", "abort"])
+@pytest.mark.parametrize("error", [StoreRefused, StoreBlocked, StoreUnavailable])
+async def test_clearing_up_holds_nothing_up(
+    house: House, call: str, error: type[Exception]
 ) -> None:
-    await house.copying(house.file("/0"), house.file("/1", GONE))
-    house.store.on("list_uploads", error, times=99)
+    await house.copying(house.file("/0", serving(clip())), house.file("/1", GONE))
+    house.store.on("create_upload", StoreUnavailable("the answer is lost"), after=True, times=2)
+    house.store.on(call, error("no"), times=99)
     assert (await house.to_the_end())["state"] == "partial"
+
+
+async def test_clearing_up_takes_its_time_and_no_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.work.copy._CLEARING", 0.01)
+    await house.copying(house.file("/0", GONE))
+    house.store.on("list_uploads", asyncio.Event().wait, times=99)
+    assert (await house.to_the_end())["state"] == "failed"
+
+
+async def test_uploads_are_looked_for_by_their_very_keys_too(house: House) -> None:
+    """Some stores list those of a key only if they are asked for that key."""
+    await house.copying(house.file("/0", serving(clip())))
+    house.store.on("create_upload", StoreUnavailable("the answer is lost"), after=True, times=2)
+    assert await house.step(Kind.COPY) == "again"
+    key = (await house.notes())["key:0"]
+    asked = [each for call, each in house.store.log if call == "list_uploads"]
+    assert key not in asked
+    assert await house.step(Kind.COPY) == "stored"
+    assert [each for call, each in house.store.log if call == "list_uploads"].count(key) == 1
 
 
 # -- addresses --------------------------------------------------------------------------------

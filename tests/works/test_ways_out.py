@@ -162,15 +162,6 @@ async def _(house: House) -> str:
     return await house.step(Kind.COPY)
 
 
-@way(Kind.COPY, "unavailable", Kind.COPY, noted=("key:0", "faults"), name="left-over uploads")
-async def _(house: House) -> str:
-    await house.copying(house.file("/0"))
-    house.store.on("put", StoreUnavailable("away"), times=2)
-    assert await house.step(Kind.COPY) == "again"
-    house.store.on("list_uploads", StoreUnavailable("away"))
-    return await house.step(Kind.COPY)
-
-
 def at_the_manifest(error: StoreError, call: str, *, after: bool = False, skip: int = 0) -> Go:
     async def go(house: House) -> str:
         await dying(house)

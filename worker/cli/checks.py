@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import time
@@ -24,6 +25,7 @@ from worker.core.redact import one_line, strip_query
 from worker.errors import (
     RegistryUnavailable,
     RegistryUnfit,
+    StoreBlocked,
     StoreError,
     StoreUnavailable,
     UpstreamBlocked,
@@ -33,9 +35,11 @@ from worker.errors import (
 )
 from worker.registry.client import outage
 from worker.registry.stats import read_stats
-from worker.transfer.signer import PROFILES, ProfileName, choose_profile
-from worker.transfer.store import Capabilities, ObjectStore
+from worker.transfer.capabilities import Seen
+from worker.transfer.probe import probe
+from worker.transfer.store import ObjectStore
 from worker.wiring import make_gateway, make_registry, redis_fault, upstream_session
+from worker.work.learning import keep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from worker.registry.records import Overview
     from worker.registry.registry import Registry
     from worker.registry.stats import Stats
+    from worker.transfer.capabilities import Facts
+    from worker.transfer.probe import Capabilities
 
 DEADLINE = 10.0
 """Seconds that one check may take."""
@@ -88,8 +94,7 @@ async def examine(settings: Settings) -> list[Finding]:
             _within("Redis", _redis(registry, settings)),
             _within("Broker", _broker(settings)),
             _within("Upstream", _upstream(settings, registry)),
-            _within("Bucket", _bucket(settings)),
-            _within("Profile", _profile(settings)),
+            _within("Bucket", _bucket(settings, registry)),
             _within("Workers", _workers(registry)),
         )
     finally:
@@ -446,89 +451,118 @@ def _bad(name: str, level: Level, detail: str, remedy: str) -> Finding:
 
 # -- bucket --------------------------------------------------------------------------------------
 
+_CREDENTIALS = (
+    "Check HARVESTER_BUCKET and the credentials (AWS_*); they need PutObject, GetObject and "
+    "AbortMultipartUpload."
+)
+_STORE_REMEDIES = {
+    "clock": "Let NTP set this machine's clock.",
+    "region": "Set AWS_REGION to the region of the bucket.",
+    "bucket": "Check HARVESTER_BUCKET and AWS_ENDPOINT_URL_S3.",
+    "address": "Check AWS_ENDPOINT_URL_S3: what answers there takes no objects this way.",
+    "options": "Correct HARVESTER_PUT_OPTIONS: without it the store takes the object.",
+}
+_PROBE_SECONDS = 0.6  # of the check's; what is left is for the remedy
+_OTHER_SECONDS = 0.2
 
-async def _bucket(settings: Settings) -> Findings:
+
+async def _bucket(settings: Settings, registry: Registry) -> Findings:
     where = f"s3://{settings.bucket}/{settings.prefix}"
     store = ObjectStore.from_settings(settings)
     try:
-        seen = await store.probe(f"{settings.prefix}.doctor/")
+        seen = await probe(store, settings.prefix, seconds=_PROBE_SECONDS * DEADLINE)
+        if not seen.facts.unknown:
+            with contextlib.suppress(RegistryUnavailable, TimeoutError):
+                async with asyncio.timeout(_OTHER_SECONDS * DEADLINE):
+                    await keep(registry, store)
     except StoreUnavailable as error:
         remedy = "Check AWS_ENDPOINT_URL_S3 and the network."
         return [_bad("Bucket", Level.UNREACHABLE, f"{where}: {error}", remedy)]
     except StoreError as error:
-        remedy = (
-            "Check HARVESTER_BUCKET and the credentials (AWS_*); they need PutObject, GetObject, "
-            "DeleteObject and AbortMultipartUpload."
-        )
+        about = error.about if isinstance(error, StoreBlocked) else ""
+        remedy = _STORE_REMEDIES.get(about, _CREDENTIALS)
+        if about in ("address", "bucket", "credentials"):
+            remedy = await _other_address(settings) or remedy
         return [_bad("Bucket", Level.WRONG, f"{where}: {error}", remedy)]
     finally:
         await store.close()
     return _describe(where, seen)
 
 
+async def _other_address(settings: Settings) -> str:
+    """What to set if the store takes objects at the bucket's other address; empty if not."""
+    for style in ("virtual", "path"):
+        storage = style if settings.storage == "auto" else f"{settings.storage},{style}"
+        store = ObjectStore.from_settings(settings.model_copy(update={"storage": storage}))
+        try:
+            await probe(store, settings.prefix, seconds=_OTHER_SECONDS * DEADLINE / 2)
+        except StoreError:
+            continue
+        finally:
+            await store.close()
+        return f"Set HARVESTER_STORAGE={storage}."
+    return ""
+
+
 def _describe(where: str, seen: Capabilities) -> Findings:
+    facts = seen.facts
     found = [
         Finding(
             name="Bucket",
-            detail=f"{where} at {strip_query(seen.endpoint)} ({seen.profile}): put, head, get and "
-            "delete work",
+            detail=f"{where} at {strip_query(seen.endpoint)}: an object goes in and comes back",
         ),
-        Finding(
-            name="Checksums",
-            detail="SHA-256, kept by the store"
-            if seen.checksums
-            else "Content-MD5; the store keeps no SHA-256",
-        ),
-        Finding(
-            name="Conditional",
-            detail="an object is never written over"
-            if seen.conditional_writes
-            else "writes cannot be conditional here; leases alone keep writers apart",
-        ),
+        Finding(name="Profile", detail=f"{seen.provider}, {seen.addressing} style"),
+        _checksums(facts),
+        _conditional(facts),
     ]
+    if facts.listing is not Seen.HONOURED:
+        detail = {
+            Seen.REFUSED: "the store refuses to list open uploads",
+            Seen.IGNORED: "the store's list lacks an upload that is open",
+        }.get(facts.listing, "whether open uploads are listed was not seen")
+        remedy = (
+            "Grant ListBucketMultipartUploads if it is missing; otherwise have a lifecycle rule "
+            "end what a killed worker leaves open."
+        )
+        found.append(_bad("Uploads", Level.WARNING, detail, remedy))
     if seen.clock_skew is not None:
         found.append(_clock("Bucket clock", seen.clock_skew, "the store's"))
     return found
 
 
-async def _profile(settings: Settings) -> Findings:
-    """Whether the store is used for what it can do: it is tried as each profile would."""
-    names: list[ProfileName] = ["generic", "aws", "oss"]  # of two that fit, the first
-    stores = [
-        ObjectStore(settings.bucket, profile=name, put_options=settings.put_options)
-        for name in ("auto", *names)
-    ]
-    try:
-        tries = await asyncio.gather(
-            *(store.probe(f"{settings.prefix}.doctor/") for store in stores[1:]),
-            return_exceptions=True,
-        )
-        endpoint = await stores[0].endpoint()
-    except StoreError:
-        return []  # without credentials or an endpoint; the bucket's check has said so
-    finally:
-        for store in stores:
-            await store.close()
-    seen = {n: s for n, s in zip(names, tries, strict=True) if isinstance(s, Capabilities)}
-    if not seen:
-        return []  # so has it here
-    used = choose_profile(settings.storage, endpoint)
-    checksums = any(found.checksums for found in seen.values())
-    conditional = any(found.conditional_writes for found in seen.values())
-    fitting = [
-        name
-        for name in seen
-        if (PROFILES[name].checksum == "sha256", PROFILES[name].conditional)
-        == (checksums, conditional)
-    ]
-    if used in fitting:
-        return [Finding(name="Profile", detail=f"{used} fits what the store does")]
-    if not fitting and used in seen:
-        detail = f"{used} is used; the fleet does without what this store lacks"
-        return [Finding(name="Profile", detail=detail)]
-    works = "does not work with this store" if used not in seen else "is not what this store does"
-    remedy = f"Set HARVESTER_STORAGE={(fitting or list(seen))[0]}."
-    return [_bad("Profile", Level.WARNING, f"{used} {works}", remedy)]
+def _checksums(facts: Facts) -> Finding:
+    """What proves the bytes of each operation."""
+    said, proven = [], True
+    for name, sha256, md5 in (
+        ("objects", facts.put_sha256, facts.put_md5),
+        ("parts of large ones", facts.part_sha256, facts.part_md5),
+    ):
+        proof = "SHA-256" if sha256 is Seen.HONOURED else "Content-MD5"
+        if Seen.HONOURED in (sha256, md5):
+            said.append(f"{name}: a wrong {proof} is refused")
+        else:
+            proven = False
+            not_seen = Seen.UNKNOWN in (sha256, md5)
+            said.append(f"{name}: {'no check was seen' if not_seen else 'nothing is checked'}")
+    detail = "; ".join(said)
+    if proven:
+        return Finding(name="Checksums", detail=detail)
+    remedy = "Nothing has to be done: such files are read back, which costs their traffic again."
+    return _bad("Checksums", Level.WARNING, detail, remedy)
+
+
+def _conditional(facts: Facts) -> Finding:
+    """Whether objects are written over, as far as was seen."""
+    seen = {"small": facts.put_condition, "large": facts.complete_condition}
+    kept = [name for name, each in seen.items() if each is Seen.HONOURED]
+    if len(kept) == len(seen):
+        return Finding(name="Conditional", detail="an object is never written over")
+    said = [f"a {name} object is never written over" for name in kept]
+    unseen = [name for name, each in seen.items() if each is Seen.UNKNOWN]
+    said += [f"whether a {name} one is was not seen" for name in unseen]
+    if others := [name for name in seen if name not in (*kept, *unseen)]:
+        said.append(f"{' and '.join(others)} ones can be; leases alone keep writers apart")
+    return Finding(name="Conditional", detail="; ".join(said))
 
 
 # -- the fleet -----------------------------------------------------------------------------------

@@ -20,16 +20,17 @@ from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
 from worker.http import host_of
 from worker.transfer import media, names, sniff
+from worker.transfer.objects import Outcome, composite_checksum
 from worker.transfer.part import PartBuffer
-from worker.transfer.store import MAX_PARTS, Outcome, composite_checksum
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from worker.transfer.budget import Budget, Room
+    from worker.transfer.objects import Part, StoredObject, Upload
     from worker.transfer.sniff import Kind
     from worker.transfer.source import Download, Source
-    from worker.transfer.store import ObjectStore, Part, StoredObject, Upload
+    from worker.transfer.store import ObjectStore
 
 log = structlog.get_logger("harvester.copy")
 
@@ -159,7 +160,7 @@ class Copier:
         ) as room:
             hold.reading(True)
             async with self._source.open(job.url, progress=hold.progress) as download:
-                limit = self._part_limit(download)
+                limit = await self._part_limit(download)
                 if limit > room.size:
                     await room.again(limit)
                 elif download.length is not None:
@@ -187,10 +188,11 @@ class Copier:
                 await self._confirm(download, part.digest(), hold)
             return await self._copy_whole(file, part, hold)
 
-    def _part_limit(self, download: Download) -> int:
+    async def _part_limit(self, download: Download) -> int:
         """Bytes of a part: more than usual only if there were too many parts otherwise."""
         longest = download.length or self._source.max_file_bytes
-        return max(self._part_size, -(-longest // MAX_PARTS))
+        _, provider = await self._store.provider()
+        return max(self._part_size, -(-longest // provider.parts))
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -257,7 +259,6 @@ class Copier:
 
     async def _copy_whole(self, file: _File, part: PartBuffer, hold: Hold) -> StoredFile:
         content = _Content(size=len(part), sha256=part.digest(), checksum=_base64(part.digest()))
-        checked = not self._store.gives_checksums
 
         async def put(*, create_only: bool) -> Outcome:
             await hold.check()
@@ -273,11 +274,12 @@ class Copier:
                 progress=hold.progress,
             )
 
-        if await put(create_only=True) is Outcome.EXISTS:
+        outcome = await put(create_only=True)
+        if outcome is Outcome.EXISTS:
             if await self._is_there(file.key, content, hold):
                 return file.stored(content)
-            await put(create_only=False)
-        await self._verify(file.key, content, hold, checked=checked)
+            outcome = await put(create_only=False)
+        await self._verify(file.key, content, hold, outcome)
         return file.stored(content)
 
     # -- a file of many parts -----------------------------------------------------------------
@@ -292,13 +294,14 @@ class Copier:
                 size=download.received, sha256=part.whole(), checksum=composite_checksum(parts)
             )
             await hold.check()
-            if await self._store.complete(upload, parts) is Outcome.EXISTS:
+            outcome = await self._store.complete(upload, parts)
+            if outcome is Outcome.EXISTS:
                 if await self._is_there(file.key, content, hold):
                     await self._abort(upload)
                     return file.stored(content)
                 await hold.check()
-                await self._store.complete(upload, parts, create_only=False)
-        await self._verify(file.key, content, hold, checked=not upload.checksums)
+                outcome = await self._store.complete(upload, parts, create_only=False)
+        await self._verify(file.key, content, hold, outcome)
         return file.stored(content)
 
     async def _send_parts(
@@ -413,22 +416,25 @@ class Copier:
 
     # -- what the store holds -----------------------------------------------------------------
 
-    async def _verify(self, key: str, content: _Content, hold: Hold, *, checked: bool) -> None:
-        """Raise unless the store holds what was just written.
-
-        ``checked``: it had to check every byte by ``Content-MD5`` before it accepted them.
-        """
+    async def _verify(self, key: str, content: _Content, hold: Hold, outcome: Outcome) -> None:
+        """Raise unless the store holds what was just written."""
         there = await self._store.head(key)
-        if there is not None and there.checksum is None and not checked:
-            self._store.distrust_checksums()
-        difference = await self._difference(key, there, content, hold, checked=checked)
+        # a checksum that is given back and is another one speaks against the bytes
+        given = there and there.checksum
+        proven = outcome is Outcome.PROVEN and given in (None, content.checksum)
+        difference = await self._difference(key, there, content, hold, proven=proven)
         if difference:
             raise StoreUnavailable(f"{key} was accepted, but {difference}")
 
     async def _is_there(self, key: str, content: _Content, hold: Hold) -> bool:
         """Whether the object that stands in the way is the very one that was to be written."""
         there = await self._store.head(key)
-        return not await self._difference(key, there, content, hold, checked=False)
+        proven = (
+            there is not None
+            and there.checksum == content.checksum
+            and self._store.vouches(content.checksum)
+        )
+        return not await self._difference(key, there, content, hold, proven=proven)
 
     async def _difference(
         self,
@@ -437,15 +443,15 @@ class Copier:
         content: _Content,
         hold: Hold,
         *,
-        checked: bool,
+        proven: bool,
     ) -> str:
-        """How an object differs from what it should be; its bytes are read back if need be."""
+        """How an object differs from what it should be; its bytes are read back unless proven."""
         hold.progress()
         if there is None:
             return "is not there"
         if there.bytes != content.size:
             return f"has {there.bytes} of {content.size} bytes"
-        if there.checksum == content.checksum or (checked and there.checksum is None):
+        if proven:
             return ""
         digest = await self._store.digest(key, progress=hold.progress)
         return "" if digest == content.sha256 else "has other bytes"

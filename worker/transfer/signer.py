@@ -13,17 +13,19 @@ import hmac
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, parse_qsl, quote, urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 
+from worker.core.providers import choose
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ProfileName = Literal["auto", "aws", "oss", "generic"]
+    from worker.core.providers import Addressing, Provider
 
 EXPIRES = 3600
 """Seconds a request stays valid: long, so that a clock ten minutes off does no harm."""
@@ -32,38 +34,6 @@ EXPIRES = 3600
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _PORTS = {"http": 80, "https": 443}
 _PROBE = "k"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """What kinds of stores differ in.
-
-    ``checksum`` is how a body is proven to have arrived: ``sha256`` (``x-amz-checksum-sha256``,
-    which the store keeps) or ``md5`` (``Content-MD5``, which it only checks). ``conditional``:
-    whether it knows ``If-None-Match: *``.
-    """
-
-    addressing: Literal["path", "virtual"]
-    checksum: Literal["sha256", "md5"] = "sha256"
-    conditional: bool = True
-
-
-PROFILES: Mapping[str, Profile] = {
-    "aws": Profile(addressing="virtual"),
-    # Alibaba OSS, "Use Amazon S3 SDKs to access OSS": virtual-hosted only, 501 for conditions
-    "oss": Profile(addressing="virtual", checksum="md5", conditional=False),
-    "generic": Profile(addressing="path"),
-}
-
-
-def choose_profile(name: ProfileName, endpoint: str) -> str:
-    """The profile's name; ``auto`` goes by the host of ``endpoint``."""
-    if name != "auto":
-        return name
-    host = urlsplit(endpoint).hostname or ""
-    if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return "aws"
-    return "oss" if host.endswith(".aliyuncs.com") else "generic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -96,8 +66,8 @@ class Signer:
     boto: Any
     credentials: Any
     place: Place
-    profile_name: str
-    profile: Profile
+    provider_name: str
+    provider: Provider
     ca_bundle: str | None
     _shapes: dict[str, _Shape] = field(default_factory=dict, repr=False)
 
@@ -237,35 +207,34 @@ def _place(boto: Any, bucket: str) -> Place:
     )
 
 
-def make_signer(bucket: str, profile: ProfileName) -> Signer:
+def make_signer(bucket: str, storage: str) -> Signer:
     """Find credentials and endpoint, as boto3 does; may take a while.
 
-    Raises botocore's errors, ``ValueError`` for a malformed endpoint, and ``OSError`` for a file or
-    program of credentials.
+    ``storage`` is as in :func:`~worker.core.providers.choose`. Raises botocore's errors,
+    ``ValueError`` for a malformed endpoint, and ``OSError`` for a file or program of credentials.
     """
     session = boto3.session.Session()
     credentials = session.get_credentials()
     if credentials is None:
         raise NoCredentialsError
-    # the endpoint decides the profile, and is known only once there is a client
+    # the endpoint decides the row, and is known only once there is a client
     endpoint = str(session.client("s3", config=_config("path")).meta.endpoint_url)
-    name = choose_profile(profile, endpoint)
+    name, provider = choose(storage, endpoint)
     # the certificate of a virtual host covers no name with more dots
-    style: Literal["path", "virtual"] = (
-        "path" if "." in bucket and name == "aws" else PROFILES[name].addressing
-    )
-    boto = session.client("s3", config=_config(style))
+    style: Addressing = "path" if "." in bucket and name == "aws" else provider.addressing
+    region = session.region_name or provider.region_of(endpoint) or None
+    boto = session.client("s3", region_name=region, config=_config(style))
     return Signer(
         boto=boto,
         credentials=credentials,
         place=_place(boto, bucket),
-        profile_name=name,
-        profile=PROFILES[name],
+        provider_name=name,
+        provider=provider,
         ca_bundle=session._session.get_config_variable("ca_bundle"),  # boto3 offers no other way
     )
 
 
-def _config(style: Literal["path", "virtual"]) -> Config:
+def _config(style: Addressing) -> Config:
     return Config(
         signature_version="s3v4",
         s3={"addressing_style": style},

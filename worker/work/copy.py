@@ -22,6 +22,7 @@ from worker.errors import (
     SourceGone,
     SourceRejected,
     StoreBlocked,
+    StoreError,
     StoreRefused,
     StoreUnavailable,
     UpstreamError,
@@ -40,7 +41,7 @@ from worker.work.group import first_error
 from worker.work.shares import Shares, Speed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from worker.core.copying import Verdict
     from worker.core.layout import Layout
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from worker.registry.records import Job
     from worker.registry.registry import Registry
     from worker.transfer.copier import Copier
+    from worker.transfer.objects import Upload
     from worker.transfer.store import ObjectStore
     from worker.upstream.gateway import Gateway
     from worker.work.claim import Claim
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("harvester.copy")
 
+_CLEARING = 20.0  # seconds that clearing up may take
+_LISTED_BY_KEY = 16
 _FILES_AT_ONCE = 4
 _CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
 _CANCELED = "canceled on request"
@@ -222,21 +226,43 @@ class CopyWork:
         A worker that died leaves one, and so does a lost answer of the store: to the call that
         opened it, or to the one that was to abort it.
         """
-        begun = {name.removeprefix("key:") for name in job.work if name.startswith("key:")}
         ended = {name.removeprefix("file:") for name in job.work if name.startswith("file:")}
-        if begun - ended:
-            await self._abort_uploads(job)
+        keys = {
+            key
+            for name, key in job.work.items()
+            if name.startswith("key:") and name.removeprefix("key:") not in ended
+        }
+        if keys:
+            await self._abort_uploads(job, keys)
 
-    async def _abort_uploads(self, job: Job) -> None:
-        """Abort what is open below the exact prefix of this task, which is ours."""
+    async def _abort_uploads(self, job: Job, keys: Collection[str] = ()) -> None:
+        """Abort what is open below the exact prefix of this task, which is ours.
+
+        Some stores list the uploads of a key only if they are asked for that very key: ``keys`` are
+        those. Nothing waits for it: what the store does not list or abort, or not in time, stays
+        open.
+        """
         folder = self._layout.folder(job.task_id, job.options)
+        seen: set[str] = set()
         try:
-            for upload in await self._store.list_uploads(folder):
-                await self._store.abort(upload)
-                log.info("upload.aborted", key=upload.key)
-        except (StoreBlocked, StoreRefused) as error:
-            # the right to list uploads may be missing; the rest works without it
+            async with asyncio.timeout(_CLEARING):
+                for prefix in (folder, *sorted(keys)[:_LISTED_BY_KEY]):
+                    for upload in await self._store.list_uploads(prefix):
+                        if upload.id not in seen:
+                            seen.add(upload.id)
+                            await self._abort(upload)
+        except StoreError as error:
             log.warning("upload.not_aborted", error=str(error))
+        except TimeoutError:
+            log.warning("upload.not_aborted", error="the store takes too long to list and abort")
+
+    async def _abort(self, upload: Upload) -> None:
+        try:
+            await self._store.abort(upload)
+        except StoreError as error:
+            log.warning("upload.not_aborted", key=upload.key, error=str(error))
+        else:
+            log.info("upload.aborted", key=upload.key)
 
     # -- copying ------------------------------------------------------------------------------
 

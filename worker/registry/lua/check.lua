@@ -33,7 +33,7 @@ for _, name in ipairs({'events', 'intake'}) do
   try(ns .. ':' .. name, 'XRANGE', ns .. ':' .. name, '-', '+', 'COUNT', '1')
 end
 for _, kind in ipairs({'task', 'work', 'durations'}) do hold(kind, 'HSET', 'a', 'b') end
-for _, kind in ipairs({'said', 'reconciled'}) do hold(kind, 'SET', '1', 'PX', '1000') end
+for _, kind in ipairs({'said', 'reconciled', 'store'}) do hold(kind, 'SET', '1', 'PX', '1000') end
 hold('claim', 'RPUSH', '1')
 hold('overdue', 'ZADD', '1', '1')
 return wrong

@@ -1,0 +1,320 @@
+"""Every kind of store takes every size, and what a store does not check is read back.
+
+The stores are stand-ins with the traits of real ones; ``test_store.py`` has a real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.integration.test_copier import Bench, Claim, bench, clip, serving
+from tests.store_standin import (
+    BUCKET,
+    NOT_IMPLEMENTED,
+    STORES,
+    StandIn,
+    Traits,
+    refused,
+    standing_in,
+)
+from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
+from worker.transfer.capabilities import NAMES, Facts, Seen
+from worker.transfer.probe import probe
+from worker.transfer.store import ObjectStore
+
+PART = 64 * 1024
+SIZES = {"small": 1000, "large": PART + 1000}
+NAMED = [pytest.param(traits, id=name) for name, traits in STORES.items()]
+
+
+def style(traits: Traits) -> str:
+    return "virtual" if traits.path else "path"
+
+
+@dataclass
+class Pair:
+    """A stand-in and a copier that stores in it."""
+
+    it: Bench
+    there: StandIn
+
+    async def copied(self, name: str, body: bytes) -> int:
+        """Copy a file as often as the works would; how often it took."""
+        self.it.host.script = serving(body)
+        for attempt in range(1, 6):
+            with contextlib.suppress(StoreUnavailable):
+                stored = await self.it.copier.copy(self.it.job(name), Claim())
+                assert stored.sha256 == hashlib.sha256(body).hexdigest()
+                assert self.there.files[stored.key] == body, "announced, and it is not so"
+                return attempt
+        raise AssertionError("the file never arrives")
+
+
+@pytest.fixture
+def paired(monkeypatch: pytest.MonkeyPatch) -> Any:
+    @contextlib.asynccontextmanager
+    async def paired(traits: Traits, **options: Any) -> AsyncIterator[Pair]:
+        async with (
+            standing_in(traits, monkeypatch, **options) as there,
+            bench(serving(b""), BUCKET, storage=style(traits), part_size=PART) as it,
+        ):
+            yield Pair(it, there)
+
+    return paired
+
+
+@pytest.mark.parametrize("probed", [True, False], ids=["probed", "unknown"])
+@pytest.mark.parametrize("traits", NAMED)
+async def test_every_file_arrives_and_no_damage_is_announced(
+    traits: Traits, probed: bool, paired: Any
+) -> None:
+    async with paired(traits) as pair:
+        if probed:
+            await probe(pair.it.store, "")
+        for size, count in SIZES.items():
+            assert await pair.copied(f"{size}/whole", clip(count)) == 1
+            pair.there.damage = 2
+            assert await pair.copied(f"{size}/hurt", clip(count)) <= 3
+            assert pair.there.damage == 0
+            assert pair.there.uploads == {}
+
+
+@pytest.mark.parametrize("traits", NAMED)
+async def test_only_what_is_not_checked_is_read_back(traits: Traits, paired: Any) -> None:
+    """Once a store is known, a file costs no request that it refuses."""
+    async with paired(traits) as pair:
+        facts = (await probe(pair.it.store, "")).facts
+        for size, kind, steps in (
+            ("small", "put", ["put"]),
+            ("large", "part", ["create", "part", "part", "complete"]),
+        ):
+            del pair.there.seen[:]
+            await pair.copied(size, clip(SIZES[size]))
+            proofs = getattr(facts, f"{kind}_sha256"), getattr(facts, f"{kind}_md5")
+            read = [] if Seen.HONOURED in proofs else ["get"]
+            assert sorted(pair.there.seen) == sorted([*steps, "head", *read])
+
+
+EXPECTED: dict[str, dict[str, Seen]] = {
+    "aws": {},
+    "oss": {
+        "put_sha256": Seen.IGNORED, "part_sha256": Seen.IGNORED, "head_checksum": Seen.IGNORED,
+        "put_condition": Seen.REFUSED, "complete_condition": Seen.REFUSED,
+    },
+    "r2": {
+        "part_sha256": Seen.REFUSED, "complete_condition": Seen.IGNORED,
+        "put_etag": Seen.IGNORED, "part_etag": Seen.IGNORED,
+    },
+    "swift": {
+        "put_sha256": Seen.IGNORED, "part_sha256": Seen.REFUSED, "head_checksum": Seen.IGNORED,
+        "put_condition": Seen.REFUSED,
+    },
+    "s3proxy": {
+        "put_sha256": Seen.IGNORED, "part_sha256": Seen.REFUSED, "head_checksum": Seen.IGNORED,
+    },
+    "rclone": {
+        "put_sha256": Seen.IGNORED, "part_sha256": Seen.IGNORED, "listing": Seen.IGNORED,
+        "put_condition": Seen.IGNORED, "complete_condition": Seen.IGNORED,
+    },
+    "s3rver": {
+        "put_sha256": Seen.IGNORED, "part_sha256": Seen.IGNORED, "head_checksum": Seen.IGNORED,
+        "put_md5": Seen.IGNORED, "part_md5": Seen.IGNORED, "listing": Seen.REFUSED,
+        "put_condition": Seen.IGNORED, "complete_condition": Seen.IGNORED,
+    },
+    "hetzner": {"head_checksum": Seen.IGNORED},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+async def test_what_is_seen_of_a_store(name: str, paired: Any) -> None:
+    async with paired(STORES[name]) as pair:
+        for _ in range(2):  # the second time the object is there
+            seen = await probe(pair.it.store, "p/")
+            honoured = Facts(**dict.fromkeys(NAMES, Seen.HONOURED))
+            assert seen.facts == replace(honoured, **EXPECTED[name])
+            assert list(pair.there.objects) == ["p/.doctor/probe"]
+            assert pair.there.uploads == {}
+        assert "delete" not in pair.there.seen
+
+
+@pytest.mark.parametrize("step", ["put", "create", "part", "complete", "uploads", "head"])
+@pytest.mark.parametrize("status", [500, 503])
+async def test_an_outage_proves_nothing(step: str, status: int, paired: Any) -> None:
+    """Whatever fails during the probe is unknown, and unknown is read back."""
+    async with paired(Traits()) as pair:
+        asked = 0
+
+        def fault(at: str, _: web.Request) -> web.Response | None:
+            nonlocal asked
+            asked += at == step
+            # the first PUT shows that the store works at all
+            return refused((status, "SlowDown", "")) if at == step and asked > 1 else None
+
+        pair.there.fault = fault
+        facts = (await probe(pair.it.store, "")).facts
+        assert not {getattr(facts, name) for name in NAMES} & {Seen.IGNORED, Seen.REFUSED}
+        assert facts.unknown or step in ("create", "uploads", "head")
+        pair.there.fault = lambda *_: None
+        assert await pair.copied("a", clip(SIZES["large"])) == 1
+
+
+async def test_a_store_that_is_away_is_no_store_without_features(paired: Any) -> None:
+    async with paired(Traits()) as pair:
+        pair.there.fault = lambda *_: refused((503, "SlowDown", ""))
+        with pytest.raises(StoreUnavailable):
+            await probe(pair.it.store, "")
+        assert pair.it.store.facts == Facts()
+
+
+@pytest.mark.parametrize(
+    ("traits", "size"),
+    [
+        (Traits(put_condition=NOT_IMPLEMENTED), "small"),
+        (Traits(part_sha256=NOT_IMPLEMENTED), "large"),
+        (Traits(complete_condition=(400, "InvalidRequest", "m")), "large"),
+    ],
+)
+async def test_a_feature_that_is_taken_away_is_done_without(
+    traits: Traits, size: str, paired: Any
+) -> None:
+    """A store that is upgraded, or moved, between the probe and the work."""
+    async with paired(Traits()) as pair:
+        store = pair.it.store
+        await probe(store, "")
+        assert not store.surprise.is_set()
+        pair.there.traits = traits
+        assert await pair.copied("a", clip(SIZES[size])) == 1
+        assert store.surprise.is_set()
+        refused_ones = [n for n in NAMES if getattr(store.facts, n) is Seen.REFUSED]
+        assert len(refused_ones) == 1
+        # the probe may overrule that once
+        store.facts = Facts(**dict.fromkeys(NAMES, Seen.HONOURED))
+        assert not [n for n in NAMES if getattr(store.facts, n) is Seen.REFUSED]
+        assert await pair.copied("b", clip(SIZES[size])) == 1
+        store.facts = Facts(**dict.fromkeys(NAMES, Seen.HONOURED))
+        assert [n for n in NAMES if getattr(store.facts, n) is Seen.REFUSED] == refused_ones
+
+
+async def test_a_refusal_that_no_feature_causes_teaches_nothing(paired: Any) -> None:
+    async with paired(Traits()) as pair:
+        await pair.copied("first", clip(100))
+        pair.there.fault = lambda step, _: (
+            refused((400, "InvalidArgument", "m")) if step == "put" else None
+        )
+        with pytest.raises(StoreRefused, match="400 InvalidArgument"):
+            await pair.it.copier.copy(pair.it.job("a"), Claim())
+        assert pair.it.store.facts == Facts()
+        assert pair.there.seen.count("put") == 1 + 4  # as it is, and with less each time
+
+
+async def test_an_etag_that_is_another_md5_is_looked_into(paired: Any) -> None:
+    """A store that checks on the way in, and damages afterwards."""
+    async with paired(STORES["gcs"]) as pair:
+        await probe(pair.it.store, "")
+        pair.there.fault = lambda step, _: (
+            web.Response(headers={"ETag": f'"{"0" * 32}"'}) if step == "put" else None
+        )
+        with pytest.raises(StoreUnavailable, match="is not there"):
+            await pair.it.copier.copy(pair.it.job("a"), Claim())
+        pair.there.fault = lambda *_: None
+        del pair.there.seen[:]
+        await pair.copied("b", clip(1000))
+        assert "get" not in pair.there.seen
+
+
+async def test_a_checksum_that_nobody_checked_lets_nothing_be_adopted(paired: Any) -> None:
+    body = clip(1000)
+    async with paired(STORES["nothing-proven"]) as pair:
+        await probe(pair.it.store, "")
+        await pair.copied("a", body)
+        (key,) = pair.there.files
+        pair.there.objects[key].body = b"x" * len(body)  # under the checksum of the right bytes
+        assert await pair.copied("a", body) == 1
+
+
+# -- options, addresses -----------------------------------------------------------------------
+
+
+async def test_options_that_a_store_refuses_are_to_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with standing_in(STORES["r2"], monkeypatch):
+        store = ObjectStore(BUCKET, put_options={"Tagging": "a=b"})
+        with pytest.raises(StoreBlocked, match="NotImplemented") as caught:
+            await probe(store, "")
+        assert caught.value.about == "options"
+        with pytest.raises(StoreBlocked):
+            await store.put("k", b"x", content_type="a/b", sha256=hashlib.sha256(b"x").digest())
+        await store.close()
+
+
+@pytest.mark.parametrize("name", ["oss", "cos", "obs", "tos"])
+async def test_a_wrong_address_blames_no_object(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with standing_in(STORES[name], monkeypatch):
+        store = ObjectStore(BUCKET, storage="path")
+        for call in (
+            store.put("k", b"x", content_type="a/b", sha256=hashlib.sha256(b"x").digest()),
+            store.create_upload("k", content_type="a/b"),
+            anext(store.keys("")),
+        ):
+            with pytest.raises(StoreBlocked) as caught:
+                await call
+            assert caught.value.about == "address"
+        await store.close()
+
+
+# -- lists ------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def filled(
+    traits: Traits, monkeypatch: pytest.MonkeyPatch, count: int
+) -> AsyncIterator[ObjectStore]:
+    async with standing_in(traits, monkeypatch):
+        store = ObjectStore(BUCKET)
+        for number in range(count):
+            await store.put_document(f"m/{number:03}", b"{}", task_id="t")
+        yield store
+        await store.close()
+
+
+@pytest.mark.parametrize("objects", ["v1", "v2"])
+@pytest.mark.parametrize("count", [0, 9, 10, 11, 35])
+async def test_a_list_is_read_to_its_end(
+    objects: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with filled(Traits(objects=objects, page=10), monkeypatch, count) as store:
+        assert [key async for key in store.keys("m/")] == [f"m/{n:03}" for n in range(count)]
+
+
+async def test_a_list_that_does_not_go_on_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with filled(Traits(objects="stuck", page=10), monkeypatch, 35) as store:
+        with pytest.raises(StoreRefused, match="does not go on"):
+            [key async for key in store.keys("m/")]
+
+
+async def test_what_is_no_list_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with standing_in(Traits(), monkeypatch) as there:
+        store = ObjectStore(BUCKET)
+        for text in ("", "<html/>", "<R/>"):
+            there.fault = lambda *_, text=text: web.Response(text=text)  # type: ignore[misc]  # bound now
+            with pytest.raises(StoreError):
+                [key async for key in store.keys("m/")]
+        await store.close()
+
+
+@pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchKey", ""])
+async def test_uploads_that_are_not_found_are_none(
+    code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with standing_in(Traits(listing=(404, code, "m")), monkeypatch):
+        store = ObjectStore(BUCKET)
+        assert await store.list_uploads("k") == []
+        await store.close()

@@ -1,0 +1,124 @@
+"""What a store's refusal means, as a table."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.transfer import complaints
+from worker.transfer.complaints import WRITES, Complaint, Verdict
+
+B, U, R = Verdict.BLOCKED, Verdict.UNAVAILABLE, Verdict.REFUSED
+CALLS = [*WRITES, "head_object", "get_object", "list_objects_v2", "abort_multipart_upload"]
+
+
+def judged(
+    status: int,
+    code: str,
+    message: str = "m",
+    call: str = "put_object",
+    lately: bool = False,
+    options: bool = False,
+) -> tuple[Verdict, str]:
+    complaint = Complaint(status=status, code=code, message=message)
+    return complaints.judge(
+        complaint, call, takes_writes=lately, takes_these=lately, options=options
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "about"),
+    [
+        (403, "SignatureDoesNotMatch", "m", "credentials"),
+        (401, "", "", "credentials"),
+        (403, "RequestTimeTooSkewed", "m", "clock"),
+        (400, "AuthorizationHeaderMalformed", "the region 'a' is wrong; expecting 'b'", "region"),
+        (400, "AuthorizationQueryParametersError", "m", "region"),
+        (403, "SignatureDoesNotMatch", "check the region", "region"),
+        (301, "PermanentRedirect", "m", "region"),
+        (301, "", "", "region"),
+        (404, "NoSuchBucket", "m", "bucket"),
+        (403, "PathStyleDomainForbidden", "m", "address"),
+        (403, "InvalidPathAccess", "m", "address"),
+        (404, "NoSuchKey", "m", "address"),
+        (404, "", "", "address"),
+        (405, "MethodNotAllowed", "m", "address"),
+        (501, "NotImplemented", "m", "address"),
+        (400, "InvalidStorageClass", "m", "options"),
+        (400, "KMS.DisabledException", "m", "options"),
+    ],
+)
+def test_what_holds_for_every_object_blocks(
+    status: int, code: str, message: str, about: str
+) -> None:
+    assert judged(status, code, message) == (B, about)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (400, "InvalidArgument", "Unsupported storage class"),
+        (400, "InvalidArgument", "The encryption method specified is not supported"),
+        (501, "NotImplemented", "m"),
+    ],
+)
+def test_options_are_to_blame_only_where_there_are_some(
+    status: int, code: str, message: str
+) -> None:
+    assert judged(status, code, message, options=True) == (B, "options")
+    assert judged(status, code, message)[1] != "options"
+    assert judged(status, code, message, call="get_object", options=True)[1] != "options"
+
+
+@pytest.mark.parametrize("call", ["put_object", "create_multipart_upload", "upload_part"])
+def test_not_found_never_blames_what_is_being_written(call: str) -> None:
+    for lately, verdict in ((False, B), (True, U)):
+        assert judged(404, "NoSuchKey", call=call, lately=lately)[0] is verdict
+    assert judged(404, "NoSuchUpload", call=call) == (U, "")  # opened again, with all its parts
+
+
+@given(
+    st.integers(500, 599).filter(lambda s: s != 501), st.text(max_size=20), st.sampled_from(CALLS)
+)
+def test_an_outage_ends_nothing(status: int, code: str, call: str) -> None:
+    for lately in (False, True):
+        verdict, _ = judged(status, code, call=call, lately=lately)
+        assert verdict is U or code in complaints._BLOCKED or code.startswith("KMS.")
+
+
+@given(st.integers(100, 599), st.text(max_size=20), st.sampled_from(CALLS), st.booleans())
+def test_every_complaint_is_judged(status: int, code: str, call: str, lately: bool) -> None:
+    verdict, about = judged(status, code, call=call, lately=lately)
+    assert bool(about) is (verdict is B)
+
+
+@pytest.mark.parametrize("status", [400, 405, 422, 501])
+@pytest.mark.parametrize(
+    "code", ["InvalidArgument", "NotImplemented", "MalformedXML", "X", "BadRequest", ""]
+)
+def test_a_header_may_be_to_blame(status: int, code: str) -> None:
+    assert complaints.may_be_unknown(Complaint(status=status, code=code))
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "BadDigest"), (400, "InvalidDigest"), (400, "XAmzContentChecksumMismatch"),
+        (403, "AccessDenied"), (403, "SignatureDoesNotMatch"), (404, "NoSuchUpload"),
+        (400, "EntityTooLarge"), (500, "InternalError"), (500, "NotImplemented"), (503, "SlowDown"),
+        (409, "ConditionalRequestConflict"), (412, "PreconditionFailed"), (429, ""), (200, ""),
+    ],
+)  # fmt: skip
+def test_a_header_is_not_to_blame(status: int, code: str) -> None:
+    """Above all, bytes that were refused are not sent again with less proof."""
+    assert not complaints.may_be_unknown(Complaint(status=status, code=code))
+
+
+@given(st.binary(max_size=300))
+def test_whatever_comes_is_read(body: bytes) -> None:
+    for around in (b"%b", b"<Error>%b", b"<?xml?><Error><Code>%b</Code><Message>%b"):
+        found = complaints.read(400, around.replace(b"%b", body))
+        assert len(found.code) <= 60
+        assert len(str(found)) < 300
+        assert "\n" not in str(found)

@@ -1,0 +1,175 @@
+"""What a store's refusal means: pure, and the one place that knows the codes of errors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from html import unescape
+from typing import TYPE_CHECKING
+
+from worker.core.redact import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BODY_BYTES = 64 * 1024
+"""The most of an error's body that is read."""
+
+WRITES = frozenset(
+    {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"}
+)
+_LISTS = frozenset({"list_objects_v2", "list_objects", "list_multipart_uploads"})
+
+
+class Verdict(Enum):
+    """Who is to blame."""
+
+    BLOCKED = "blocked"
+    """No object: every request would fail until somebody changes something."""
+    UNAVAILABLE = "unavailable"
+    """Nobody: another attempt may get past it."""
+    REFUSED = "refused"
+    """This object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complaint:
+    """An error of a store; ``code`` is empty if the body is not an error document."""
+
+    status: int
+    code: str = ""
+    message: str = ""
+
+    def __str__(self) -> str:
+        parts = (str(self.status), self.code, one_line(self.message, 200))
+        return " ".join(filter(None, parts))
+
+
+_START = re.compile(rb"\s*(?:<\?xml[^>]*>)?\s*<Error[\s>]")
+
+
+def read(status: int, body: bytes) -> Complaint:
+    """The error document of an answer, which may have come with status 200."""
+    text = body[:BODY_BYTES]
+    if not _START.match(text):
+        return Complaint(status=status)
+    found = [re.search(rb"<%b>([^<]*)</%b>" % (tag, tag), text) for tag in (b"Code", b"Message")]
+    code, message = (unescape(m[1].decode("utf-8", "replace")) if m else "" for m in found)
+    return Complaint(status=status, code=one_line(code, 60) or "Error", message=message)
+
+
+# What is wrong where a code says the same of every object.
+_BLOCKED: Mapping[str, str] = {
+    code: about
+    for about, codes in {
+        "credentials": "AccountProblem AllAccessDisabled ExpiredToken InvalidAccessKeyId "
+        "InvalidSecurity InvalidSecurityToken InvalidToken NotSignedUp SecurityTokenExpired "
+        "SignatureDoesNotMatch TokenRefreshRequired UserDisable",
+        "clock": "RequestExpired RequestTimeTooSkewed",
+        "region": "AuthorizationHeaderMalformed AuthorizationQueryParametersError "
+        "IllegalLocationConstraintException InvalidRegion InvalidRegionName PermanentRedirect",
+        "bucket": "InvalidBucketName NoSuchBucket",
+        "address": "InvalidPathAccess PathStyleDomainForbidden SecondLevelDomainForbidden",
+        "options": "AccessControlListNotSupported InvalidEncryptionAlgorithmError "
+        "InvalidStorageClass InvalidTag MalformedACLError "
+        "ServerSideEncryptionConfigurationNotFoundError",
+    }.items()
+    for code in codes.split()
+}
+# Codes below 500 that another attempt may get past: the body was damaged, or the store is busy.
+_PASSING = frozenset(
+    {
+        "BadDigest",
+        "IncompleteBody",
+        "InternalError",
+        "InvalidPart",
+        "NoSuchUpload",
+        "OperationAborted",
+        "QuotaExceeded",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "TooManyRequests",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+_PASSING_STATUS = frozenset({307, 408, 409, 429})
+_CONFLICT_CODES = frozenset(
+    {"ConditionalRequestConflict", "FileAlreadyExists", "PreconditionFailed"}
+)
+_OF_THE_OBJECT = frozenset(
+    {"EntityTooLarge", "EntityTooSmall", "InvalidPartOrder", "KeyTooLongError", "NoSuchKey"}
+)
+# Such a status says that the address, or something that every request carries, is wrong, ...
+_OF_ALL = frozenset({404, 405, 501})
+# ... and such a one that there is something in this request that the store does not know.
+_NOT_KNOWN = frozenset({400, 405, 406, 411, 415, 417, 422, 501})
+_NOT_KNOWN_CODES = frozenset({"MalformedXML", "MethodNotAllowed", "NotImplemented", "NotSupported"})
+_DIGEST = re.compile(r"digest|mismatch|md5|checksum", re.IGNORECASE)
+_REGION = re.compile(r"\bregion\b|\bexpecting '", re.IGNORECASE)
+_OPTION = re.compile(r"storage[ -]?class|encryption|\bkms\b|\bacl\b|tagging", re.IGNORECASE)
+
+
+def is_conflict(complaint: Complaint) -> bool:
+    """Whether a conditional write was not made, since the object exists."""
+    return complaint.status in (409, 412) or complaint.code in _CONFLICT_CODES
+
+
+def is_bad_digest(complaint: Complaint) -> bool:
+    """Whether bytes were refused since they do not agree with what was said of them."""
+    return 400 <= complaint.status < 500 and bool(_DIGEST.search(complaint.code))
+
+
+def may_be_unknown(complaint: Complaint) -> bool:
+    """Whether the store may not know a header or an element: trying without it can tell."""
+    code = complaint.code
+    if code in _BLOCKED or code in _PASSING or code in _OF_THE_OBJECT or is_conflict(complaint):
+        return False
+    if code in _NOT_KNOWN_CODES:
+        return complaint.status < 500 or complaint.status == 501
+    return complaint.status in _NOT_KNOWN and not re.search("digest|mismatch", code, re.IGNORECASE)
+
+
+def judge(
+    complaint: Complaint, call: str, *, takes_writes: bool, takes_these: bool, options: bool
+) -> tuple[Verdict, str]:
+    """Who is to blame, and for what is blocked which of the settings it is about.
+
+    ``takes_writes`` and ``takes_these``: whether the store has lately taken a write of any kind,
+    and of this kind; ``options``: whether requests carry options of the operator.
+    """
+    status, code = complaint.status, complaint.code
+    if about := _blocked(complaint, options=options and call in WRITES):
+        return Verdict.BLOCKED, about
+    if status == 403 and code not in _PASSING:
+        blames = takes_writes and call in WRITES
+        return (Verdict.REFUSED, "") if blames else (Verdict.BLOCKED, "credentials")
+    if code in _PASSING:
+        return Verdict.UNAVAILABLE, ""
+    if status in _OF_ALL and call in WRITES | _LISTS:
+        if takes_these:
+            # a 404 never blames an object that is being written
+            return (Verdict.UNAVAILABLE if status == 404 else Verdict.REFUSED), ""
+        return Verdict.BLOCKED, "options" if options and status == 501 else "address"
+    # a late error has status 200, and an answer to HEAD has no code
+    if status >= 500 or status in _PASSING_STATUS or status < 400 or not code:
+        return Verdict.UNAVAILABLE, ""
+    return Verdict.REFUSED, ""
+
+
+def _blocked(complaint: Complaint, *, options: bool) -> str:
+    status, code = complaint.status, complaint.code
+    about = _BLOCKED.get(code, "")
+    if code.startswith("KMS."):
+        about = "options"
+    elif not about and status == 301:
+        about = "region"
+    elif not about and status == 401:
+        about = "credentials"
+    elif not about and options and status == 400 and _OPTION.search(complaint.message):
+        about = "options"
+    if about in ("credentials", "region") and _REGION.search(complaint.message):
+        return "region"
+    return about

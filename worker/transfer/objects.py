@@ -1,0 +1,89 @@
+"""What a store says of objects, and what is said to it of parts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Outcome(Enum):
+    """What became of a write that was to create its object."""
+
+    CREATED = "created"
+    PROVEN = "proven"
+    """Created, and the store was seen to refuse bytes that are damaged on the way."""
+    EXISTS = "exists"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """What the store says of an object.
+
+    ``checksum`` is its ``x-amz-checksum-sha256`` as the store gives it (base64, followed by ``-``
+    and the number of parts if it was made from theirs), or ``None``.
+    """
+
+    bytes: int
+    content_type: str
+    metadata: Mapping[str, str]
+    etag: str
+    checksum: str | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the whole object in hex, if the store knows it."""
+        if self.checksum is None or "-" in self.checksum:
+            return None
+        return base64.b64decode(self.checksum).hex()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """An open multipart upload. ``checksums``: whether its parts are to carry a SHA-256."""
+
+    key: str
+    id: str = field(repr=False)
+    checksums: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part that was uploaded; ``sha256`` is the digest of its bytes.
+
+    ``checksum``: whether it carried that; ``proven``: whether the store checked its bytes.
+    """
+
+    number: int
+    etag: str
+    sha256: bytes
+    checksum: bool = False
+    proven: bool = False
+
+
+def composite_checksum(parts: Sequence[Part]) -> str:
+    """The checksum that S3 gives an object made of parts: that of their digests, and their number.
+
+    Source: Amazon S3, "Checking object integrity", composite checksums.
+    """
+    digest = hashlib.sha256(b"".join(part.sha256 for part in parts)).digest()
+    return f"{base64.b64encode(digest).decode()}-{len(parts)}"
+
+
+def listed(parts: Sequence[Part], *, checksums: bool) -> bytes:
+    """The body of CompleteMultipartUpload, with the checksums that parts carried or without."""
+    found = "".join(_part_xml(part, checksum=checksums and part.checksum) for part in parts)
+    return f"<CompleteMultipartUpload>{found}</CompleteMultipartUpload>".encode()
+
+
+def _part_xml(part: Part, *, checksum: bool) -> str:
+    fields = f"<PartNumber>{part.number}</PartNumber><ETag>{escape(part.etag)}</ETag>"
+    if checksum:
+        fields += f"<ChecksumSHA256>{base64.b64encode(part.sha256).decode()}</ChecksumSHA256>"
+    return f"<Part>{fields}</Part>"

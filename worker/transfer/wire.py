@@ -1,0 +1,241 @@
+"""Requests to the store: signed with what boto3 found, moved by aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError, create_parser
+from yarl import URL
+
+from worker.core.redact import one_line
+from worker.errors import StoreBlocked, StoreUnavailable
+from worker.http import BROKEN, CHUNK_BYTES, describe, hung_up, make_session, read_some
+from worker.transfer import complaints
+from worker.transfer.signer import EXPIRES, Request, Signer, make_signer
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    from aiohttp.abc import AbstractStreamWriter
+
+Buffer = bytes | bytearray | memoryview
+
+DEADLINE = 45.0
+"""Seconds that a request may take at most."""
+
+_LEAST_SECONDS = 15.0
+_LEAST_RATE = 256 * 1024  # bytes a second that a request is given time for
+_CONNECT = 10.0
+_ANSWER_BYTES = 4 * 1024 * 1024
+_PARSER = create_parser("rest-xml")
+
+Given = TypeVarTuple("Given")
+Found = TypeVar("Found")
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back; the case of the names of ``headers`` does not matter."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def complaint(self) -> complaints.Complaint:
+        """The error that it is, if it is one."""
+        return complaints.read(self.status, self.body)
+
+    def well(self, call: str) -> bool:
+        """Whether the request succeeded."""
+        # CompleteMultipartUpload answers 200 before it knows, and may fail afterwards
+        late = call == "complete_multipart_upload" and bool(self.complaint.code)
+        return 200 <= self.status < 300 and not late
+
+
+class Wire:
+    """The requests of one bucket.
+
+    ``storage`` is as in :func:`~worker.core.providers.choose`. No request takes longer than
+    ``deadline`` seconds, except for those of :meth:`opened`. Every method may raise
+    :class:`StoreBlocked` for credentials or an endpoint that cannot be used, and
+    :class:`StoreUnavailable` for a store that does not answer.
+    """
+
+    def __init__(self, bucket: str, *, storage: str = "auto", deadline: float = DEADLINE) -> None:
+        self.bucket = bucket
+        self.deadline = deadline
+        self.signer: Signer | None = None
+        self._storage = storage
+        self._session: aiohttp.ClientSession | None = None
+        self._starting = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def ready(self) -> Signer:
+        """The signer; made in a thread, since finding credentials may ask other machines."""
+        if self.signer is None:
+            async with self._starting:
+                if self.signer is None:
+                    self.signer = await self._boto(make_signer, self.bucket, self._storage)
+        return self.signer
+
+    def forget(self) -> None:
+        """Look credentials and endpoint up again: they may have been replaced."""
+        self.signer = None
+
+    def named(self, key: str) -> dict[str, Any]:
+        """The parameters that name an object."""
+        return {"Bucket": self.bucket, "Key": key}
+
+    async def send(
+        self,
+        call: str,
+        params: Mapping[str, Any],
+        body: Buffer = b"",
+        *,
+        progress: Callable[[], None] = nothing,
+        most: int = _ANSWER_BYTES,
+    ) -> Answer:
+        """The answer to one request, whatever it is, cut off after ``most`` bytes and one."""
+        request = await self.sign(call, params)
+        seconds = min(self.deadline, _LEAST_SECONDS + max(len(body), most) / _LEAST_RATE)
+        # twice if a connection was closed, except for what would then be open twice
+        again = call != "create_multipart_upload"
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        async with self.opened(request, body, progress) as response:
+                            return await read(response, most)
+                    except BROKEN as exc:
+                        if not again or not hung_up(exc):
+                            raise
+                        again = False
+        except BROKEN as exc:
+            raise unavailable(exc) from exc
+
+    @contextlib.asynccontextmanager
+    async def opened(
+        self,
+        request: Request,
+        body: Buffer = b"",
+        progress: Callable[[], None] = nothing,
+        *,
+        stall: float | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A response whose body is not read yet; raises one of ``BROKEN``.
+
+        ``stall``: seconds between two signs of life, of a request without another deadline.
+        """
+        if self._session is None:
+            self._session = make_session(_connector, ca_bundle=request.ca_bundle)
+        content = _Body(body, progress) if body else None
+        try:
+            async with self._session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                headers=request.headers,
+                data=content,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=stall, sock_connect=_CONNECT, sock_read=stall
+                ),
+            ) as response:
+                yield response
+        finally:
+            if content is not None:
+                content.let_go()
+
+    async def sign(self, call: str, params: Mapping[str, Any], expires: int = EXPIRES) -> Request:
+        """A request that is valid for ``expires`` seconds."""
+        signer = await self.ready()
+        if signer.waits:
+            return await self._boto(signer.sign, call, params, expires)
+        with self._boto_errors():
+            return signer.sign(call, params, expires)
+
+    async def parse(self, call: str, answer: Answer) -> dict[str, Any]:
+        """What botocore makes of an answer that is XML."""
+        shape = (await self.ready()).model(call).output_shape
+        given = {"status_code": answer.status, "headers": answer.headers, "body": answer.body}
+        try:
+            return cast("dict[str, Any]", _PARSER.parse(given, shape))
+        except (ResponseParserError, ValueError) as exc:
+            raise StoreUnavailable(f"the store's answer to {call} is unreadable") from exc
+
+    async def _boto(self, work: Callable[[*Given], Found], *given: *Given) -> Found:
+        with self._boto_errors():
+            async with asyncio.timeout(DEADLINE):
+                return await asyncio.to_thread(work, *given)
+
+    @contextlib.contextmanager
+    def _boto_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as exc:
+            raise StoreUnavailable("no credentials in time") from exc
+        # ValueError: a malformed endpoint; OSError: a file or program of credentials
+        except (BotoCoreError, ClientError, ValueError, OSError) as exc:
+            self.forget()
+            raise StoreBlocked(one_line(str(exc))) from exc
+
+
+class _Body(aiohttp.payload.Payload):
+    """What is sent, in slices and without a copy of it; it can be sent again."""
+
+    _autoclose = True
+
+    def __init__(self, body: Buffer, progress: Callable[[], None]) -> None:
+        super().__init__(memoryview(body))
+        self._size = len(body)
+        self._progress = progress
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, self._size)
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        for start in range(0, len(self._value), CHUNK_BYTES):
+            await writer.write(self._value[start : start + CHUNK_BYTES])
+            self._progress()
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return str(self._value, encoding, errors)
+
+    def let_go(self) -> None:
+        """Free the buffer: aiohttp's request and response refer to each other, and linger."""
+        self._value = memoryview(b"")
+
+
+def _connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
+    return aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=15)
+
+
+async def read(response: aiohttp.ClientResponse, most: int = _ANSWER_BYTES) -> Answer:
+    """The rest of a response, cut off after ``most`` bytes and one; raises one of ``BROKEN``."""
+    if not response.ok:
+        most = complaints.BODY_BYTES
+    body = bytearray()
+    while len(body) <= most and (piece := await read_some(response)):
+        body += piece
+    return Answer(status=response.status, headers=response.headers, body=bytes(body[: most + 1]))
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """What a request that broke off on the way comes out as."""
+    return StoreUnavailable(f"the store does not answer: {describe(error)}")

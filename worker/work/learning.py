@@ -1,0 +1,108 @@
+"""What the store was seen to do, shared by the fleet: one worker probes, the others read it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from worker.cancelling import heed
+from worker.errors import RegistryUnavailable, StoreError
+from worker.transfer.capabilities import VERSION, Facts
+from worker.transfer.probe import KEY, probe
+
+if TYPE_CHECKING:
+    from worker.registry.registry import Registry
+    from worker.transfer.store import ObjectStore
+
+log = structlog.get_logger("harvester.store")
+
+_KEPT = 7 * 86400  # seconds
+_KEPT_PARTLY = 600  # while something is unknown
+_PROBE_LOCK = 60  # seconds between two probes of a fleet, whoever makes them
+_AGAIN = 3600.0  # seconds until what another worker has learned is read
+_SOON = 5.0
+
+
+async def key_of(registry: Registry, store: ObjectStore) -> str:
+    """The Redis key of what is known of this bucket at this endpoint with these options."""
+    what = [VERSION, await store.endpoint(), store.bucket, sorted(store.options.items())]
+    return registry.key("store", hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16])
+
+
+async def keep(registry: Registry, store: ObjectStore) -> None:
+    """Tell the fleet what this process knows of the store; raises ``RegistryUnavailable``."""
+    seconds = _KEPT_PARTLY if store.facts.unknown else _KEPT
+    await registry.redis.set(await key_of(registry, store), store.facts.to_json(), ex=seconds)
+
+
+class Learning:
+    """Keeps a store's facts up to date; nothing waits for it."""
+
+    def __init__(
+        self, registry: Registry, store: ObjectStore, *, prefix: str, soon: float = _SOON
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._prefix = prefix
+        self._soon = soon
+        self._over = False
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Learn nothing more."""
+        self._over = True
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while not self._over:
+            try:
+                known = await self.learn()
+            except (StoreError, RegistryUnavailable):
+                known = False  # the work itself says what is wrong
+            except Exception:  # without it every file is read back, which is slow and safe
+                log.exception("store.not_probed")
+                known = False
+            heed()
+            try:
+                async with asyncio.timeout(_AGAIN if known else self._soon):
+                    await self._store.surprise.wait()
+            except TimeoutError:
+                continue
+
+    async def learn(self) -> bool:
+        """Read what the fleet knows, or find it out if nobody else does; whether all is known.
+
+        Raises the errors of the store and ``RegistryUnavailable``.
+        """
+        surprised = self._store.surprise.is_set()
+        self._store.surprise.clear()
+        key = await key_of(self._registry, self._store)
+        text: Any = None if surprised else await self._registry.redis.get(key)
+        if text is not None:
+            self._store.facts = Facts.from_json(text)
+            await self._store.say_what_is_missing()
+        elif await self._registry.redis.set(f"{key}:lock", "1", nx=True, ex=_PROBE_LOCK):
+            seen = (await probe(self._store, self._prefix)).facts
+            log.info("store.probed", unknown=seen.unknown, **_shown(seen))
+            await keep(self._registry, self._store)
+            await self._clear_up()
+        elif surprised:
+            await keep(self._registry, self._store)
+        return not self._store.facts.unknown
+
+    async def _clear_up(self) -> None:
+        """Abort what a probe whose worker died left open."""
+        with contextlib.suppress(StoreError):
+            for upload in await self._store.list_uploads(self._prefix + KEY):
+                if upload.key == self._prefix + KEY:
+                    await self._store.abort(upload)
+
+
+def _shown(facts: Facts) -> dict[str, str]:
+    return {name: str(seen) for name, seen in json.loads(facts.to_json()).items()}
