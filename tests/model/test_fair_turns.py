@@ -121,3 +121,16 @@ def test_no_label_has_more_turns_than_its_share_before_another(
         assert not [key for key in (*left.hashes, *left.sets) if key.startswith(("turn", "overd"))]
 
     explore()
+
+
+def test_a_label_that_comes_again_goes_behind_one_that_waits(client: Redis, namespace: str) -> None:
+    turns = Turns(client, namespace, "fetch")
+    for label in ("-1", "a", "z"):
+        turns.arrive(label, "normal", 1)
+    turns.serve(1)
+    turns.arrive("b", "normal", 1)
+    while turns.waiting["a"]:
+        turns.serve(1)
+    turns.arrive("a", "normal", 1)
+    while sum(map(len, turns.waiting.values())):
+        turns.serve(1)

@@ -165,8 +165,8 @@ local function since_at(place) return math.floor(place) - (rank_at(place) - 1) *
 -- what a turn costs: priority as weight, 2 : 1 : 1/2
 local function cost(rank) return ({0.5, 1, 2})[rank + 1] end
 
-local line = redis.call('HMGET', turn, 'at', 'waiting')
-local at, waiting = tonumber(line[1]) or 0, tonumber(line[2]) or 0
+local line = redis.call('HMGET', turn, 'at', 'waiting', 'came')
+local at, waiting, came = tonumber(line[1]) or 0, tonumber(line[2]) or 0, tonumber(line[3]) or 0
 
 -- ZADD, even if something else has overwritten the line.
 local function to_line(label, places)
@@ -202,8 +202,11 @@ local function file(found)
     local label, rank = unpack(each)
     if not redis.call('ZSCORE', turns, label) then
       redis.call('DEL', line_key(label))
-      -- a little before at + cost: another label with that very tag has had its turn
-      redis.call('ZADD', turns, string.format('%.17g', at + cost(rank) * 0.999), label)
+      -- a little before at + cost: a label with that very tag has had its turn. Of two that come while
+      -- `at` stays, the first goes before the other.
+      came = (came + 1) % 10000
+      local place = cost(rank) * (0.999 + came / 2e7)
+      redis.call('ZADD', turns, string.format('%.17g', at + place), label)
     end
     to_line(label, fresh[label])
     to_line(label, kept[label])
@@ -302,7 +305,8 @@ else
     if redis.call('ZCARD', turns) == 0 then
       redis.call('DEL', turn)
     else
-      redis.call('HSET', turn, 'at', string.format('%.17g', at), 'waiting', ms(math.max(0, waiting)))
+      redis.call('HSET', turn, 'at', string.format('%.17g', at), 'waiting', ms(math.max(0, waiting)),
+        'came', ms(came))
       redis.call('PEXPIRE', turn, turns_live)
       redis.call('PEXPIRE', turns, turns_live)
     end
