@@ -58,8 +58,13 @@ class Turns(Server):
         for label in self.new:
             self.waits[label] = Wait(fresh=True)
         self.new.clear()
+        waiting = sum(map(len, self.waiting.values()))
         got = list(self._claim(self.kind, limit))
-        assert len(got) == min(limit, sum(map(len, self.waiting.values())))
+        assert len(got) == min(limit, waiting)
+        if len(got) == waiting:  # nobody waits for anybody
+            self.waits.clear()
+            self.waiting.clear()
+            return
         for task_id in got:
             label = next(name for name, ids in self.waiting.items() if task_id in ids)
             self.waiting[label].remove(task_id)
