@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +146,7 @@ class Server:
         return Sight(
             now=self.now,
             hashes=hashes,
-            sets={key: _times(key, found, sets) for key, found in sets.items()},
+            sets={key: _times(key, found, sets, hashes) for key, found in sets.items()},
             lists=lists,
             events=events,
             expiring_keys=frozenset(expiring),
@@ -178,15 +179,30 @@ def since(place: float) -> int:
     return int(place) - round(place % 1 * 4 - 1) * SHIFT
 
 
-def _times(key: str, found: dict[str, float], sets: dict[str, dict[str, float]]) -> dict[str, int]:
-    """Scores as times; of a task that is in line when it was due, wherever it is in the due set."""
-    lines = [line for name, line in sets.items() if name.startswith(f"over{key}:")]
-    return {
-        member: next((since(line[member]) for line in lines if member in line), int(score))
-        if key.startswith("due:") and score % 1
-        else int(score)
-        for member, score in found.items()
-    }
+def _times(
+    key: str,
+    found: Mapping[str, float],
+    sets: Mapping[str, Mapping[str, float]],
+    hashes: Mapping[str, Mapping[str, str]],
+) -> dict[str, int]:
+    times = {member: int(score) for member, score in found.items()}
+    if key.startswith("due:"):
+        lines = {k: line for k, line in sets.items() if k.startswith(f"over{key}:")}
+        for member in [m for m, score in found.items() if score % 1]:
+            label = hashes.get(f"task:{member}", {}).get("label", "")
+            line = lines.get(f"over{key}:{label}", {})
+            time = _time(member, line, list(lines.values()))
+            times[member] = times[member] if time is None else time
+    return times
+
+
+def _time(member: str, line: Mapping[str, float], others: list[Mapping[str, float]]) -> int | None:
+    """When a task that is in line was due, wherever it is in the due set.
+
+    One whose record was lost may be in two lines: that of its label is the right one.
+    """
+    places = [line[member]] if member in line else [o[member] for o in others if member in o]
+    return min(map(since, places), default=None)
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:

@@ -261,9 +261,10 @@ class Protocol:
             if not ids and wait:
                 return
             limit = min(limit, max(1, len(ids)))
-        assert removed == gone or len(ids) == limit
         # nobody is passed over without a reason, and nobody in company that may not be
         cap = min([slots, *(int(after.work()[task_id]["cap"]) for task_id in ids)])
+        # a record that is gone is met when its turn comes
+        assert removed == gone or len(ids) == limit or in_hand + len(ids) == cap
         assert not ids or in_hand + len(ids) <= cap
         for task_id in due - gone - set(ids):
             life = self.expected.lives[task_id]
@@ -525,7 +526,12 @@ _DELETED = ("lose_record", {"task_id": "a"})
 _SUBMITTED = ("submit", {"ids": ["a"], "callbacks": 0})
 _RELEASED = ("release", {"pick": 0, "whole": False, "delay": 0, "again": True})
 
+
 # What once broke the protocol.
+def _first(limit: int) -> tuple[str, dict[str, Any]]:
+    return ("claim", {"pick": 0, "limit": limit, "in_hand": 0, "slots": 4})
+
+
 FOUND: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "a cancel of a lapsed poll, whose owner then renews": [
         *_POLLING, ("wait", {"seconds": 60}), ("cancel", {"task_id": "a"}), ("renew", {"pick": 0}),
@@ -545,6 +551,11 @@ FOUND: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "a deleted record that is looked for": [_DELETED, ("reconcile", {})],
     "a deleted record that is written back from its manifest": [
         _DELETED, ("restore", {"task_id": "a", "state": "stored"}),
+    ],
+    "a record that is lost in line, and comes back with another label": [
+        ("submit", {"ids": ["b", "c"], "callbacks": 0}),
+        ("lose_record", {"task_id": "b"}), _first(1),
+        ("submit", {"ids": ["b"], "callbacks": 0}), _first(2),
     ],
     "a record deleted while it is told": [
         *_TELLING, _DELETED, ("tell", {"pick": 0, "settled": True, "delay": 0}), _SUBMITTED,
