@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +350,9 @@ def test_commands_are_printed_as_they_can_be_typed(
     monkeypatch.setattr(sys, "argv", ["/somewhere/worker/cli/main.py", "up"])
     monkeypatch.setenv("PATH", "")
     assert base.program() == "harvester"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"harvester {project['version']}\n")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -45,7 +46,6 @@ def _exit_code(error: HarvesterError) -> int:
 app = typer.Typer(
     name="harvester",
     cls=_Commands,
-    help="Copy the outputs of SpeedPix ComfyUI tasks into your own bucket before they expire.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -53,6 +53,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"harvester {version('comfy-harvester')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Copy the outputs of SpeedPix ComfyUI tasks into your own bucket before they expire."""
+
 
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Try it": {"demo": sandbox.demo, "up": sandbox.up, "simulate": sandbox.simulate},
