@@ -15,8 +15,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MINUTES ?= 30
 REPLIES ?= tests/replies
 BENCH_ARGS ?=
+LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test brokers fleet page programs model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page
+.PHONY: help install demo demo-wheel test brokers fleet page programs model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -97,6 +98,16 @@ audit: $(STAMP) ## Look for known vulnerabilities in what is installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	@mkdir -p build && $(BIN)/python -m pip freeze --exclude-editable > build/installed.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/installed.txt
+
+# uv writes what holds for every platform; the files name neither an index nor an address.
+LOCK = $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --no-header $(LOCK_ARGS)
+lock: $(STAMP) ## Pin what the image installs (LOCK_ARGS=--upgrade takes the newest versions)
+	$(BIN)/python -m pip install --quiet uv
+	$(LOCK) pyproject.toml --output-file deploy/image/requirements.lock
+	$(LOCK) pyproject.toml --extra sandbox --constraints deploy/image/requirements.lock \
+	  --output-file deploy/image/requirements-sandbox.lock
+	$(LOCK) --group pyproject.toml:build --output-file deploy/image/build.lock
 
 bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)

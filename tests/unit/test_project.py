@@ -259,6 +259,7 @@ def test_nothing_names_a_package_index() -> None:
         *ROOT.glob("*.lock"),
         *ROOT.glob("*requirements*"),
         *ROOT.glob("*.cfg"),
+        *(ROOT / "deploy").rglob("*.lock"),
         *(ROOT / ".github").rglob("*.yml"),
         ROOT / ".ci" / "run",
         ROOT / "Makefile",
