@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import BOUND, eventually
+from tests.support import BOUND, eventually, needs
 from worker.sandbox.demo import JOBS
 from worker.sandbox.simulator import EXAMPLE_ID
 
@@ -134,6 +135,73 @@ async def test_up_serves_another_terminal_and_goes_on_with_its_data(tmp_path: Pa
         assert (code, out.count("http://127.0.0.1:")) == (0, 1)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, BOUND) == 0
+
+
+SHELL_PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def shell(place: Path, script: str) -> str:
+    """What a script prints in another terminal, the environment of ``up`` loaded first."""
+    done = subprocess.run(
+        ["bash", "-eu", "-c", f"set +u; set -a; . var/environment; set +a\n{script}"],
+        cwd=place, env={"PATH": SHELL_PATH, "HOME": str(place)},
+        capture_output=True, text=True, timeout=BOUND, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+    assert "NOAUTH" not in done.stdout  # redis-cli ends well with it
+    return done.stdout
+
+
+def snippets(title: str) -> list[str]:
+    """The examples below a heading of the README, as commands for a shell."""
+    text = (ROOT / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    found = []
+    for language, body in re.findall(r"^```(console|python)\n(.*?)^```$", text, re.M | re.S):
+        if language == "python":
+            found.append(f"python - <<'END'\n{body}\nprint(locals().get('record'))\nEND")
+        else:
+            found += re.findall(r"^\$ (.*)$", body, re.M)
+    return found
+
+
+@needs("redis-cli", shutil.which("redis-cli"))
+@needs("curl", shutil.which("curl"))
+async def test_what_the_readme_and_up_say_works_as_it_is(tmp_path: Path) -> None:
+    """Each way of submitting makes the record, and each way of reading finds it."""
+    load, *ways = snippets("Submit an id")
+    assert load == "set -a; . var/environment; set +a"
+    *readers, follow = snippets("Get the result")
+    assert (len(ways), len(readers)) == (4, 3)
+    async with up(tmp_path):
+        log = tmp_path / "up.log"
+        await eventually(lambda: b"web.started" in log.read_bytes())
+        url = re.search(r"^Page +(http://127\.0\.0\.1:\d+)/", log.read_text(), re.M)
+        assert url
+        assert await asyncio.to_thread(shell, tmp_path, 'echo "$API_URL"') == f"{url[1]}\n"
+        answers = f"curl --fail --silent --show-error --retry 20 --retry-connrefused {url[1]}"
+        for path in ("/", "/openapi.json", "/metrics", "/api/tasks"):
+            assert await asyncio.to_thread(shell, tmp_path, f"{answers}{path}")
+
+        printed = re.findall(r"^  (.*)$", log.read_text().partition("another terminal")[2], re.M)
+        assert printed[0] == load
+        in_shell = [line.replace(sys.executable, "python") for line in printed[1:]]
+        submits = [line for line in in_shell if EXAMPLE_ID in line and " status " not in line]
+        assert len(submits) == 4
+
+        following = asyncio.create_task(asyncio.to_thread(shell, tmp_path, follow))
+        blocked = """redis-cli -u "$REDIS_URL" CLIENT LIST | grep 'cmd=xread ' || true"""
+        await eventually(lambda: asyncio.to_thread(shell, tmp_path, blocked))
+        record = f"harvester:task:{EXAMPLE_ID}"
+        stored = f'redis-cli -u "$REDIS_URL" HGET {record} state | grep stored || true'
+        for line in [*ways, *submits]:
+            await asyncio.to_thread(shell, tmp_path, line)
+            await eventually(lambda: asyncio.to_thread(shell, tmp_path, stored), what=line)
+            for reader in readers:
+                assert "stored" in await asyncio.to_thread(shell, tmp_path, reader), reader
+            # so that the next way has to make the record, from the manifest
+            forget = f'redis-cli -u "$REDIS_URL" DEL {record}'
+            assert await asyncio.to_thread(shell, tmp_path, forget) == "1\n"
+        assert EXAMPLE_ID in await following
 
 
 async def test_what_dies_is_started_again_and_nothing_outlives_up(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import shlex
+import socket
 import stat
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from typing import Any
 
 import pytest
 
+from config.settings import Settings
+from worker.cli.sandbox import pasted
 from worker.errors import SettingsError
 from worker.sandbox import demo, state
 from worker.sandbox.child import Child
 from worker.sandbox.demo import JOBS, compare
 from worker.sandbox.simulator import Simulator
 from worker.sandbox.state import Home, filled
-from worker.sandbox.up import Installation, _Worker
+from worker.sandbox.up import Installation, _page_port, _Process
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = {
@@ -196,7 +199,7 @@ def test_a_worker_that_keeps_ending_is_started_later_and_later(
         started.append(clock.now)
         return _ending(70)
 
-    worker = _Worker(start)
+    worker = _Process(start)
     for _ in range(50):
         worker.look()
         clock.now += 1.0
@@ -207,7 +210,7 @@ def test_a_worker_that_keeps_ending_is_started_later_and_later(
 
 
 def test_a_worker_that_refuses_its_settings_is_not_started_again() -> None:
-    worker = _Worker(lambda: _ending(2))
+    worker = _Process(lambda: _ending(2))
     worker.look()
     with pytest.raises(SettingsError):
         worker.look()
@@ -288,3 +291,69 @@ def test_no_setting_of_the_machine_reaches_the_demo(monkeypatch: pytest.MonkeyPa
     for name in ("REDIS_URL", "HARVESTER_PREFIX", "AWS_PROFILE", "SPEEDPIX_APP_KEY", "http_proxy"):
         monkeypatch.setenv(name, "mine")
     assert "mine" not in demo._clean_environment().values()
+
+
+# -- the page of `up`, and what it prints ---------------------------------------------------------
+
+CHOSEN = {
+    "redis_url": "redis://localhost",
+    "bucket": "bucket",
+    "speedpix_app_key": "key",
+    "speedpix_app_secret": "secret",
+}
+
+
+def _pasted(file: Path, environ: dict[str, str], **changes: Any) -> str:
+    settings = Settings(**CHOSEN | changes)
+    return "\n".join(pasted(file, {"REDIS_URL": "redis://localhost"} | environ, settings))
+
+
+def test_lines_to_paste_follow_the_settings(tmp_path: Path) -> None:
+    plain = _pasted(tmp_path / "environment", {})
+    assert "HARVESTER_WEB_TOKEN" not in plain
+    assert 'celery -b "$REDIS_URL" call' in plain
+    assert "XADD harvester:intake" in plain
+    broker = {"CELERY_BROKER_URL": "amqp://broker"}
+    set_up = _pasted(tmp_path / "environment", broker, web_token="t" * 16, namespace="other")
+    assert '"Authorization: Bearer $HARVESTER_WEB_TOKEN"' in set_up
+    assert 'celery -b "$CELERY_BROKER_URL" call' in set_up
+    assert "XADD other:intake" in set_up
+    assert set_up.count("--queue other") == 1
+    sentinel = _pasted(tmp_path / "environment", {"REDIS_URL": "redis+sentinel://a,b/c"})
+    assert "redis-cli" not in sentinel
+    assert len(sentinel.splitlines()) == len(plain.splitlines()) - 1
+
+
+@pytest.mark.parametrize("place", ["environment", "var/environment", "it's a place/environment"])
+def test_a_shell_finds_the_file_that_the_first_line_names(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("FOUND=yes\n")
+    first = _pasted(file, {}).splitlines()[0]
+    command = ["sh", "-c", f"{first}; printenv FOUND"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == "yes\n"
+
+
+def test_the_page_keeps_its_port_and_takes_another_if_that_is_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        kept = {"port": port}
+        assert _page_port(kept) not in (0, port)
+        other = kept["port"]
+        assert _page_port(kept) == other
+
+
+def test_the_page_is_published_and_kept(tmp_path: Path) -> None:
+    own = {"REDIS_URL": "redis://mine", "HARVESTER_BUCKET": "mine", "SPEEDPIX_APP_KEY": "mine"}
+    with Installation(tmp_path, own, page=True) as installation:
+        url = installation.url
+        assert installation.home.environment() == own | {"API_URL": url}
+        assert f"API_URL={url}\n" in installation.home.environment_file.read_text()
+    with Installation(tmp_path, own, page=True) as installation:
+        assert installation.url == url

@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
+import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +35,7 @@ def up(
         Path, typer.Option("--dir", file_okay=False, help="Where data, ports and passwords stay.")
     ] = DIRECTORY,
 ) -> None:
-    """Run everything on this machine until Ctrl-C.
+    """Run everything on this machine until Ctrl-C, the page included.
 
     What is not configured is started: Valkey if REDIS_URL is not set, SeaweedFS if
     HARVESTER_BUCKET is not set, the simulated upstream if no SPEEDPIX_* variable is. The next
@@ -45,7 +49,7 @@ def up(
     load_settings(**_placeholders(environ))  # what is wrong is said before anything is started
     with _stop_signals() as stopping, contextlib.ExitStack() as stack:
         out.print("Starting …", style="dim")
-        installation = Installation(directory, environ, workers=workers, say=complain)
+        installation = Installation(directory, environ, workers=workers, page=True, say=complain)
         stack.enter_context(installation)
         use_environment(installation.environ)
         settings = load_settings()
@@ -70,6 +74,7 @@ def _placeholders(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _banner(installation: Installation, settings: Settings, workers: int) -> None:
+    from worker.sandbox.simulator import EXAMPLE_ID
 
     own, ours = "as configured", "embedded"
     table = Table.grid(padding=(0, 2))
@@ -84,6 +89,9 @@ def _banner(installation: Installation, settings: Settings, workers: int) -> Non
     upstream = Text("SIMULATED", style="bold yellow") if simulated else Text(own)
     table.add_row("Upstream", settings.speedpix_endpoint, upstream)
     table.add_row("Workers", str(workers), "")
+    table.add_row("Page", Text(f"{installation.url}/", style="bold"), "")
+    table.add_row("HTTP API", f"{installation.url}/api/tasks", "described at /openapi.json")
+    table.add_row("Metrics", f"{installation.url}/metrics", "")
     out = console(stderr=True)
     out.print(table)
     if simulated:
@@ -93,17 +101,42 @@ def _banner(installation: Installation, settings: Settings, workers: int) -> Non
             style="yellow",
         )
     out.print("\nIn another terminal, in this directory:")
-    if installation.home.directory != DIRECTORY.absolute():
-        out.print(f"  set -a; . {installation.home.environment_file}; set +a", soft_wrap=True)
-    example = "01jgjgyaqh85f7rs23v0kbmtdb" if simulated else "TASK_ID"
-    name = program()
-    for command in (f"submit {example} --wait", f"status {example}", "doctor"):
-        out.print(f"  {name} {command}", soft_wrap=True)
+    task = EXAMPLE_ID if simulated else "TASK_ID"
+    for line in pasted(installation.home.environment_file, installation.environ, settings, task):
+        out.print(f"  {line}", soft_wrap=True, markup=False)
     out.print(
         f"Other programs find the servers' addresses and passwords in "
         f"{installation.home.environment_file}.\nCtrl-C stops everything; the data stays.\n",
         soft_wrap=True,
     )
+
+
+def pasted(
+    file: Path, environ: Mapping[str, str], chosen: Settings, task: str = "TASK_ID"
+) -> list[str]:
+    """Lines for a shell: the environment from ``file``, each way of submitting, and a look."""
+    near = str(file)
+    with contextlib.suppress(ValueError):
+        near = str(file.relative_to(Path.cwd()))
+    if "/" not in near:
+        near = f"./{near}"  # a name alone would be looked for like a command
+    body = json.dumps({"task_ids": [task]})
+    bearer = '-H "Authorization: Bearer $HARVESTER_WEB_TOKEN" ' if chosen.web_token else ""
+    broker = "$CELERY_BROKER_URL" if environ.get("CELERY_BROKER_URL") else "$REDIS_URL"
+    celery = "celery" if shutil.which("celery") else str(Path(sys.executable).with_name("celery"))
+    lines = [
+        f"set -a; . {shlex.quote(near)}; set +a",
+        f"{program()} submit {task} --wait",
+        f"""curl "$API_URL/api/tasks" {bearer}-H 'Content-Type: application/json' -d '{body}'""",
+        f"""redis-cli -u "$REDIS_URL" XADD {chosen.namespace}:intake '*' body '{body}'""",
+        f"""{celery} -b "{broker}" call harvester.submit --args '["{task}"]' """
+        f"--queue {chosen.namespace}",
+        f"{program()} status {task}",
+        f"{program()} doctor",
+    ]
+    if not environ["REDIS_URL"].startswith(("redis://", "rediss://")):
+        del lines[3]  # redis-cli connects to no other kind of address
+    return lines
 
 
 @contextlib.contextmanager

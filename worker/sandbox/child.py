@@ -45,6 +45,12 @@ def worker_command(
     return command if concurrency is None else [*command, f"--concurrency={concurrency}"]
 
 
+def web_command(host: str, port: int) -> list[str]:
+    """The command that serves the page and the HTTP API: ``harvester web`` of this very code."""
+    code = f"import sys; sys.path.append({_ROOT!r}); from worker.cli.main import main; main()"
+    return [sys.executable, "-P", "-c", code, "web", "--host", host, "--port", str(port)]
+
+
 class Child:
     """A process that ends with this one. ``grace`` is the seconds it gets to end by itself.
 

@@ -240,7 +240,8 @@ class Valkey(EmbeddedServer):
     @property
     def url(self) -> str:
         """``redis://`` URL of database 0, with the password if there is one."""
-        login = f":{quote(self._password, safe='')}@" if self._password else ""
+        # redis-cli up to 7.0 takes an empty user for the name of one
+        login = f"default:{quote(self._password, safe='')}@" if self._password else ""
         return f"redis://{login}{_HOST}:{self.port}/0"
 
     def _binary(self) -> Path:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from worker.errors import HarvesterError, SettingsError
-from worker.sandbox.child import Child, worker_command
+from worker.sandbox.child import Child, web_command, worker_command
 from worker.sandbox.servers import SeaweedFS, Valkey
 from worker.sandbox.simulator import Simulator
 from worker.sandbox.state import REDIS, STORE, UPSTREAM, Home, filled
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 BUCKET = "harvester"
+PAGE_PORT = 8080  # unless somebody else has it
 
 _SHARED = ("HARVESTER_", "SPEEDPIX_", "AWS_", "REDIS_URL", "CELERY_BROKER_URL")
 _LOOK = 0.2  # seconds between two looks at what runs
@@ -37,11 +38,12 @@ _USAGE = 2  # exit code of a worker that cannot start with these settings
 _STOP_MARGIN = 10.0
 
 
-class _Worker:
-    """One worker process that is started again when it ends, later and later if it keeps ending."""
+class _Process:
+    """A process that is started again when it ends, later and later if it keeps ending."""
 
-    def __init__(self, start: Callable[[], Child]) -> None:
+    def __init__(self, start: Callable[[], Child], what: str = "a worker") -> None:
         self._start = start
+        self._what = what
         self._child: Child | None = None
         self._started_at = 0.0
         self._again_at = 0.0
@@ -67,19 +69,20 @@ class _Worker:
         self._child.end()
         self._child = None
         if code == _USAGE:
-            raise SettingsError("the worker does not start with these settings; see its output")
+            raise SettingsError(f"{self._what} does not start with these settings; see its output")
         lived = now - self._started_at
         self._pause = 1.0 if lived > _SETTLED else min(_LONGEST_PAUSE, max(1.0, self._pause * 2))
         self._again_at = now + self._pause
-        return f"a worker ended with code {code}; it starts again in {self._pause:.0f} s"
+        return f"{self._what} ended with code {code}; it starts again in {self._pause:.0f} s"
 
 
 class Installation:
-    """Servers and workers in ``directory``; a context manager.
+    """Servers, workers and the page in ``directory``; a context manager.
 
     ``environ`` is what is configured; the services it lacks are started, with data, ports and
-    credentials kept in ``directory``. ``logs`` is where each worker writes a file; without it they
-    share this process's output. ``say`` is told what a person should know.
+    credentials kept in ``directory``. ``page`` says whether to serve the page and the HTTP API too.
+    ``logs`` is where each process writes a file; without it they share this process's output.
+    ``say`` is called with what a person should know.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Installation:
         environ: Mapping[str, str],
         *,
         workers: int = 1,
+        page: bool = False,
         grace: float = 30.0,
         logs: Path | None = None,
         cwd: Path | None = None,
@@ -97,7 +101,10 @@ class Installation:
         self.environ = dict(environ)
         self.grace = grace
         """Seconds that workers get to hand back their claims."""
+        self.url = ""
+        """Address of the page and the HTTP API, if they are served."""
         self._count = workers
+        self._page = page
         self._logs = logs
         self._cwd = cwd
         self._say = say
@@ -106,7 +113,7 @@ class Installation:
         self.valkey: Valkey | None = None
         self.store: SeaweedFS | None = None
         self._servers: list[EmbeddedServer] = []
-        self._workers: list[_Worker] = []
+        self._processes: list[_Process] = []
         self.simulator: Simulator | None = None
         """The simulated upstream, if there is one."""
 
@@ -129,24 +136,31 @@ class Installation:
         self._stack.close()
 
     def start_workers(self) -> None:
-        """Start the workers; needs settings that have been checked."""
+        """Start the workers, and the page; needs settings that have been checked."""
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
-        self._workers = [_Worker(partial(self._spawn, n)) for n in range(1, self._count + 1)]
+        self._processes = [
+            _Process(partial(self._spawn, f"worker-{n}", worker_command(f"up{n}")))
+            for n in range(1, self._count + 1)
+        ]
+        if self.url:
+            port = int(self.url.rpartition(":")[2])
+            start = partial(self._spawn, "web", web_command(LOOPBACK, port))
+            self._processes.append(_Process(start, "the page"))
         self.look()
 
     def look(self) -> None:
         """Start again whatever has ended; to be called every now and then.
 
-        Raises ``SettingsError`` if the workers refuse their settings.
+        Raises ``SettingsError`` if the workers or the page refuse their settings.
         """
         for server in self._servers:
             if not server.running:
                 self._say(f"{server.name} has ended; it is started again")
                 with contextlib.suppress(HarvesterError):
                     server.start()
-        for worker in self._workers:
-            said = worker.look()
+        for process in self._processes:
+            said = process.look()
             if said:
                 self._say(said)
 
@@ -168,8 +182,12 @@ class Installation:
         if not UPSTREAM.configured(self.environ):
             offered |= self._start_simulator(saved)
         self.environ = filled(self.environ, offered)
-        self.home.save(saved)
         shared = {n: v for n, v in self.environ.items() if n.startswith(_SHARED)}
+        if self._page:
+            port = _page_port(saved.setdefault("page", {}))
+            self.url = f"http://{LOOPBACK}:{port}"
+            shared["API_URL"] = self.url
+        self.home.save(saved)
         self.home.publish(shared)
 
     def _start_valkey(self, saved: dict[str, Any]) -> dict[str, str]:
@@ -220,15 +238,15 @@ class Installation:
         server.start()
         self._servers.append(server)
 
-    # -- workers ---------------------------------------------------------------------------
+    # -- processes -------------------------------------------------------------------------
 
-    def _spawn(self, number: int) -> Child:
+    def _spawn(self, name: str, command: list[str]) -> Child:
         with contextlib.ExitStack() as stack:
             log = None
             if self._logs is not None:
-                log = stack.enter_context((self._logs / f"worker-{number}.log").open("ab"))
+                log = stack.enter_context((self._logs / f"{name}.log").open("ab"))
             return Child(
-                worker_command(f"up{number}"),
+                command,
                 self.environ,
                 grace=self.grace + _STOP_MARGIN,
                 stdout=log,
@@ -238,8 +256,8 @@ class Installation:
 
     def _stop(self) -> None:
         """Workers first: they hand their claims back to a Redis that is still there."""
-        children = [worker.child for worker in self._workers if worker.child is not None]
-        self._workers = []
+        children = [each.child for each in self._processes if each.child is not None]
+        self._processes = []
         for child in children:
             child.ask_to_end()
         for child in children:
@@ -249,8 +267,19 @@ class Installation:
             self._servers.pop().stop()
 
 
+def _page_port(kept: dict[str, Any]) -> int:
+    """The port of the last start if it is free, or else the usual one, or else any."""
+    port = _still_free(kept.get("port")) or _still_free(PAGE_PORT)
+    if not port:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+    kept["port"] = port
+    return port
+
+
 def _still_free(port: object) -> int:
-    """A port kept from the last start, or 0 for any if somebody else has it by now."""
+    """``port``, or 0 if it is none or another program listens on it."""
     if not isinstance(port, int) or not 0 < port < 65536:
         return 0
     with socket.socket() as probe:
