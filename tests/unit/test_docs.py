@@ -461,6 +461,15 @@ def test_the_readme_leads_to_every_document() -> None:
     assert set(DOCS) - {ROOT / "README.md"} <= linked
 
 
+def test_contributors_are_sent_to_places_that_exist() -> None:
+    text = " ".join(section((ROOT / "CONTRIBUTING.md").read_text(), "How to add").split())
+    named = re.findall(r"`(\w+)` in `([\w/.]+\.py)`", text)
+    assert len(named) > 15
+    for name, path in named:
+        defined = rf"^ *(?:(?:async )?def |class )?{name}\b *(?:[:=(]|\Z)"
+        assert re.search(defined, (ROOT / path).read_text(), re.M), f"{name} in {path}"
+
+
 @pytest.mark.parametrize("path", DOCS, ids=place)
 def test_docs_name_no_place_of_one_machine(path: Path) -> None:
     text = re.sub(r"\w+://\S+", "", path.read_text())
