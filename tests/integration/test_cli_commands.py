@@ -672,7 +672,7 @@ async def test_a_check_that_swallows_the_end_of_its_time_is_out_of_time(
         return [checks.Finding(name="Redis", level=checks.Level.WARNING, detail="not known")]
 
     monkeypatch.setattr(checks, "DEADLINE", 0.05)
-    (found,) = await checks._within("Redis", check())
+    (found,) = await checks._within("Redis", "127.0.0.1:1", check())
     assert found.level is checks.Level.UNREACHABLE
 
 

@@ -317,9 +317,10 @@ async def test_a_check_that_hangs_ends_at_its_deadline(monkeypatch: pytest.Monke
     import asyncio
 
     monkeypatch.setattr(checks, "DEADLINE", 0.01)
-    (finding,) = await checks._within("Bucket", asyncio.sleep(3600, []))
+    (finding,) = await checks._within("Bucket", "s3://media", asyncio.sleep(3600, []))
     assert finding.level is Level.UNREACHABLE
     assert finding.remedy
+    assert "s3://media" in finding.detail
 
 
 async def test_blocking_work_that_hangs_keeps_nobody() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from rich.table import Table
@@ -89,13 +91,14 @@ Findings = Sequence[Finding]
 async def examine(settings: Settings) -> list[Finding]:
     """Carry out every check; takes no longer than the slowest one's deadline."""
     registry = make_registry(settings)
+    redis, upstream = redis_hosts(settings), strip_query(settings.speedpix_endpoint)
     try:
         groups = await asyncio.gather(
-            _within("Redis", _redis(registry, settings)),
-            _within("Broker", _broker(settings)),
-            _within("Upstream", _upstream(settings, registry)),
-            _within("Bucket", _bucket(settings, registry)),
-            _within("Workers", _workers(registry)),
+            _within("Redis", redis, _redis(registry, settings)),
+            _within("Broker", _broker_hosts(settings), _broker(settings)),
+            _within("Upstream", upstream, _upstream(settings, registry)),
+            _within("Bucket", _bucket_place(settings), _bucket(settings, registry)),
+            _within("Workers", redis, _workers(registry)),
         )
     finally:
         await registry.close()
@@ -162,7 +165,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number > 1 else ''}" if number else ""
 
 
-async def _within(name: str, check: Awaitable[Findings]) -> Findings:
+async def _within(name: str, where: str, check: Awaitable[Findings]) -> Findings:
     limit = asyncio.timeout(DEADLINE)
     try:
         async with limit:
@@ -172,10 +175,10 @@ async def _within(name: str, check: Awaitable[Findings]) -> Findings:
     except TimeoutError:
         pass
     except Exception as error:  # a check that breaks must not hide what the others found
-        detail = one_line(f"{type(error).__name__}: {error}", 200)
+        detail = one_line(f"{where}: {type(error).__name__}: {error}", 300)
         remedy = "Is something else answering there?"
         return [Finding(name=name, level=Level.WRONG, detail=detail, remedy=remedy)]
-    detail = f"no answer within {DEADLINE:.0f} s"
+    detail = one_line(f"{where}: no answer within {DEADLINE:.0f} s")
     remedy = "Is it up, and may this machine reach it (firewall, network)?"
     return [Finding(name=name, level=Level.UNREACHABLE, detail=detail, remedy=remedy)]
 
@@ -354,10 +357,18 @@ async def _broker(settings: Settings) -> Findings:
         Finding(
             name="Broker",
             level=Level.WRONG if refused else Level.UNREACHABLE,
-            detail=one_line(f"{type(problem).__name__}: {problem}", 200),
+            detail=one_line(f"{_broker_hosts(settings)}: {type(problem).__name__}: {problem}", 300),
             remedy=f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
         )
     ]
+
+
+def _broker_hosts(settings: Settings) -> str:
+    """Hosts and ports of the broker, without credentials."""
+    urls = settings.celery_broker_url.get_secret_value()
+    if not urls.startswith(BROKER_SCHEMES):
+        return redis_hosts(settings.model_copy(update={"redis_url": settings.celery_broker_url}))
+    return ", ".join(urlsplit(url).netloc.rpartition("@")[2] for url in urls.split(";"))
 
 
 def _reach_broker(settings: Settings) -> Exception | None:
@@ -477,7 +488,8 @@ async def _bucket(settings: Settings, registry: Registry) -> Findings:
                     await keep(registry, store)
     except StoreUnavailable as error:
         remedy = "Check AWS_ENDPOINT_URL_S3 and the network."
-        return [_bad("Bucket", Level.UNREACHABLE, f"{where}: {error}", remedy)]
+        detail = f"{_bucket_place(settings)}: {error}"
+        return [_bad("Bucket", Level.UNREACHABLE, detail, remedy)]
     except StoreError as error:
         about = error.about if isinstance(error, StoreBlocked) else ""
         remedy = _STORE_REMEDIES.get(about, _CREDENTIALS)
@@ -487,6 +499,13 @@ async def _bucket(settings: Settings, registry: Registry) -> Findings:
     finally:
         await store.close()
     return _describe(where, seen)
+
+
+def _bucket_place(settings: Settings) -> str:
+    """The bucket, and the address of its store unless that is AWS."""
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    place = f"s3://{settings.bucket}/{settings.prefix}"
+    return f"{place} at {strip_query(address)}" if address else place
 
 
 async def _other_address(settings: Settings) -> str:
