@@ -119,12 +119,38 @@ async def test_a_rate_that_is_too_low_is_warned_of(registry: Registry) -> None:
     assert _rate(waiting(1000, url_life_left=60)).level is Level.GOOD
     assert _rate(waiting(1000, url_life_left=40)).level is Level.WARNING
     empty = Histogram({})
-    known = Durations(total=Histogram({bucket(30): 9}), queued=empty, running=empty)
+    few = Durations(total=Histogram({bucket(30): 19}), queued=empty, running=empty)
+    assert _rate(waiting(1000, durations={"clip": few})).level is Level.GOOD
+    known = Durations(total=Histogram({bucket(30): 20}), queued=empty, running=empty)
     hasty = waiting(1000, durations={"clip": known})
     assert "half of the tasks labelled clip take less than 3" in _rate(hasty).detail
     shown = StringIO()
     Console(width=100, file=shown).print(draw(hasty))
     assert "labelled clip" in shown.getvalue()
+
+
+async def test_no_rate_is_blamed_for_an_upstream_that_does_not_answer(registry: Registry) -> None:
+    quiet = await read_stats(registry)
+    busy = replace(quiet, rate=20, states=quiet.states | {"waiting": 10_000})
+    assert _rate(busy).level is Level.WARNING  # nothing was asked yet
+    asked = replace(busy, calls=100)
+    assert _rate(asked).level is Level.GOOD
+    assert _rate(replace(asked, unanswered=59)).level is Level.WARNING
+    assert _rate(replace(asked, unanswered=61)).level is Level.GOOD
+    circuits = {"upstream": {"message": "the key is refused"}}
+    assert _rate(replace(asked, unanswered=1, circuits=circuits)).level is Level.GOOD
+    store = {"store": {"message": "the key is refused"}}
+    assert _rate(replace(asked, unanswered=1, circuits=store)).level is Level.WARNING
+    await registry.redis.hset(registry.key("services"), "upstream", await registry.now() - 90_000)
+    assert (await read_stats(registry)).unanswered >= 90  # type: ignore[operator]
+    assert "unanswered" not in quiet.document()
+
+
+async def test_few_files_say_nothing_of_one_in_twenty(registry: Registry) -> None:
+    for _ in range(99):
+        registry.tally.observe("url_life_left", 5.0)
+    await registry.tick("w")
+    assert (await read_stats(registry)).url_life_left is None
 
 
 async def test_how_long_addresses_would_have_worked_is_told(registry: Registry) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.core import schedule
 from worker.core.models import State
-from worker.registry.tally import quantile
+from worker.registry.tally import quantile, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,10 @@ SAMPLE = 500
 """As many tasks of each state, the newest, are looked at for their labels."""
 LABELS = 10
 """As many labels, those with the most tasks, are shown."""
+LEAST_FILES = 100
+"""Of fewer files it is not said how long the addresses of one in twenty would have worked."""
+LEAST_DURATIONS = 20
+"""Fewer durations of a label say nothing of the rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,8 @@ class Stats:
     ``calls_a_task`` and ``detection_lag`` are means over the tasks that succeeded, ``None`` without
     any. One in twenty files was copied when its address would have worked no longer than
     ``url_life_left``. ``clock_step`` tells of a step of Redis' clock within the last hour; empty if
-    there was none.
+    there was none. ``unanswered`` is the time since the upstream gave a usable answer, ``None``
+    before the first one.
     """
 
     at: int
@@ -57,6 +62,16 @@ class Stats:
     durations: dict[str, Durations]
     clock_step: str = ""
     behind: Sequence[Line] = ()
+    unanswered: float | None = None
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the upstream answers, as far as is known: its waiting tasks are asked about."""
+        if "upstream" in self.circuits:
+            return False
+        if self.unanswered is None:
+            return not self.calls
+        return self.unanswered <= schedule.LONGEST
 
     @property
     def once_round(self) -> float:
@@ -67,7 +82,8 @@ class Stats:
     def too_slow(self) -> list[str]:
         """Why :attr:`once_round` is too long, a line for each reason; empty if it is not."""
         once, found = self.once_round, list[str]()
-        if self.clock_step:  # by such a clock everything is late
+        # by such a clock everything is late; in an outage tasks gather, whatever the rate
+        if self.clock_step or not self._answers:
             return found
         if once > schedule.LONGEST:
             found.append(f"that is longer than {schedule.LONGEST:.0f} s, the longest gap planned")
@@ -78,7 +94,7 @@ class Stats:
             )
         for label, known in self.durations.items():
             half = known.total.quantile(0.5)
-            if half is not None and once > half:
+            if half is not None and once > half and known.total.total >= LEAST_DURATIONS:
                 named = f"labelled {label}" if label else "without a label"
                 found.append(f"half of the tasks {named} take less than {half:.0f} s")
         return found
@@ -89,6 +105,7 @@ class Stats:
             "once_round": round(self.once_round, 1),
             "too_slow": self.too_slow,
         }
+        del found["unanswered"]
         found["behind"] = [
             {"set": line.kind, "label": line.label, "count": line.count, "late": line.late}
             for line in self.behind
@@ -123,6 +140,7 @@ async def read_stats(registry: Registry) -> Stats:
     most = sorted(labels, key=lambda label: -labels[label].total())[:LABELS]
     counters = fleet.counters
     found = counters.get("found", 0)
+    many = values(counters, "url_life_left") >= LEAST_FILES
     return Stats(
         at=fleet.now,
         states={str(state): count for state, count in fleet.counts.items()},
@@ -135,7 +153,7 @@ async def read_stats(registry: Registry) -> Stats:
         calls=counters.get("calls", 0),
         calls_a_task=counters.get("found_calls", 0) / found if found else None,
         detection_lag=counters.get("found_lag_ms", 0) / 1000 / found if found else None,
-        url_life_left=quantile(counters, "url_life_left", 0.05),
+        url_life_left=quantile(counters, "url_life_left", 0.05) if many else None,
         leases_expired=counters.get("leases_expired", 0),
         stale_writes=counters.get("stale_writes", 0),
         circuits={name: dict(fields) for name, fields in fleet.circuits.items()},
@@ -143,4 +161,5 @@ async def read_stats(registry: Registry) -> Stats:
         durations={label: await registry.durations(label) for label in most},
         clock_step=fleet.clock_step,
         behind=fleet.lines[:LABELS],
+        unanswered=await registry.since_usable("upstream"),
     )

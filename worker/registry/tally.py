@@ -26,13 +26,22 @@ HISTOGRAMS = MappingProxyType(
 """Upper bounds of the buckets, in seconds; one more takes the rest."""
 
 
+def values(counters: Mapping[str, int], name: str) -> int:
+    """How many values a histogram has."""
+    return sum(_counts(counters, name))
+
+
+def _counts(counters: Mapping[str, int], name: str) -> list[int]:
+    bounds = [f"{bound:g}" for bound in HISTOGRAMS[name]]
+    return [counters.get(f"{name}:{bound}", 0) for bound in [*bounds, "inf"]]
+
+
 def quantile(counters: Mapping[str, int], name: str, share: float) -> float | None:
     """The seconds that ``share`` (0 to 1) of a histogram's values do not exceed.
 
     ``None`` without any value; what is beyond the last bound counts as that bound.
     """
-    bounds = [f"{bound:g}" for bound in HISTOGRAMS[name]]
-    counts = [counters.get(f"{name}:{bound}", 0) for bound in [*bounds, "inf"]]
+    counts = _counts(counters, name)
     rest, low = share * sum(counts), 0.0
     for count, bound in zip(counts, HISTOGRAMS[name], strict=False):
         if count and rest <= count:
