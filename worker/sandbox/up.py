@@ -279,7 +279,7 @@ def _page_port(kept: dict[str, Any]) -> int:
 
 
 def _still_free(port: object) -> int:
-    """``port``, or 0 if it is none or another program listens on it."""
+    """``port``, or 0 if it is not a port or another program listens on it."""
     if not isinstance(port, int) or not 0 < port < 65536:
         return 0
     with socket.socket() as probe:
