@@ -9,6 +9,8 @@ RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 # Tests wait more than they compute: four processes keep two cores busy.
 PYTEST := $(BIN)/pytest -q -n 4 --dist worksteal
+# What takes longer, in parts that can be run apart.
+PATIENT := brokers or fleet or page or programs
 PYTEST_ARGS ?=
 # A newer pip is no news to somebody who tries the demo.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,7 +19,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test brokers fleet page programs model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,7 +69,10 @@ bench-capacity: $(STAMP) ## Measure what a fleet's size is computed from (see do
 	$(BIN)/python -m tests.bench.capacity $(BENCH_ARGS)
 
 test: $(STAMP) ## Run the tests that need no patience (PYTEST_ARGS adds arguments)
-	$(PYTEST) -m 'not (brokers or fleet or page or programs)' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not ($(PATIENT))' $(PYTEST_ARGS)
+
+patient: $(STAMP) ## Run brokers, fleet, page and programs, all at the same time
+	$(PYTEST) -n 6 -m '$(PATIENT)' $(PYTEST_ARGS)
 
 brokers: $(STAMP) ## Test other ways to reach Redis, RabbitMQ, and lost connections
 	$(PYTEST) -m brokers $(PYTEST_ARGS)

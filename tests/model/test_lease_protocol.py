@@ -642,7 +642,7 @@ def test_every_order_of_steps_keeps_the_protocol(client: Redis, namespace: str, 
     numbers = itertools.count(1)
 
     @settings(
-        max_examples=500 if _THOROUGH else 100,
+        max_examples=250 if _THOROUGH else 100,
         deadline=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),

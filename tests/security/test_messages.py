@@ -8,7 +8,6 @@ import json
 import zlib
 from typing import Any
 
-import pytest
 from celery import Celery, chain, group, signature
 
 from tests.security.test_bounds import MIB, Target, envelope, target
@@ -118,16 +117,14 @@ async def test_what_celery_sends_with_a_workflow_is_accepted(
     await accepted(target, *ids)
 
 
-def bomb(kind: str) -> bytes:
-    """Some kilobytes that unpack into a gigabyte."""
-    packer = zlib.compressobj(9)
-    once = b"".join([*(packer.compress(bytes(16 * MIB)) for _ in range(64)), packer.flush()])
-    return zlib.compress(once, 9) if kind == "twice" else once
+def bomb() -> bytes:
+    """Some kilobytes that unpack into four times what a worker may grow by."""
+    return zlib.compress(bytes(4 * GROWTH), 9)
 
 
 async def test_compressed_messages_are_refused_and_not_unpacked(target: Target) -> None:
     before = target.memory("VmRSS")
-    packed = await asyncio.to_thread(bomb, "once")
+    packed = await asyncio.to_thread(bomb)
     for name in (
         "application/x-gzip",
         "zlib",
@@ -153,7 +150,7 @@ async def test_compressed_messages_are_refused_and_not_unpacked(target: Target) 
 async def test_messages_for_later_are_not_held(target: Target) -> None:
     before = target.memory("VmRSS")
     padding = "x" * 4000
-    for start in range(0, 4000, 500):
+    for start in range(0, 2000, 500):
         async with target.redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 500):
                 later = envelope(
@@ -168,7 +165,7 @@ async def test_messages_for_later_are_not_held(target: Target) -> None:
 async def test_large_headers_and_nested_bodies_are_dropped(target: Target) -> None:
     before = target.memory("VmRSS")
     nested = "[]," * 600_000
-    for _ in range(5):
+    for _ in range(2):
         await target.celery(envelope([["a b"], {}, EMBED], junk=[[]] * 500_000))
         await target.celery(json.dumps(envelope(f"[[{nested}1],{{}},{{}}]".encode())).encode())
         await target.celery(b'{"body": "", "headers": ' + b"[" * 3_000_000)
@@ -216,7 +213,7 @@ async def test_remote_control_ends_no_worker(target: Target, redis_url: str) -> 
 async def test_one_entry_of_the_stream_costs_no_worker(target: Target) -> None:
     before = target.memory("VmRSS")
     stream = f"{target.namespace}:intake"
-    ids = [target.simulator.submit() for _ in range(4)]
+    ids = [target.simulator.submit() for _ in range(2)]
     for task_id in ids:
         words = [part for _ in range(12) for part in ("x", b"y" * 15 * MIB)]
         await target.redis.execute_command("XADD", stream, "*", *words)
@@ -236,16 +233,16 @@ async def test_one_entry_of_the_stream_costs_no_worker(target: Target) -> None:
     assert target.memory("VmHWM") - before < GROWTH
 
 
-@pytest.mark.parametrize("letter", ["é", "日", "😀"])
-async def test_a_message_is_not_kept_larger_than_it_came(target: Target, letter: str) -> None:
-    """1,000 records each hold the metadata once, and not escaped."""
-    metadata = {"note": letter * ((16 * 1024 - 16) // len(letter.encode()))}
-    ids = [f"n{number}" for number in range(1000)]
-    size = len(json.dumps(metadata, ensure_ascii=False).encode())
-    before = (await target.redis.info("memory"))["used_memory"]
-    await target.stream(json.dumps({"task_ids": ids, "metadata": metadata}, ensure_ascii=False))
-    await accepted(target, *ids)
-    grown = (await target.redis.info("memory"))["used_memory"] - before
-    assert grown < 1000 * (size + 6 * 1024)
-    record = await target.redis.hgetall(f"{target.namespace}:task:n1")
-    assert json.loads(record["metadata"]) == metadata
+async def test_a_message_is_not_kept_larger_than_it_came(target: Target) -> None:
+    """Many records each hold the metadata once, and not escaped."""
+    for letter in ("é", "日", "😀"):
+        metadata = {"note": letter * ((16 * 1024 - 16) // len(letter.encode()))}
+        ids = [f"{ord(letter)}-{number}" for number in range(300)]
+        size = len(json.dumps(metadata, ensure_ascii=False).encode())
+        before = (await target.redis.info("memory"))["used_memory"]
+        await target.stream(json.dumps({"task_ids": ids, "metadata": metadata}, ensure_ascii=False))
+        await accepted(target, *ids)
+        grown = (await target.redis.info("memory"))["used_memory"] - before
+        assert grown < len(ids) * (size + 6 * 1024) + 2 * MIB
+        record = await target.redis.hgetall(f"{target.namespace}:task:{ids[0]}")
+        assert json.loads(record["metadata"]) == metadata
