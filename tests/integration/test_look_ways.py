@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -173,3 +176,21 @@ async def test_a_celery_message_brings_a_poll_forward(
 
         await eventually(all_refused, what="the refusals")
     sender.close()
+
+
+def test_a_look_that_redis_does_not_take_is_dropped_and_said(tmp_path: Path) -> None:
+    program = (
+        "from worker import tasks; from worker.app import engine; "
+        "tasks.look.run([['a', 'b']], {}, []); engine().stop(); engine().join(30)"
+    )
+    variables = {
+        "PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0", "SPEEDPIX_APP_KEY": "k",
+        "SPEEDPIX_APP_SECRET": "s", "HARVESTER_BUCKET": "b", "HARVESTER_LOG_FORMAT": "json",
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=variables, cwd=tmp_path, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("{")]
+    (lost,) = [line for line in lines if line["event"] == "look.lost"]
+    assert (lost["ids"], lost["level"]) == (2, "info")

@@ -1,12 +1,7 @@
-"""What a call for looks may name, and what becomes of one that Redis does not take."""
+"""What a call for looks may name."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,21 +41,3 @@ def test_what_is_no_id_is_refused_in_one_sentence(given: list[Any]) -> None:
 def test_every_answer_has_its_words() -> None:
     assert TEXTS.keys() == set(Look)
     assert {look for look in Look if look.granted} == {Look.LOOKED, Look.CLAIMED}
-
-
-def test_a_look_that_redis_does_not_take_is_dropped_and_said(tmp_path: Path) -> None:
-    program = (
-        "from worker import tasks; from worker.app import engine; "
-        "tasks.look.run([['a', 'b']], {}, []); engine().stop(); engine().join(30)"
-    )
-    variables = {
-        "PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0", "SPEEDPIX_APP_KEY": "k",
-        "SPEEDPIX_APP_SECRET": "s", "HARVESTER_BUCKET": "b", "HARVESTER_LOG_FORMAT": "json",
-    }  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-c", program], env=variables, cwd=tmp_path, text=True,
-        capture_output=True, check=True,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("{")]
-    (lost,) = [line for line in lines if line["event"] == "look.lost"]
-    assert (lost["ids"], lost["level"]) == (2, "info")
