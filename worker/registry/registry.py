@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ _RECONCILED = 500
 _RECONCILE_STEPS = 20
 _WAIT_MS = 1000
 _DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be halved
+_REPLICA_LAG = 10  # seconds since its last word, as with Redis' own min-replicas-max-lag
 _REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 
 
@@ -74,6 +76,25 @@ def _whole(text: str | int) -> int:
         return int(float(text))
     except (ValueError, OverflowError):
         return 0
+
+
+def acknowledging(replication: Mapping[str, Any]) -> int:
+    """How many replicas confirm what they get, by ``INFO replication``.
+
+    Others read along as well (a migration tool, a backup); these never confirm anything.
+    """
+    entries = [value for name, value in replication.items() if re.fullmatch(r"slave\d+", name)]
+    return sum(
+        isinstance(entry, dict)
+        and entry.get("state") == "online"
+        and _number(entry.get("offset")) > 0
+        and 0 <= _number(entry.get("lag")) <= _REPLICA_LAG
+        for entry in entries
+    )
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else -1
 
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -176,7 +197,7 @@ class Registry:
         return new, refused
 
     async def _replicated(self) -> None:
-        """Wait until a replica has what was written, if there are replicas at all.
+        """Wait until a replica has what was written, if any acknowledges at all.
 
         ``WAIT`` counts what its own connection has written, so one small write goes before it;
         replication keeps the order. Raises ``RegistryUnavailable`` if none confirms within 1 s.
@@ -184,7 +205,7 @@ class Registry:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._replicas_until:
             info = await self.redis.info("replication")
-            self._replicas = int(info.get("connected_slaves", 0))
+            self._replicas = acknowledging(info)
             self._replicas_until = loop.time() + _REPLICAS_KNOWN
         if not self._replicas:
             return
@@ -194,7 +215,10 @@ class Registry:
             _, confirmed = await pipe.execute()
         if not confirmed:
             self._replicas_until = 0.0
-            raise RegistryUnavailable("no replica has confirmed what was written")
+            raise RegistryUnavailable(
+                f"no replica has confirmed within {_WAIT_MS / 1000:g} s what was written; it is "
+                "safe to submit it again"
+            )
 
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from kombu import Queue
 from worker.core import jsontext
 from worker.core.redact import one_line
 from worker.errors import TellError
+from worker.offload import Room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _NOT_FOUND = 404
+
+_SENDERS = Room("replies", 8)
 
 
 class CeleryReply:
@@ -32,7 +34,7 @@ class CeleryReply:
         """Publish the call; raises ``TellError`` if the broker does not take it."""
         given = callback["task"], callback["queue"], plain(record)
         try:
-            await asyncio.to_thread(self._send, *given)
+            await _SENDERS.run(self._send, *given)
         except Exception as error:  # each transport has its own, and kombu wraps only some
             raise TellError(one_line(f"{type(error).__name__}: {error}")) from error
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from worker.offload import Room
 from worker.transfer import complaints
 from worker.transfer.capabilities import Facts, Proof, Seen
 from worker.transfer.wire import nothing
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.store")
 
 _PLAIN_MD5 = re.compile(r'"?([0-9a-fA-F]{32})"?')
+_HASHERS = Room("hashes", 2)
 _LACKS = (Seen.IGNORED, Seen.REFUSED)
 
 
@@ -188,7 +190,7 @@ async def proof_of(operation: str, proof: Proof, body: Buffer, sha256: bytes) ->
             params = {"ChecksumSHA256": base64.b64encode(sha256).decode()}
             return [Extra(fact=f"{operation}_sha256", word="checksum", params=params)]
         case Proof.MD5:
-            digest = await asyncio.to_thread(md5, body)
+            digest = await _HASHERS.run(md5, body)
             params = {"ContentMD5": base64.b64encode(digest).decode()}
             return [Extra(fact=f"{operation}_md5", word="content-md5", params=params)]
         case Proof.NONE:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from functools import partial
@@ -35,6 +33,7 @@ from worker.errors import SourceFault, SourceRejected
 from worker.http import make_client, make_session
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable, Collection, Sequence
 
@@ -87,7 +86,8 @@ _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
 _IDLE_BYTES = 1024 * 1024
 """What a host may send between two bytes of a body, or before the first one."""
-_LOOKUPS = 32
+_LOOKUP_SECONDS, _LOOKUP_TRIES = 4.0, 2
+"""How long a name server has for the first try; the second one takes twice as long."""
 
 _LAST_PORT = 65535
 _HTTPS_PORT = 443
@@ -117,6 +117,14 @@ def _unwrapped(address: Address) -> Address:
     return address
 
 
+def lookup(**options: Any) -> AbstractResolver:
+    """What looks foreign names up: c-ares, with its ``options``.
+
+    It holds no thread for each name, so names that nobody answers for keep up no others.
+    """
+    return aiohttp.AsyncResolver(timeout=_LOOKUP_SECONDS, tries=_LOOKUP_TRIES, **options)
+
+
 class Guard:
     """Allows public https addresses of the hosts named, and what ``allow_private`` adds.
 
@@ -132,7 +140,7 @@ class Guard:
         allow_private: Sequence[str] = (),
         *,
         ports: Collection[int] | None = None,
-        lookup: Callable[[], AbstractResolver] | None = None,
+        lookup: Callable[[], AbstractResolver] = lookup,
     ) -> None:
         self._hosts = tuple(glob.lower() for glob in allow_hosts)
         self._networks = [network for network in map(_network, allow_private) if network]
@@ -140,7 +148,7 @@ class Guard:
             entry.lower() for entry in allow_private if _network(entry) is None
         )
         self._ports = ports
-        self._lookup = lookup or _lookup
+        self._lookup = lookup
 
     def check_url(self, url: str) -> str:
         """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
@@ -216,6 +224,7 @@ class _Connector(aiohttp.TCPConnector):
         super().__init__(
             resolver=resolver, ssl=context, use_dns_cache=False, limit=0, keepalive_timeout=15
         )
+        self._resolver_owner = True  # it closes the resolver as well
         self._guard = guard
         self._factory = partial(_Handler, self._loop)  # type: ignore[assignment]
 
@@ -261,30 +270,6 @@ class _Handler(ResponseHandler):
     def _arrived(self) -> int:
         """How many bytes of a body have come."""
         return getattr(self._payload, "total_bytes", 0)
-
-
-class _Names:
-    """What aiohttp needs of a loop to look names up, with threads that nothing else needs.
-
-    The loop's own are few, and the upstream's and the store's names need them, whatever the names
-    of files' hosts take.
-    """
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="names")
-
-    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
-        """As the loop's."""
-        look = partial(socket.getaddrinfo, *args, **options)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, look)
-
-    async def getnameinfo(self, *args: Any) -> Any:
-        """As the loop's; looks nothing up for numbers."""
-        return await asyncio.get_running_loop().getnameinfo(*args)
-
-
-def _lookup() -> AbstractResolver:
-    return aiohttp.ThreadedResolver(_Names())  # type: ignore[arg-type]
 
 
 class _Resolver(AbstractResolver):

@@ -15,6 +15,7 @@ from yarl import URL
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreUnavailable
 from worker.http import BROKEN, CHUNK_BYTES, describe, hung_up, make_session, read_some
+from worker.offload import Room
 from worker.transfer import complaints
 from worker.transfer.signer import EXPIRES, Request, Signer, make_signer
 
@@ -34,6 +35,7 @@ _LEAST_RATE = 256 * 1024  # bytes a second that a request is given time for
 _CONNECT = 10.0
 _ANSWER_BYTES = 4 * 1024 * 1024
 _PARSER = create_parser("rest-xml")
+_SIGNERS = Room("credentials", 4)
 
 Given = TypeVarTuple("Given")
 Found = TypeVar("Found")
@@ -180,7 +182,7 @@ class Wire:
     async def _boto(self, work: Callable[[*Given], Found], *given: *Given) -> Found:
         with self._boto_errors():
             async with asyncio.timeout(DEADLINE):
-                return await asyncio.to_thread(work, *given)
+                return await _SIGNERS.run(work, *given)
 
     @contextlib.contextmanager
     def _boto_errors(self) -> Iterator[None]:

@@ -89,6 +89,10 @@ class Claim:
             self.cancel.set()
         return kept
 
+    async def others(self, kind: Kind) -> int:
+        """How many tasks are due and wait for a slot."""
+        return await insist(lambda: self._registry.overdue(kind))
+
     async def save(
         self,
         to: Kind,

@@ -61,7 +61,6 @@ log = structlog.get_logger("harvester.copy")
 _CLEARING = 20.0  # seconds that clearing up may take
 _LISTED_BY_KEY = 16
 _FILES_AT_ONCE = 4
-_CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
 _CANCELED = "canceled on request"
 
 
@@ -69,14 +68,14 @@ class _Hold:
     """The claim as the copier sees it: where a file goes, and whether it is still ours to write."""
 
     def __init__(self, claim: Claim, number: int) -> None:
-        self._claim = claim
+        self.claim = claim
         self._number = number
         self.speed = Speed(claim.job.note(f"slow:{number}"))
 
     async def reserve(self, key: str) -> str:
         """Fix the file's object key; returns the first one ever fixed."""
         self.progress()
-        return await self._claim.note(f"key:{self._number}", key)
+        return await self.claim.note(f"key:{self._number}", key)
 
     async def check(self) -> None:
         """Renew the claim; raises ``LeaseLost`` if it is not ours any more.
@@ -84,13 +83,13 @@ class _Hold:
         A file whose cancellation a library has swallowed ends here.
         """
         self.progress()
-        await self._claim.note()
-        if self._claim.cancel.is_set():
+        await self.claim.note()
+        if self.claim.cancel.is_set():
             raise asyncio.CancelledError
 
     def progress(self) -> None:
         """Bytes have moved."""
-        self._claim.alive(STORE_STEP)
+        self.claim.alive(STORE_STEP)
 
     def reading(self, now: bool) -> None:
         """The file's host is waited for from now on, or no longer."""
@@ -277,7 +276,8 @@ class CopyWork:
             await claim.note("plan", outputs.plan_to_json(files.plan))
         host = next((host_of(url) for _, url in files.soonest_first(files.ready(claim.now))), "")
         if not self._shares.fits(host):
-            await claim.save(self.kind, delay=await self._crowded())
+            delay = shares.crowd_wait(self._gaps.crowded, await claim.others(self.kind))
+            await claim.save(self.kind, delay=delay)
             return "crowded"
         task = _Task(claim, files)
         for number in files.pending:
@@ -296,14 +296,6 @@ class CopyWork:
         """Find the files of the noted reply; raises ``TooLargeError`` as ``find_files`` does."""
         files.found = await offload(len(data), self._found, data)
         files.loose = {file.identity for file in files.found if file.loose}
-
-    async def _crowded(self) -> float:
-        """Seconds until a task whose host has its share may be looked at again."""
-        return max(self._gaps.crowded, _CROWD * await self._others())
-
-    async def _others(self) -> int:
-        """How many tasks wait for a slot."""
-        return await insist(lambda: self._registry.overdue(self.kind))
 
     def _found(self, data: str) -> list[FoundFile]:
         return finding.find_files(jsontext.loads(data), self._layout.upstream)
@@ -478,7 +470,7 @@ class CopyWork:
                 await asyncio.wait([copying], timeout=shares.FLOOR_SECONDS / 6)
                 if copying.done() or not hold.speed.slow:
                     continue
-                if self._copier.waited_for or await self._others():
+                if self._copier.waited_for or await hold.claim.others(self.kind):
                     raise _TooSlowError(
                         f"the file's host sends less than {shares.FLOOR // 1024} KiB a second, and "
                         "other tasks wait"

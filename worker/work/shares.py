@@ -18,12 +18,18 @@ FLOOR = 64 * 1024
 FLOOR_SECONDS = 60.0
 """Over how many seconds that is measured; twice as many each time that a file has made room."""
 
+_CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
 _MOST_DOUBLINGS = 3
 _WEIGHT = 3  # a host may hold so many slots for each free one
 
 
+def crowd_wait(least: float, others: int) -> float:
+    """Seconds until a task whose host has its share is due again, ``others`` waiting for a slot."""
+    return max(least, _CROWD * others)
+
+
 class Shares:
-    """The hosts whose files this process is moving.
+    """The hosts that this process moves files from, or calls.
 
     A host with jobs that take long may hold no more of ``slots`` than three for each that is free:
     three quarters if it is alone, three sevenths if there is another one. So a host that comes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -14,6 +15,8 @@ from worker.core.submission import callback_id
 from worker.errors import TellRejected
 from worker.offload import offload
 from worker.registry.records import Kind
+from worker.work import shares
+from worker.work.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.tell")
 
 _BOUND = 60.0
+_RESERVE = 3
 _LOGGED = 10
 """Attempts of a callback that are kept, the newest."""
 
@@ -35,7 +39,11 @@ class Channel(Protocol):
 
 
 class TellWork:
-    """Delivers a final record over every channel its callbacks name."""
+    """Delivers a final record over every channel its callbacks name.
+
+    A target that does not answer keeps one of ``slots`` for as long as an attempt may take, so as
+    many more are in reserve for those that take long, and a host has only its share of all.
+    """
 
     kind = Kind.TELL
 
@@ -48,8 +56,9 @@ class TellWork:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._channels = channels
-        self.slots = slots
-        self.reserve = 0
+        self.reserve = _RESERVE * slots
+        self.slots = slots + self.reserve
+        self._shares = Shares(self.slots)
         self._gaps = gaps
         self._chance = chance
 
@@ -76,8 +85,14 @@ class TellWork:
                 },
             )
             if entry["done_at"] is None and entry["next_at"] <= job.claimed_at:
+                host = _host(callback)
+                if not self._shares.fits(host):
+                    others = await claim.others(self.kind)
+                    waits.append(shares.crowd_wait(self._gaps.crowded, others))
+                    continue
                 claim.alive(_BOUND)
-                await self._tell(callback, record, entry, claim)
+                with self._shares.taken(host):
+                    await self._tell(callback, record, entry, claim)
                 attempt = {"at": job.claimed_at, "error": entry["last_error"]}
                 # an entry written by an older version has no log
                 entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
@@ -125,6 +140,16 @@ class TellWork:
         else:
             entry |= {"done_at": now, "last_error": ""}
             log.info("task.told", channel=entry["channel"], target=entry["target"])
+
+
+def _host(callback: Mapping[str, str]) -> str:
+    """Whose slots an attempt takes: those of a webhook's host, or of the broker."""
+    if callback["channel"] != "webhook":
+        return ""
+    try:
+        return urlsplit(callback["target"]).hostname or ""
+    except ValueError:  # told as refused
+        return ""
 
 
 def _target(callback: Mapping[str, str]) -> str:
