@@ -359,6 +359,21 @@ def test_order_and_signatures_of_later_replies_do_not_matter(order: list[int], s
 # -- the record's result ------------------------------------------------------------------------
 
 
+def test_a_later_reply_may_name_and_address_every_file_otherwise() -> None:
+    """What is left to tell them by is their places."""
+
+    def reply(run: int) -> Any:
+        images = [
+            {"url": sign(f"{HOST}/{run}/{n}.png"), "filename": f"{n + run}.png"} for n in range(3)
+        ]
+        return {"images": images}
+
+    plan, later = plan_of(reply(0)), find_files(reply(1))
+    assert addresses(plan, later, set()) == {
+        planned.name: found.url for planned, found in zip(plan, later, strict=True)
+    }
+
+
 def test_only_addresses_are_replaced() -> None:
     data = jsontext.loads(
         json.dumps(SAMPLE)

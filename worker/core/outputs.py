@@ -145,9 +145,9 @@ def addresses(
 ) -> dict[str, str]:
     """The addresses that a reply gives for the planned files still to be stored, by name.
 
-    Matched by identity, and what is left over on both sides by place, unless the upstream calls
-    what is there otherwise than the file. One that had no address is also known by its filename,
-    if only one file of the reply has that. ``stored`` holds names.
+    Matched by identity, and what is left over on both sides by place. One that had no address is
+    known by its filename if only one file of the reply has that, and by its place unless what is
+    there has another filename. ``stored`` holds names.
     """
     wanted = {file.name for file in plan if not file.rejected and file.name not in stored}
     planned = {file.identity: file for file in plan}
@@ -161,8 +161,10 @@ def addresses(
             here = [places[spot] for spot in map(_place, file.refs) if spot in places]
             others.setdefault(file.filename, []).append(file)
         for its in here:
-            same = its.identity == file.identity or _same_name(its, file)
-            if file.url and its.name in wanted and same:
+            # a later reply may name a file otherwise, but what had no address yet is not told
+            # from another file by its place alone
+            awaited = its.identity.startswith(AWAITED) and its.identity != file.identity
+            if file.url and its.name in wanted and not (awaited and _other_name(its, file)):
                 urls.setdefault(its.name, file.url)
     for its in plan:
         if its.identity.startswith(AWAITED) and its.name in wanted and its.filename:
@@ -172,8 +174,8 @@ def addresses(
     return urls
 
 
-def _same_name(planned: PlannedFile, found: FoundFile) -> bool:
-    return not (planned.filename and found.filename and planned.filename != found.filename)
+def _other_name(planned: PlannedFile, found: FoundFile) -> bool:
+    return bool(planned.filename and found.filename) and planned.filename != found.filename
 
 
 # -- endings ----------------------------------------------------------------------------------
