@@ -6,9 +6,9 @@ These describe, and the tests hold the answers against them. The answers themsel
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.looks import Look
 from worker.core.models import Reason, State
@@ -61,6 +61,59 @@ class Page(BaseModel):
     """Some tasks, and the ``cursor`` that leads on, if there are more."""
 
     tasks: list[Summary]
+    next: str | None
+
+
+class Group(BaseModel):
+    """Tasks of one state and reason, whose errors are of one kind.
+
+    ``error`` is the newest one, ``task_ids`` are the newest few, ``newest`` and ``oldest`` are
+    times of endings. ``group`` selects these tasks, together with ``state`` and ``reason``.
+    """
+
+    state: State
+    reason: Reason
+    group: str
+    error: str
+    count: int = Field(ge=1)
+    newest: Milliseconds
+    oldest: Milliseconds
+    task_ids: list[str]
+
+
+class Groups(BaseModel):
+    """The largest groups among the newest ``read`` of ``of`` tasks, up to the time ``until``."""
+
+    groups: list[Group]
+    read: int = Field(ge=0)
+    of: int = Field(ge=0)
+    until: Milliseconds
+
+
+class BulkIds(BaseModel):
+    """Ids of tasks to act on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task_ids: list[Annotated[str, Field(pattern=f"^{TASK_ID.pattern}$")]] = Field(
+        min_length=1, max_length=500
+    )
+
+
+class Bulk(BaseModel):
+    """What came of one call: how many tasks were done, and which.
+
+    ``not_done`` counts the others by what they are instead: a state, ``changed`` (ended after
+    ``until``), ``unknown`` or ``nobody`` (no callback is registered). Of ``read`` tasks that were
+    looked at the rest do not pass the filters. With ``next`` as ``cursor`` the same call goes on.
+    After a dry run ``done`` is how many would be, and ``task_ids`` are some of them.
+    """
+
+    done: int = Field(ge=0)
+    not_done: dict[str, int]
+    task_ids: list[str]
+    read: int = Field(ge=0)
+    until: Milliseconds
     next: str | None
 
 
@@ -175,6 +228,7 @@ class Fleet(BaseModel):
         description="A step of Redis' clock within the last hour, in words; empty without one."
     )
     counters: dict[str, int]
+    may_act: bool = Field(True, description="Whether the token may do more than read.")
 
 
 class Alive(BaseModel):
@@ -200,6 +254,14 @@ PROBLEM = {
     },
 }
 """An error, as RFC 9457 has it."""
+
+BULK_IDS = {
+    "requestBody": {
+        "required": False,
+        "content": {"application/json": {"schema": BulkIds.model_json_schema()}},
+    }
+}
+"""The body of an action on many tasks: ids instead of filters, or to be filtered."""
 
 _TASK_ID = {"type": "string", "pattern": f"^{TASK_ID.pattern}$"}
 SUBMISSION = {
