@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,10 @@ from worker.core.filters import FIELDS, NEWEST, group_of, time_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from worker.core.filters import Filters
+    from worker.core.filters import Action, Filters
     from worker.registry.registry import Registry
 
-_STEP = 200  # records that are read at once
+_STEP = 100  # records that are read at once
 _GROUPS = 50
 _SHOWN = 3
 
@@ -104,15 +105,21 @@ async def oldest(
 
 
 async def named(
-    registry: Registry, filters: Filters, task_ids: Sequence[str]
-) -> dict[str, Mapping[str, str] | None]:
-    """The :data:`FIELDS` of those of some tasks that pass, by id; ``None`` for an unknown one."""
-    records = await registry.fields(task_ids, FIELDS)
-    return {
-        task_id: record
-        for task_id, record in zip(task_ids, records, strict=True)
-        if record is None or filters.match(record)
-    }
+    registry: Registry, filters: Filters, action: Action, task_ids: Sequence[str]
+) -> tuple[list[Mapping[str, str]], Counter[str]]:
+    """Those of some tasks that pass, and how many cannot be acted on, by their state.
+
+    Unknown ones count as ``unknown``.
+    """
+    chosen: list[Mapping[str, str]] = []
+    not_done: Counter[str] = Counter()
+    for record in await registry.fields(task_ids, FIELDS):
+        state = record["state"] if record else "unknown"
+        if record is None or state not in action.states:
+            not_done[state] += 1
+        elif filters.match(record):
+            chosen.append(record)
+    return chosen, not_done
 
 
 async def size(registry: Registry, filters: Filters) -> int:

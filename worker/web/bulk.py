@@ -100,9 +100,9 @@ async def _act(request: Request, registry: Registry, action: Action, query: Bulk
     not_done: Counter[str] = Counter()
     following = None
     if ids is not None:
-        found = await selection.named(registry, replace(filters, left_out=frozenset()), ids)
-        chosen, read = [task_id for task_id, record in found.items() if record], len(ids)
-        not_done["unknown"] = sum(record is None for record in found.values())
+        filters = replace(filters, left_out=frozenset())
+        records, not_done = await selection.named(registry, filters, action, ids)
+        read = len(ids)
     else:
         before, after = _cursor(query.cursor)
         most = NEWEST if query.dry_run else _READ
@@ -110,19 +110,19 @@ async def _act(request: Request, registry: Registry, action: Action, query: Bulk
         page = await selection.newest(
             registry, filters, limit=limit, most=most, after=after, read=before
         )
-        chosen, read = [record["task_id"] for record in page.records], page.read
+        records, read = page.records, page.read
         if page.after is not None:
             so_far = before + read if filters.bounded else 0
             following = f"{filters.until}:{so_far}:{page.after[0]}:{page.after[1]}"
-    done = chosen
+    done = [record["task_id"] for record in records]
     if not query.dry_run:
-        said = await registry.ask(action, chosen, until=filters.until)
+        said = await registry.ask(action, done, until=filters.until)
         done = [task_id for task_id, each in said.items() if each == "ok"]
         not_done.update(each for each in said.values() if each != "ok")
     return answer(
         {
             "done": len(done),
-            "not_done": {why: count for why, count in not_done.items() if count},
+            "not_done": not_done,
             "task_ids": done[:_SAMPLE] if query.dry_run else done,
             "read": read,
             "until": filters.until,
