@@ -54,6 +54,16 @@ _LONGEST_WAIT = 60
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
 
 
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; FastAPI keeps it once it is made."""
+        made = self.openapi_schema is not None
+        document = super().openapi()
+        if not made:
+            documents.complete(document)
+        return document
+
+
 def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> Any:
     """The application. ``open_desk`` is called on the loop; ``tokens`` may be none on loopback."""
 
@@ -63,7 +73,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
         yield
         await app.state.desk.close()
 
-    app = FastAPI(
+    app = _Api(
         title="comfy-harvester",
         version=version,
         lifespan=lifespan,
@@ -93,7 +103,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     @routes.post(
         "/api/tasks",
         status_code=201,
-        openapi_extra=documents.SUBMISSION,
+        openapi_extra=documents.body_of(documents.Submission, required=True),
         responses={
             200: {"description": "All were known already", "model": documents.Accepted},
             201: {"description": "The records exist", "model": documents.Accepted},
@@ -167,7 +177,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         made = await desk.store.presign_files(files, expires=expires)
         return answer({"files": made, "expires": expires})
 
-    asked = {202: {"model": documents.Done}, **problem_answers(404, 409, 422)}
+    asked = {202: {"model": documents.Granted}, **problem_answers(404, 409, 422)}
 
     @routes.post("/api/tasks/{task_id}/retry", status_code=202, responses=asked)
     async def retry_task(desk: AtDesk, task_id: TaskId) -> Response:
@@ -235,12 +245,12 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         text = metrics.exposition(await desk.registry.overview())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @probes.get("/healthz", responses=answers(documents.Alive))
+    @probes.get("/healthz", responses=answers(documents.Health))
     async def get_health() -> Response:
         """This process answers."""
         return answer({"alive": True})
 
-    @probes.get("/readyz", responses=answers(documents.Ready, 503))
+    @probes.get("/readyz", responses=answers(documents.Readiness, 503))
     async def get_readiness(desk: AtDesk) -> Response:
         """Redis and the store answer, and a worker has ticked lately."""
         wrong = [text for text in await asyncio.gather(_fleet_fault(desk), _store_fault(desk))

@@ -20,7 +20,7 @@ from worker.registry import selection
 from worker.web import documents
 from worker.web.desk import AtDesk, answer, answers, body
 from worker.web.problems import Problem
-from worker.web.queries import BulkQuery, GroupQuery
+from worker.web.queries import BulkQuery, CancelQuery, GroupQuery, NotifyQuery, RetryQuery
 
 if TYPE_CHECKING:
     from worker.registry.registry import Registry
@@ -32,7 +32,7 @@ _MAX_BODY = 128 * 1024  # 500 of the longest ids, and as much white space
 routes = APIRouter()
 
 
-@routes.get("/api/groups", responses=answers(documents.Groups, 422))
+@routes.get("/api/groups", responses=answers(documents.GroupList, 422))
 async def list_groups(desk: AtDesk, query: Annotated[GroupQuery, Query()]) -> Response:
     """Tasks by state, reason and kind of error, the largest group first; 50 at most.
 
@@ -55,13 +55,13 @@ async def list_groups(desk: AtDesk, query: Annotated[GroupQuery, Query()]) -> Re
 
 _ASKED: dict[str, Any] = {
     "responses": {**answers(documents.Bulk, 413, 422)},
-    "openapi_extra": documents.BULK_IDS,
+    "openapi_extra": documents.body_of(documents.BulkIds, required=False),
 }
 
 
 @routes.post("/api/bulk/retry", **_ASKED)
 async def retry_tasks(
-    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
+    request: Request, desk: AtDesk, query: Annotated[RetryQuery, Query()]
 ) -> Response:
     """Start failed and partial tasks again, 500 a call, those that ended before the first call.
 
@@ -73,7 +73,7 @@ async def retry_tasks(
 
 @routes.post("/api/bulk/cancel", **_ASKED)
 async def cancel_tasks(
-    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
+    request: Request, desk: AtDesk, query: Annotated[CancelQuery, Query()]
 ) -> Response:
     """Ask for the end of waiting and copying tasks, 500 a call, those that began before the first.
 
@@ -84,7 +84,7 @@ async def cancel_tasks(
 
 @routes.post("/api/bulk/notify", **_ASKED)
 async def notify_tasks(
-    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
+    request: Request, desk: AtDesk, query: Annotated[NotifyQuery, Query()]
 ) -> Response:
     """Tell the callbacks of final tasks again, 500 a call, those that ended before the first."""
     return await _act(request, desk.registry, Action.NOTIFY, query)
@@ -94,8 +94,6 @@ async def _act(request: Request, registry: Registry, action: Action, query: Bulk
     ids = await _ids(request)
     if ids is None and not query.any:
         raise Problem(422, "give a filter, such as state, or task_ids")
-    if ids is not None and query.cursor is not None:
-        raise Problem(422, "cursor: all of task_ids are done in one call")
     filters = query.filters_of(action, await registry.now())
     not_done: Counter[str] = Counter()
     following = None

@@ -65,7 +65,7 @@ async def body(request: Request, most: int) -> bytes:
     return bytes(read)
 
 
-_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.PROBLEM}}}
+_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.reference(documents.Problem)}}}
 
 
 def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
