@@ -12,6 +12,7 @@ import pytest
 from config.settings import load_settings
 from worker.cli.web import make
 from worker.errors import SettingsError
+from worker.web import reference
 from worker.web.access import Tokens
 from worker.web.app import make_app
 
@@ -147,3 +148,40 @@ def test_the_token_of_readers_is_not_another_token(
         make(load_settings(), "127.0.0.1")
     monkeypatch.setenv("HARVESTER_WEB_READ_TOKEN", READ)
     assert {FULL, READ} <= load_settings().secrets
+
+
+async def test_people_can_read_the_document(document: dict[str, Any]) -> None:
+    async with client() as web:
+        answer = await web.get("/docs")
+        style = await web.get("/static/reference.css")
+    assert (answer.status_code, style.status_code) == (200, 200)
+    assert "script" not in answer.headers["content-security-policy"]
+    text = answer.text
+    assert "<script" not in text
+    anchors = re.findall(r'id="([^"]+)"', text)
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(anchors)
+    for method, path, operation in operations(document):
+        assert f"<code>{method} {path}</code>" in text
+        assert operation["operationId"] in anchors
+    assert document["components"]["schemas"].keys() < set(anchors)
+
+
+def test_the_page_for_people_shows_everything_as_text() -> None:
+    sign = '<b x="1">&'
+    shown = reference.page(
+        {
+            "info": {"title": sign, "version": sign, "description": sign},
+            "paths": {
+                f"/{sign}": {
+                    "get": {
+                        "operationId": sign, "description": sign,
+                        "parameters": [{"name": sign, "in": "query", "schema": {"enum": [sign]}}],
+                        "responses": {"200": {"description": sign, "content": {sign: {}}}},
+                    }
+                }
+            },
+            "components": {"schemas": {sign: {"properties": {sign: {"type": sign}}}}},
+        }
+    )  # fmt: skip
+    assert "<b" not in shown.replace("<body>", "")

@@ -24,7 +24,7 @@ _READABLE = re.compile(r"/metrics|/api/(?:events|groups|stats|tasks)|/api/tasks/
 """What the token that may only read is good for, with GET. Addresses of files are not among it."""
 _MAY_ACT = "harvester.may_act"
 _OPEN = ("/healthz", "/readyz")
-_OPEN_WITH_TOKEN = (*_OPEN, "/", "/openapi.json")
+_OPEN_WITH_TOKEN = (*_OPEN, "/", "/docs", "/openapi.json")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

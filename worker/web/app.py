@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.security import HTTPBearer
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from worker.core import jsontext, manifest
@@ -25,7 +25,7 @@ from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
 from worker.registry.selection import newest
-from worker.web import bulk, documents, metrics, problems, stream
+from worker.web import bulk, documents, metrics, problems, reference, stream
 from worker.web.access import Access, Tokens, may_act
 from worker.web.desk import READY_FOR, AtDesk, Desk, TaskId, answer, answers, body, problem_answers
 from worker.web.problems import Problem
@@ -258,6 +258,11 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         if wrong:
             raise Problem(503, "; ".join(wrong))
         return answer({"ready": True})
+
+    @probes.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        headers = {"Content-Security-Policy": reference.POLICY}
+        return HTMLResponse(reference.page(request.app.openapi()), headers=headers)
 
     @routes.get("/", include_in_schema=False)
     async def page(desk: AtDesk) -> Response:
