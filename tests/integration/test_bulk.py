@@ -123,11 +123,13 @@ async def test_what_fails_again_is_not_retried_for_ever(
 ) -> None:
     ids = await tasks.ended(1200)
     said = await act(web, "retry", state="failed")
+    until = said["until"]
     await tasks.fail_again(said["task_ids"])
     for _ in range(2):
         assert said["done"] == len(said["task_ids"]) == 500 or not said["next"]
         said = await act(web, "retry", state="failed", cursor=said["next"])
         await tasks.fail_again(said["task_ids"])
+        assert said["until"] == until
     assert said["next"] is None
     assert await tasks.runs(ids) == {"2"}
 

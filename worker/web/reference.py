@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -26,7 +27,7 @@ def page(document: dict[str, Any]) -> str:
             '<meta name="viewport" content="width=device-width">',
             f"<title>{title}</title>",
             '<link rel="stylesheet" href="/static/reference.css"></head><body>',
-            f"<header><h1>{title}</h1><p>{escape(document['info'].get('description', ''))}</p>",
+            f"<header><h1>{title}</h1><p>{_text(document['info'].get('description', ''))}</p>",
             '<p>For programs: <a href="/openapi.json">/openapi.json</a></p></header><nav><ul>',
             *(
                 f'<li><a href="#{escape(operation["operationId"])}">{escape(name)}</a></li>'
@@ -57,7 +58,7 @@ def _operation(name: str, operation: dict[str, Any]) -> str:
     )
     return (
         f'<section id="{escape(operation["operationId"])}"><h2><code>{escape(name)}</code></h2>'
-        f"<p>{escape(operation.get('description', ''))}</p>{_table(parameters)}{bodies}"
+        f"<p>{_text(operation.get('description', ''))}</p>{_table(parameters)}{bodies}"
         f"<ul>{answers}</ul></section>"
     )
 
@@ -73,17 +74,22 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
         for field, found in schema.get("properties", {}).items()
     ]
     kind = _table(fields) if fields else f"<p>{_type(schema)}</p>"
-    about = escape(schema.get("description", ""))
+    about = _text(schema.get("description", ""))
     return f'<section id="{escape(name)}"><h2>{escape(name)}</h2><p>{about}</p>{kind}</section>'
 
 
 def _table(rows: list[tuple[str, str, str]]) -> str:
     """Names, kinds (HTML already) and descriptions."""
     cells = "".join(
-        f"<tr><th scope=row><code>{escape(name)}</code></th><td>{kind}</td><td>{escape(text)}</td>"
+        f"<tr><th scope=row><code>{escape(name)}</code></th><td>{kind}</td><td>{_text(text)}</td>"
         for name, kind, text in rows
     )
     return f"<table>{cells}</table>" if rows else ""
+
+
+def _text(text: str) -> str:
+    """A description as HTML: what is between backticks is code."""
+    return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escape(text))
 
 
 def _content(holder: dict[str, Any]) -> str:
