@@ -312,7 +312,7 @@ def _progress(action: Action, total: int, until: int) -> Iterator[Callable[[int]
         at = now
         if out.is_terminal:
             shown.update(row, completed=now)
-        elif total > _BATCH and (now >= total or now - said >= total / _LINES):
+        elif total > _BATCH and now > said and (now >= total or now - said >= total / _LINES):
             said = now
             complain(f"{now:,} of {total:,}")
 

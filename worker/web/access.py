@@ -20,7 +20,7 @@ from worker.web.problems import problem
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_READABLE = re.compile(r"/metrics|/api/(?:events|groups|stats|tasks)|/api/tasks/[^/]+")
+_READABLE = re.compile(r"/metrics|/api/(?:endings|events|groups|stats|tasks)|/api/tasks/[^/]+")
 """What the token that may only read is good for, with GET. Addresses of files are not among it."""
 _MAY_ACT = "harvester.may_act"
 _OPEN = ("/healthz", "/readyz")
