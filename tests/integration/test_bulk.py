@@ -98,8 +98,8 @@ async def web(settings: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def command(elsewhere: None, settings: dict[str, str]) -> Command:
-    async def run(*words: str) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, app, list(words))
+    async def run(*words: str, **options: Any) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, app, list(words), **options)
 
     return run
 
@@ -474,6 +474,10 @@ async def test_a_command_reads_ids_from_a_file(
     assert [task["task_id"] for task in json.loads(shown.stdout)] == [ids[5]]
     exported = await command("export", "--from-file", str(file), "--state", "waiting")
     assert [json.loads(line)["task_id"] for line in exported.stdout.splitlines()] == [ids[5]]
+    asked = await command("cancel", "--from-file", "-", input=ids[5])
+    assert (asked.exit_code, asked.stderr) == (2, "nothing was done: add --yes\n")
+    done = await command("cancel", "--from-file", "-", "--yes", input=ids[5])
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 canceled")
     missing = await command("retry", "--from-file", str(tmp_path / "none"), "--yes")
     assert missing.exit_code == 2
 
@@ -506,3 +510,17 @@ async def test_ids_and_filters_do_not_go_together(command: Command) -> None:
         "retry --error=", "retry --since soon", "retry --state failed --json",
     ):  # fmt: skip
         assert (await command(*words.split())).exit_code == 2, words
+
+
+async def test_a_task_that_something_else_has_overwritten_holds_up_no_other(
+    web: httpx.AsyncClient, tasks: Tasks
+) -> None:
+    ids = await tasks.ended(5)
+    redis, key = tasks.registry.redis, tasks.registry.key
+    await redis.set(key("task", ids[1]), "something else")
+    await redis.delete(key("work", ids[3]))
+    await redis.set(key("work", ids[3]), "something else")
+    said = await act(web, "retry", state="failed")
+    assert sorted(said["task_ids"]) == [ids[0], ids[2], ids[4]]
+    assert said["not_done"] == {"unknown": 1}  # the other one is no task any more
+    assert (await web.get("/api/groups")).json()["groups"][0]["count"] == 1

@@ -275,7 +275,8 @@ def _show(action: Action, choice: _Choice) -> None:
 
 def _confirmed(action: Action, choice: _Choice) -> bool:
     """Whether the person at the terminal agrees; without one the command ends."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    # ids may have been read from standard input, which is closed then
+    if sys.stdin.closed or not (sys.stdin.isatty() and sys.stderr.isatty()):
         complain("nothing was done: add --yes")
         raise typer.Exit(USAGE)
     agreed = typer.confirm(f"{action.capitalize()} {choice.matched:,} tasks?", err=True)

@@ -35,11 +35,13 @@ class Requests:
 
         With ``until`` (Unix milliseconds of Redis) a run that ended later, or for a cancel began
         later, is left alone as ``changed``; and a task that was notified since then counts as done.
-        So a call may be repeated. A task whose keys something else has overwritten is ``unknown``.
+        So a call may be repeated. Among several, a task whose keys something else has overwritten
+        is ``unknown``; asked for alone, it raises.
         """
         said: dict[str, str] = {}
         bound: tuple[int, ...] = () if until is None else (until,)
         ids = list(dict.fromkeys(task_ids))
+        alone = len(ids) == 1 and until is None
         for start in range(0, len(ids), _AT_ONCE):
             chunk = ids[start : start + _AT_ONCE]
             words: list[tuple[str | int, ...]] = [()] * len(chunk)
@@ -52,7 +54,7 @@ class Requests:
                     call(action, task_id, *each, *bound)
                     for task_id, each in zip(chunk, words, strict=True)
                 ),
-                return_exceptions=True,
+                return_exceptions=not alone,
             )
             said |= {i: _answer(a) for i, a in zip(chunk, answers, strict=True)}
         return said
