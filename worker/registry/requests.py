@@ -48,7 +48,7 @@ class Requests:
             if action is Action.RETRY:
                 rows = await self._registry.fields(chunk, ("options",))
                 words = [(secrets.token_hex(16), self._deadline, _own(row)) for row in rows]
-            call = self._scripts.call if len(chunk) == 1 else self._scripts.call_together
+            call = self._scripts.call if alone else self._scripts.call_together
             answers = await asyncio.gather(
                 *(
                     call(action, task_id, *each, *bound)
