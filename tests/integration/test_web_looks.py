@@ -93,18 +93,18 @@ async def test_the_page_in_light_dark_and_on_a_phone(
         async_playwright() as playwright,
     ):
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        for name, scheme, size in (
-            ("page-light", "light", DESK),
-            ("page-dark", "dark", DESK),
-            ("page-phone", "light", PHONE),
+        for name, scheme, size, language in (
+            ("page-light", "light", DESK, "en-GB"),
+            ("page-dark", "dark", DESK, "en-GB"),
+            ("page-chinese", "light", DESK, "zh-CN"),
+            ("page-phone", "light", PHONE, "en-GB"),
         ):
-            page = await browser.new_page(color_scheme=scheme, viewport=size)
+            page = await browser.new_page(color_scheme=scheme, viewport=size, locale=language)
             await page.goto(base)
-            await expect(page.locator("#live")).to_have_text("live")
             await expect(page.locator("#list tbody tr")).to_have_count(47)
-            await expect(page.locator("#failed")).to_contain_text("upstream_failed")
+            await expect(page.locator("#groups")).to_contain_text("upstream_failed")
             await expect(page.locator("#workers tbody tr")).to_have_count(2)
-            await expect(page.locator("#rates-text")).to_contain_text("endings in the last")
+            await expect(page.locator("#rates-text")).to_contain_text("43")
             await keep(page, name)
             if size is PHONE:
                 await page.locator("#h-failed").evaluate("title => title.scrollIntoView()")
@@ -124,5 +124,10 @@ async def test_the_page_in_light_dark_and_on_a_phone(
             await keep(page, name.replace("page", "task"))
             await page.keyboard.press("Escape")
             await expect(page.locator("#task")).to_be_hidden()
+            await expect(page).to_have_url(f"{base}/")
+            await page.goto(f"{base}/tasks?state=stored&state=partial&view=pictures")
+            shown = page.locator("#pictures img")
+            await expect(shown.nth(3)).to_have_js_property("complete", True)
+            await keep(page, name.replace("page", "gallery"))
             await page.close()
         await browser.close()

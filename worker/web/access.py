@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OPEN = ("/healthz", "/readyz")
-_OPEN_WITH_TOKEN = (*_OPEN, "/", "/openapi.json")
+_OPEN_WITH_TOKEN = (*_OPEN, "/", "/tasks", "/openapi.json")
+_OPEN_BELOW = ("/static/", "/tasks/")  # the page, which holds nothing of the fleet
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -64,6 +65,8 @@ class Access:
                     headers.setdefault(name, value)
                 if scope["path"].startswith("/api/"):
                     headers.setdefault("Cache-Control", "no-store")
+                elif scope["path"].startswith("/static/"):  # of one release, as the page is
+                    headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
         refused = self._refuse(scope["path"], Headers(scope=scope))
@@ -78,7 +81,7 @@ class Access:
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if self._token:
-            if path in _OPEN_WITH_TOKEN or path.startswith("/static/"):
+            if path in _OPEN_WITH_TOKEN or path.startswith(_OPEN_BELOW):
                 return None
             scheme, _, given = headers.get("authorization", "").partition(" ")
             given_right = hmac.compare_digest(given.strip().encode(), self._token.encode())

@@ -10,15 +10,12 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.security import HTTPBearer
-from starlette.responses import FileResponse, Response, StreamingResponse
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response, StreamingResponse
 
 from worker.core import jsontext, manifest
 from worker.core.looks import TEXTS, Look
@@ -26,7 +23,8 @@ from worker.core.models import State
 from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
-from worker.web import documents, metrics, problems, stream
+from worker.registry import endings
+from worker.web import documents, metrics, page, problems, stream
 from worker.web.access import Access
 from worker.web.problems import Problem
 
@@ -40,12 +38,6 @@ if TYPE_CHECKING:
     from worker.registry.registry import Registry
     from worker.transfer.store import ObjectStore
 
-_STATIC = Path(__file__).parent / "static"
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data: {store}; media-src 'self' {store}; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
 _STEP = 200  # records that are read at once, to find those of a label
 _SCANNED = 1000  # records that one listing reads at most, to find those of a label
 _SUMMARY = (
@@ -105,7 +97,7 @@ def make_app(open_desk: Callable[[], Desk], *, token: str, version: str) -> Any:
     problems.install(app)
     for routes in _routes(with_token=bool(token)):
         app.include_router(routes)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    page.install(app)
     return Access(app, token=token)
 
 
@@ -200,8 +192,8 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         more, looked_at = True, 0
         step = limit if label is None else max(limit, _STEP)
         while more and len(found) < limit and looked_at < _SCANNED:
-            page = await desk.registry.page(state or tuple(State), after=after, limit=step)
-            recent = [row for row in page if since is None or row[0] >= since]
+            rows = await desk.registry.page(state or tuple(State), after=after, limit=step)
+            recent = [row for row in rows if since is None or row[0] >= since]
             more = len(recent) == step
             looked_at += len(recent)
             records = await desk.registry.fields([task_id for _, task_id in recent], _SUMMARY)
@@ -285,6 +277,19 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         """The fleet at a glance."""
         return _answer(glance(await desk.registry.overview()))
 
+    @routes.get("/api/endings", responses=_answers(documents.Endings, 422))
+    async def flow(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
+        """How many tasks ended when, in 60 equal spans; the last one holds this moment."""
+        found = await endings.look(desk.registry, span.minutes)
+        return _answer(
+            {
+                "now": found.now,
+                "begin": found.begin,
+                "step": found.step,
+                "counts": dict(found.counts),
+            }
+        )
+
     @routes.get(
         "/api/events",
         response_class=StreamingResponse,
@@ -331,12 +336,6 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         if wrong:
             raise Problem(503, "; ".join(wrong))
         return _answer({"ready": True})
-
-    @routes.get("/", include_in_schema=False)
-    async def page(desk: AtDesk) -> Response:
-        policy = _POLICY.format(store=await _store_origin(desk))
-        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
-        return FileResponse(_STATIC / "index.html", headers=headers)
 
     return routes, probes
 
@@ -400,15 +399,6 @@ def glance(fleet: Overview) -> dict[str, Any]:
         "clock_step": fleet.clock_step,
         "counters": dict(sorted(fleet.counters.items())),
     }
-
-
-async def _store_origin(desk: Desk) -> str:
-    """Where presigned addresses lead, as a source of a content security policy."""
-    try:
-        parts = urlsplit(await desk.store.presign_get(desk.probe_key, expires=1))
-    except StoreError:
-        return ""  # the page is there all the same, without pictures
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 async def _fleet_fault(desk: Desk) -> str:

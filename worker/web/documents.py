@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.looks import Look
 from worker.core.models import Reason, State
@@ -175,6 +175,22 @@ class Fleet(BaseModel):
         description="A step of Redis' clock within the last hour, in words; empty without one."
     )
     counters: dict[str, int]
+
+
+class Span(BaseModel):
+    """How far to look back."""
+
+    model_config = ConfigDict(extra="forbid")
+    minutes: int = Field(default=5, ge=1, le=43_200)
+
+
+class Endings(BaseModel):
+    """Tasks that ended, by state, in equal spans of ``step`` milliseconds from ``begin`` on."""
+
+    now: Milliseconds
+    begin: Milliseconds
+    step: int
+    counts: dict[State, list[int]]
 
 
 class Alive(BaseModel):

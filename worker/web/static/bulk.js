@@ -1,0 +1,2 @@
+// What can be asked for many tasks at once.
+export const retryAll = () => "";
