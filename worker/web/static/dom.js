@@ -68,7 +68,7 @@ export function each(parent, items, key, render) {
   }
 }
 
-// -- errors: each in the place where it happened, until it is dismissed ---------------------------
+// -- errors: each in the place where it happened, until somebody dismisses it --------------------------
 const MOST = 50;
 const faults = new Map();
 
@@ -76,10 +76,13 @@ export function place(name) {
   return make("div", faults.has(name) ? faults.get(name) : "", { "data-place": name });
 }
 
-export function complain(name, error) {
+export const complain = (name, error) => say(name, error.message || String(error), true);
+
+// Says something in its place; the same place says one thing at a time.
+export function say(name, text, wrong = false) {
   const spot = [...document.querySelectorAll("[data-place]")].find((node) => node.dataset.place === name);
   const close = make("button", "×", { type: "button", "aria-label": t("Dismiss"), onclick: () => settle(name) });
-  const node = make("p", [make("span", error.message || String(error)), close], { class: "fault", role: "alert" });
+  const node = make("p", [make("span", text), close], { class: wrong ? "fault" : "note", role: wrong ? "alert" : "status" });
   settle(name);
   if (faults.size >= MOST) settle(faults.keys().next().value);
   faults.set(name, node);

@@ -1,6 +1,6 @@
 // The fleet: incidents, counts, flow, workers, and what failed.
-import { read } from "./api.js";
-import { retryAll } from "./bulk.js";
+import { read, rights } from "./api.js";
+import { forAll } from "./bulk.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, state, svg } from "./dom.js";
 import { clock, count, exact, number, reason, span, t } from "./words.js";
 import { action } from "./actions.js";
@@ -60,6 +60,7 @@ const DUE = { poll: () => t("asking the upstream"), copy: () => t("copying"), fe
 
 export function show(fleet) {
   latest = fleet;
+  rights.act = fleet.may_act !== false;
   trouble = null;
   document.body.classList.remove("stale");
   clock.set(fleet.now);
@@ -128,26 +129,44 @@ export async function endings() {
 
 // -- what failed ----------------------------------------------------------------------------------
 const NEWEST = 200, SHOWN = 5;
-export const listOf = (group) => `/tasks?${new URLSearchParams([["state", "failed"], ["state", "partial"], ["reason", group]])}`;
+const filterOf = (group) => [
+  ...(group.state ? [group.state] : ["failed", "partial"]).map((name) => ["state", name]), ["reason", group.reason], ...(group.group ? [["group", group.group]] : []),
+];
 
-export async function failures() {
-  const page = await read(`/api/tasks?state=failed&state=partial&limit=${NEWEST}`);
+// Counted by the server; where it does not, `among` counts the newest.
+async function counted() {
+  try {
+    return await read("/api/groups?state=failed&state=partial");
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    return null;
+  }
+}
+
+function among(page) {
   const groups = new Map();
   for (const task of page.tasks) {
-    const group = groups.get(task.reason) || { reason: task.reason, count: 0, last: task.finished_at, error: page.tasks.length > SHOWN ? task.error : "" };
+    const group = groups.get(task.reason) || { reason: task.reason, count: 0, newest: task.finished_at, error: task.error };
     group.count += 1;
     groups.set(task.reason, group);
   }
-  const sorted = [...groups.values()].sort((a, b) => b.count - a.count);
-  $("groups-note").textContent = page.next ? t("Of the newest {count}:", { count: number(page.tasks.length) }) : "";
-  each($("groups"), sorted, (group) => group.reason, (group) => make("li", [
+  return { groups: [...groups.values()].sort((a, b) => b.count - a.count), read: page.tasks.length, of: page.next ? Infinity : 0 };
+}
+
+export async function failures() {
+  const answer = await counted();
+  const page = await read(`/api/tasks?state=failed&state=partial&limit=${answer ? SHOWN + 1 : NEWEST}`);
+  const { groups, read: looked, of: all, until } = answer || among(page);
+  $("groups-note").textContent = all > looked ? t("Of the newest {count}:", { count: number(looked) }) : "";
+  const shown = groups.map((group) => ({ ...group, error: page.tasks.length > SHOWN ? group.error : "" }));
+  const key = (group) => `group ${group.state} ${group.reason} ${group.group}`;
+  each($("groups"), shown, key, (group) => make("li", [
     make("strong", number(group.count), { class: "amount" }),
     make("div", [
-      make("a", reason(group.reason), { href: listOf(group.reason) }), " ", make("code", group.reason),
-      make("p", [group.error, group.error ? " · " : "", moment(group.last)], { class: "dim" }),
-      place(`group ${group.reason}`),
+      make("a", reason(group.reason), { href: `/tasks?${new URLSearchParams(filterOf(group))}` }), " ", group.reason ? make("code", group.reason) : "",
+      make("p", [group.error, group.error ? " · " : "", moment(group.newest)], { class: "dim" }),
     ]),
-    retryAll(group.reason, group.count, `group ${group.reason}`),
+    until ? forAll("retry", () => filterOf(group), "groups", group.count) : "",
   ]));
   const tasks = page.tasks.slice(0, SHOWN);
   $("h-latest").hidden = $("failed").hidden = !tasks.length;

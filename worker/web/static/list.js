@@ -1,12 +1,13 @@
 // The list of tasks: its filter is the page's address, so that Back, reload and links work.
-import { read } from "./api.js";
-import { $, STATES, complain, each, make, moment, opener, place, row, settle, state, taskPath } from "./dom.js";
+import { read, rights } from "./api.js";
+import { $, STATES, complain, draw, each, make, moment, opener, place, row, settle, state, taskPath } from "./dom.js";
 import { count, clock, number, reason, REASONS, t } from "./words.js";
-import { retryAll } from "./bulk.js";
+import { forAll } from "./bulk.js";
 
 const STEP = 50, MOST = 1000;
 const WITHIN = { "1h": [3600e3, () => t("last hour")], "1d": [86400e3, () => t("last 24 hours")], "7d": [7 * 86400e3, () => t("last 7 days")] };
-const PARTS = ["state", "reason", "label", "within", "view"];
+const PARTS = ["state", "reason", "label", "error", "within", "view", "group"];
+const FIELDS = ["reason", "label", "error", "within", "view"]; // of the form; a group comes from a link
 let filter = new URLSearchParams();
 let tasks = [], next = null, loading = 0;
 
@@ -21,7 +22,7 @@ $("within").append(make("option", t("any time"), { value: "" }), ...Object.entri
 export function open(search) {
   filter = new URLSearchParams([...new URLSearchParams(search)].filter(([name, value]) => PARTS.includes(name) && value));
   for (const box of $("states").querySelectorAll("input")) box.checked = filter.getAll("state").includes(box.value);
-  for (const name of PARTS.slice(1)) $(name).value = filter.get(name) || "";
+  for (const name of FIELDS) $(name).value = filter.get(name) || "";
   tasks = [];
   next = null;
   $("h-list").textContent = title();
@@ -33,38 +34,37 @@ export function open(search) {
 
 export const address = () => {
   const chosen = new URLSearchParams([...$("states").querySelectorAll("input:checked")].map((box) => ["state", box.value]));
-  for (const name of PARTS.slice(1)) if ($(name).value.trim()) chosen.set(name, $(name).value.trim());
+  for (const name of FIELDS) if ($(name).value.trim()) chosen.set(name, $(name).value.trim());
   return `/tasks${chosen.size ? "?" : ""}${chosen}`;
 };
 
 function title() {
   const words = [
     filter.getAll("state").map((name) => t(name)).join(` ${t("or")} `), filter.has("reason") && reason(filter.get("reason")),
-    filter.has("label") && `${t("Label")} ${filter.get("label")}`, WITHIN[filter.get("within")]?.[1](),
+    filter.has("label") && `${t("Label")} ${filter.get("label")}`, filter.has("error") && `“${filter.get("error")}”`, WITHIN[filter.get("within")]?.[1](), filter.has("group") && t("one kind of error"),
   ].filter(Boolean);
   return words.length ? `${t("Tasks")}: ${words.join(" · ")}` : t("Newest tasks");
 }
 export { title };
 
-function query(cursor) {
-  const asked = new URLSearchParams({ limit: String(STEP) });
-  for (const name of filter.getAll("state")) asked.append("state", name);
-  for (const name of ["reason", "label"]) if (filter.has(name)) asked.set(name, filter.get(name));
+function wanted() {
+  const asked = new URLSearchParams([...filter].filter(([name]) => !["within", "view"].includes(name)));
   const within = WITHIN[filter.get("within")];
   if (within) asked.set("since", String(Math.floor(clock.now() - within[0])));
-  if (cursor) asked.set("cursor", cursor);
   return asked;
 }
 
 // Reads the first page, or with `more` the one after those that are shown.
 export async function load(more = false) {
   const turn = ++loading;
-  const page = await read(`/api/tasks?${query(more ? next : null)}`);
+  const page = await read(`/api/tasks?${wanted()}&limit=${STEP}${more ? `&cursor=${encodeURIComponent(next)}` : ""}`);
   if (turn !== loading) return; // another filter was asked for meanwhile
-  tasks = more ? [...tasks, ...page.tasks] : page.tasks;
+  // of a server that knows no such filter, everything comes
+  const found = page.tasks.filter((task) => !filter.has("reason") || task.reason === filter.get("reason"));
+  tasks = more ? [...tasks, ...found] : found;
   next = page.next;
   since = 0;
-  draw();
+  show();
 }
 
 let since = 0; // endings that came while more than one page was shown
@@ -75,7 +75,7 @@ export function news() {
   return Promise.resolve();
 }
 
-function draw() {
+function show() {
   const pictures = filter.get("view") === "pictures";
   if (!since) $("newer").replaceChildren();
   $("h-list").textContent = title();
@@ -89,8 +89,9 @@ function draw() {
   $("empty").replaceChildren(...(plain && !next
     ? [make("p", t("No task yet. Submit one:")), make("code", "harvester submit ID")]
     : [make("p", next ? t("No task among those that were looked at fits this filter.") : t("No task fits this filter."))]));
-  const group = filter.get("reason");
-  $("list-actions").replaceChildren(group && tasks.length ? retryAll(group, null, "list") : "");
+  const states = filter.getAll("state"), only = (...names) => states.length > 0 && states.every((name) => names.includes(name));
+  const bulk = only("failed", "partial") || (!states.length && filter.has("reason")) ? "retry" : only("waiting", "copying") ? "cancel" : "";
+  draw("list-actions", [bulk && tasks.length > 0 && rights.act, filter.toString()], ([shown]) => $("list-actions").replaceChildren(shown ? forAll(bulk, wanted, "list") : ""));
 }
 
 function line(task) {
@@ -143,8 +144,8 @@ function fill(frame, files) {
 }
 
 function picture(task) {
-  const frame = make("div", task.files_stored ? "" : t(task.state), { class: "frame", "data-id": task.task_id });
-  if (task.files_stored) seen.observe(frame);
+  const frame = make("div", task.files_stored && rights.act ? "" : t(task.state), { class: "frame", "data-id": task.task_id });
+  if (task.files_stored && rights.act) seen.observe(frame);
   const files = task.files ? t("{stored} of {all}", { stored: number(task.files_stored), all: number(task.files) }) : "";
   return make("li", [make("a", [frame, make("span", task.label || task.task_id, { class: "name" })], { href: taskPath(task.task_id), "aria-label": `${task.label} ${task.task_id}` }),
     make("p", [state(task.state), files ? ` ${files}` : "", " · ", moment(task.finished_at || task.submitted_at)], { class: "dim" })]);

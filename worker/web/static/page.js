@@ -1,6 +1,7 @@
 // The page: its addresses, and what keeps it true. `/` is the fleet, `/tasks?…` a list, `/tasks/ID` a task.
 import { follow, signIn } from "./api.js";
 import { afterwards } from "./actions.js";
+import { afterwards as afterAll } from "./bulk.js";
 import { $, complain, settle, taskPath, tick } from "./dom.js";
 import * as fleet from "./fleet.js";
 import * as list from "./list.js";
@@ -99,6 +100,7 @@ function live(text) {
   if ($("live").textContent !== text) $("live").textContent = text;
 }
 
+afterAll(later);
 afterwards((id) => { later(); task.follow({ id }); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) later(); });
 setInterval(tick, 1000);

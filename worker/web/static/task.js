@@ -1,5 +1,5 @@
 // One task, in a dialog that follows it until it is closed.
-import { read } from "./api.js";
+import { read, rights } from "./api.js";
 import { action } from "./actions.js";
 import { $, complain, draw, forget, make, moment, settle, state } from "./dom.js";
 import { media } from "./list.js";
@@ -71,6 +71,7 @@ async function gallery(task) {
   if (!changed) return;
   $("gallery").replaceChildren();
   if (!stored.length) return;
+  if (!rights.act) { $("gallery").append(...stored.slice(0, FILES).map((file) => make("figure", make("figcaption", `${file.name} ${file.content_type}`)))); return; }
   const { files } = await read(`/api/tasks/${encodeURIComponent(task.task_id)}/urls`);
   if (shown !== task.task_id) return;
   const about = new Map(stored.map((file) => [file.name, file]));
