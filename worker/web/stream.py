@@ -15,7 +15,7 @@ from worker.registry import feed
 from worker.web.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from worker.registry.records import Overview
     from worker.registry.registry import Registry
@@ -48,7 +48,7 @@ async def respond(
     )
 
 
-async def _outspoken(source: AsyncGenerator[str]) -> AsyncIterator[str]:
+async def _outspoken(source: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """What ``source`` yields, and that Redis is out of reach while it yields nothing.
 
     A Redis that is frozen, or behind a link that swallows everything, gives no error for long.
