@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
+import httpx
 import pytest
 from playwright.async_api import Browser, Page, Route, async_playwright, expect
 from redis.asyncio import Redis
 
 from tests.bench.page import fill, record
 from tests.integration.test_web import CHROMIUM, FLAGS, TOKEN, listening
-from tests.support import needs
+from tests.support import BOUND, needs
 from worker.core.models import State
 from worker.registry.registry import Registry
 from worker.sandbox.servers import Valkey
@@ -274,6 +275,89 @@ async def test_many_errors_keep_the_newest(browser: Browser, base: str) -> None:
         )
         await expect(page.locator(".fault")).to_have_count(50)
         await expect(page.locator(".fault").last).to_contain_text("no 199")
+
+
+# -- many tasks ------------------------------------------------------------------------------------
+
+
+async def bulk(page: Page) -> list[dict[str, list[str]]]:
+    """Have the page see a server that counts groups and does 1,200 tasks in three calls."""
+    sent: list[dict[str, list[str]]] = []
+    group = {
+        "state": "failed", "reason": "files_unavailable", "group": "g&1", "error": "<b>404</b>",
+        "count": 1200, "newest": 1795518046000, "oldest": 1795518046000, "task_ids": ["a"],
+    }  # fmt: skip
+
+    async def groups(route: Route) -> None:
+        await route.fulfill(json={"groups": [group], "read": 10_000, "of": 48_211, "until": 7})
+
+    async def act(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        sent.append(query)
+        step = int(query.get("cursor", ["0"])[0])
+        done, after = (1200, None) if "dry_run" in query else ((500, 500, 197)[step], step + 1)
+        await route.fulfill(
+            json={
+                "done": done, "not_done": {"running": 3} if step == 2 else {}, "task_ids": [],
+                "read": 500, "until": 7, "next": str(after) if after and after < 3 else None,
+            }
+        )  # fmt: skip
+
+    await page.route("**/api/groups?*", groups)
+    await page.route("**/api/bulk/*", act)
+    return sent
+
+
+async def test_all_of_a_group_are_tried_again_once_somebody_has_said_so(
+    browser: Browser, base: str
+) -> None:
+    async with tab(browser, "about:blank") as page:
+        sent = await bulk(page)
+        await page.goto(base)
+        await expect(page.locator("#groups-note")).to_have_text("Of the newest 10,000:")
+        await expect(page.locator("#groups")).to_contain_text("<b>404</b>")
+        button = page.locator("#groups [data-bulk=retry]")
+        await button.click()
+        await expect(page.locator("#ask-title")).to_have_text("Retry 1,200 tasks?")
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#ask")).to_be_hidden()
+        await button.click()
+        await page.locator("#ask-yes").click()
+        note = page.locator("[data-place=groups] .note")
+        await expect(note).to_contain_text("1,197 tasks queued for retry · 3 could not be")
+        chosen = {"state": ["failed"], "reason": ["files_unavailable"], "group": ["g&1"]}
+        assert sent == [
+            chosen | {"dry_run": ["true"]},
+            chosen | {"dry_run": ["true"]},
+            chosen | {"until": ["7"]},
+            chosen | {"until": ["7"], "cursor": ["1"]},
+            chosen | {"until": ["7"], "cursor": ["2"]},
+        ]
+        await page.locator("#groups a").click()
+        assert parse_qs(urlsplit(page.url).query) == chosen
+        await expect(page.locator("#list-actions button")).to_have_count(0)  # the list is empty
+        await page.goto(f"{base}/tasks?state=waiting&label=poster")
+        await page.locator("#list-actions [data-bulk=cancel]").click()
+        await expect(page.locator("#ask-title")).to_have_text("Cancel 1,200 tasks?")
+        assert sent[-1] == {"state": ["waiting"], "label": ["poster"], "dry_run": ["true"]}
+
+
+async def test_a_token_that_may_only_read_shows_no_buttons(
+    browser: Browser, base: str, registry: Registry
+) -> None:
+    await lost(registry, "some-lost")
+    async with httpx.AsyncClient(base_url=base, timeout=BOUND) as client:
+        stats = (await client.get("/api/stats")).json() | {"may_act": False}
+    said = f"event: stats\ndata: {json.dumps(stats)}\n\n"
+    async with tab(browser, "about:blank") as page:
+        await page.route("**/api/events", lambda route: route.fulfill(body=said))
+        await page.route(
+            "**/urls", lambda route: route.fulfill(status=403, json={"detail": "reading only"})
+        )
+        await page.goto(f"{base}/tasks/some-lost")
+        await expect(page.locator("#gallery")).to_contain_text("images/0image/png")
+        await expect(page.locator("#gallery a, #gallery img, .fault")).to_have_count(0)
+        await expect(page.locator("#task-actions button")).to_be_hidden()
 
 
 # -- the fleet -------------------------------------------------------------------------------------

@@ -7,9 +7,6 @@ let token = sessionStorage.getItem("token") || "";
 let refused = () => {};
 let wake = () => {}, current = null, again = false; // how `signIn` has the stream begin again
 
-// A token may allow reading only; then there are no buttons, and no addresses of files.
-export const rights = { act: true };
-
 export class Refused extends Error {}
 
 export async function api(path, options = {}) {

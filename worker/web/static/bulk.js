@@ -1,5 +1,5 @@
 // What is asked for many tasks at once: counted first, then asked about, then done in steps.
-import { post, rights } from "./api.js";
+import { post } from "./api.js";
 import { ask, complain, make, say, settle } from "./dom.js";
 import { count, number, t } from "./words.js";
 
@@ -34,7 +34,7 @@ export function forAll(name, filter, spot, amount = null) {
     }
     button.removeAttribute("aria-disabled");
   } });
-  return rights.act ? make("span", button, { class: "action" }) : "";
+  return make("span", button, { class: "action" });
 }
 
 async function run(name, filter, spot) {

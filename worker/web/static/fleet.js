@@ -1,5 +1,5 @@
 // The fleet: incidents, counts, flow, workers, and what failed.
-import { read, rights } from "./api.js";
+import { read } from "./api.js";
 import { forAll } from "./bulk.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, state, svg } from "./dom.js";
 import { clock, count, exact, number, reason, span, t } from "./words.js";
@@ -60,7 +60,7 @@ const DUE = { poll: () => t("asking the upstream"), copy: () => t("copying"), fe
 
 export function show(fleet) {
   latest = fleet;
-  rights.act = fleet.may_act !== false;
+  document.body.classList.toggle("reader", fleet.may_act === false); // whose token allows reading only
   trouble = null;
   document.body.classList.remove("stale");
   clock.set(fleet.now);

@@ -1,5 +1,5 @@
 // The list of tasks: its filter is the page's address, so that Back, reload and links work.
-import { read, rights } from "./api.js";
+import { read } from "./api.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, settle, state, taskPath } from "./dom.js";
 import { count, clock, number, reason, REASONS, t } from "./words.js";
 import { forAll } from "./bulk.js";
@@ -91,7 +91,7 @@ function show() {
     : [make("p", next ? t("No task among those that were looked at fits this filter.") : t("No task fits this filter."))]));
   const states = filter.getAll("state"), only = (...names) => states.length > 0 && states.every((name) => names.includes(name));
   const bulk = only("failed", "partial") || (!states.length && filter.has("reason")) ? "retry" : only("waiting", "copying") ? "cancel" : "";
-  draw("list-actions", [bulk && tasks.length > 0 && rights.act, filter.toString()], ([shown]) => $("list-actions").replaceChildren(shown ? forAll(bulk, wanted, "list") : ""));
+  draw("list-actions", [bulk && tasks.length > 0, filter.toString()], ([shown]) => $("list-actions").replaceChildren(shown ? forAll(bulk, wanted, "list") : ""));
 }
 
 function line(task) {
@@ -144,8 +144,8 @@ function fill(frame, files) {
 }
 
 function picture(task) {
-  const frame = make("div", task.files_stored && rights.act ? "" : t(task.state), { class: "frame", "data-id": task.task_id });
-  if (task.files_stored && rights.act) seen.observe(frame);
+  const frame = make("div", task.files_stored ? "" : t(task.state), { class: "frame", "data-id": task.task_id });
+  if (task.files_stored) seen.observe(frame);
   const files = task.files ? t("{stored} of {all}", { stored: number(task.files_stored), all: number(task.files) }) : "";
   return make("li", [make("a", [frame, make("span", task.label || task.task_id, { class: "name" })], { href: taskPath(task.task_id), "aria-label": `${task.label} ${task.task_id}` }),
     make("p", [state(task.state), files ? ` ${files}` : "", " · ", moment(task.finished_at || task.submitted_at)], { class: "dim" })]);
