@@ -393,7 +393,11 @@ def glance(fleet: Overview) -> dict[str, Any]:
             "price": round(price(fleet.behind), 3),
         },
         "circuits": {
-            name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
+            name: {
+                "kind": fields.get("kind", ""),
+                "message": fields.get("message", ""),
+                "opened_at": int(fields.get("opened_at") or 0),
+            }
             for name, fields in fleet.circuits.items()
         },
         "clock_step": fleet.clock_step,

@@ -160,6 +160,7 @@ class Circuit(BaseModel):
 
     kind: str
     message: str
+    opened_at: Milliseconds = Field(description="0 if the worker that opened it has not said.")
 
 
 class Fleet(BaseModel):

@@ -3,13 +3,18 @@ import { t } from "./words.js";
 
 const SILENT = 7000; // milliseconds without a word after which a stream counts as dead; stats come every 2 s
 const LARGEST = 4e6; // characters of one event
-let token = sessionStorage.getItem("token") || "";
+let token = "";
+try { token = sessionStorage.getItem("token") || ""; } catch { /* a browser that stores nothing: the token is asked for again */ }
 let refused = () => {};
 let wake = () => {}, current = null, again = false; // how `signIn` has the stream begin again
 
 export class Refused extends Error {}
 
 export async function api(path, options = {}) {
+  if (/[^ -~]/.test(token)) { // no header can hold it
+    refused(true);
+    throw new Refused(t("The token is wrong."));
+  }
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   let response;
   try {
@@ -78,7 +83,7 @@ export async function follow(on) {
 
 export function signIn(value) {
   token = value;
-  sessionStorage.setItem("token", value);
+  try { sessionStorage.setItem("token", value); } catch { /* as above */ }
   again = true;
   current?.abort();
   wake();

@@ -19,8 +19,8 @@ const WORDS = {
 let after = () => {};
 export const afterwards = (call) => { after = call; };
 
-// A button that does `name` to all tasks of a filter. `filter` is called when it is pressed.
-export function forAll(name, filter, spot, amount = null) {
+// A button that does `name` to all tasks of a filter, which `about` describes. `filter` is called when it is pressed.
+export function forAll(name, filter, spot, about, amount = null) {
   const words = WORDS[name];
   const label = amount === null ? words.label() : `${words.label()} (${number(amount)})`;
   const button = make("button", label, { type: "button", "data-bulk": name, onclick: async () => {
@@ -28,7 +28,7 @@ export function forAll(name, filter, spot, amount = null) {
     button.setAttribute("aria-disabled", "true");
     settle(spot);
     try {
-      await run(name, filter(), spot);
+      await run(name, filter(), spot, about);
     } catch (error) {
       complain(spot, error);
     }
@@ -37,11 +37,11 @@ export function forAll(name, filter, spot, amount = null) {
   return make("span", button, { class: "action" });
 }
 
-async function run(name, filter, spot) {
+async function run(name, filter, spot, about) {
   const call = async (more) => (await post(`/api/bulk/${name}?${new URLSearchParams([...filter, ...Object.entries(more)])}`)).json();
   const plan = await call({ dry_run: "true" });
   if (!plan.done) return say(spot, t("nothing to do"));
-  const sure = await ask(WORDS[name].title(plan.done) + (plan.next ? ` ${t("There are more, which are included.")}` : ""), WORDS[name].text(), WORDS[name].yes());
+  const sure = await ask(WORDS[name].title(plan.done) + (plan.next ? ` ${t("There are more, which are included.")}` : ""), `${about}. ${WORDS[name].text()}`, WORDS[name].yes());
   if (!sure) return undefined;
   let done = 0, left = 0, cursor = null;
   try {

@@ -30,7 +30,7 @@ export const opener = (id) => make("a", id, { class: "id", href: taskPath(id) })
 // A moment, relative, with the absolute on hover; `tick` keeps it true.
 export function moment(ms) {
   if (!(ms > 0 && ms < 8.64e15)) return "";
-  return make("time", ago(ms), { datetime: new Date(ms).toISOString(), title: exact(ms), class: "ago" });
+  return make("time", ago(ms), { datetime: new Date(ms).toISOString(), title: exact(ms), class: "ago", "aria-live": "off" });
 }
 
 export function tick() {
@@ -97,6 +97,7 @@ export function settle(name) {
 // -- questions ------------------------------------------------------------------------------------
 export function ask(title, text, yes) {
   const dialog = $("ask");
+  if (dialog.open) return Promise.resolve(false);
   $("ask-title").textContent = title;
   $("ask-text").textContent = text;
   $("ask-yes").textContent = yes;

@@ -4,6 +4,7 @@ import { forAll } from "./bulk.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, state, svg } from "./dom.js";
 import { clock, count, exact, number, reason, span, t } from "./words.js";
 import { action } from "./actions.js";
+import { describe } from "./list.js";
 
 // -- incidents: the worst one first, and largest --------------------------------------------------
 const RESTART = () => t("Correct it and restart the workers; harvester doctor tries each step.");
@@ -56,6 +57,7 @@ function incidents(fleet) {
 }
 
 // -- figures --------------------------------------------------------------------------------------
+const WORKERS = 20; // as many are shown, silent ones first
 const DUE = { poll: () => t("asking the upstream"), copy: () => t("copying"), fetch: () => t("fetching files"), tell: () => t("callbacks") };
 
 export function show(fleet) {
@@ -85,11 +87,12 @@ function figures(fleet) {
     make("th", DUE[name]?.() || name, { scope: "row" }), make("td", number(set.size), { class: "number" }),
     make("td", set.late_seconds < 1 ? t("no") : span(set.late_seconds), { class: `number${set.late_seconds > 60 ? " state failed" : ""}` }),
   ]))));
-  const workers = fleet.workers.slice(0, 50).map((worker) => [worker.name, worker.alive, worker.alive ? 0 : worker.last_tick]);
+  const silent = fleet.workers.filter((worker) => !worker.alive), living = fleet.workers.filter((worker) => worker.alive);
+  const workers = [...silent, ...living].slice(0, WORKERS).map((worker) => [worker.name, worker.alive, worker.alive ? 0 : worker.last_tick]);
   draw("workers", workers, () => $("workers").tBodies[0].replaceChildren(...(workers.length ? workers.map(([name, alive, last]) =>
     row(name, alive ? t("just now") : make("span", [t("silent since"), " ", moment(last)], { class: "state failed" })))
     : [make("tr", make("td", t("no worker has ticked within the last hour"), { colspan: 2, class: "empty" }))])));
-  const rate = t("{rate} upstream calls a second", { rate: number(fleet.rate.limit) })
+  const rate = `${t("{alive} alive, {silent} silent", { alive: number(living.length), silent: number(silent.length) })} · ` + t("{rate} upstream calls a second", { rate: number(fleet.rate.limit) })
     + (fleet.rate.factor < 0.99 ? `, ${t("throttled to {percent} %", { percent: Math.round(fleet.rate.factor * 100) })}` : "");
   if ($("rate").textContent !== rate) $("rate").textContent = rate;
 }
@@ -166,7 +169,7 @@ export async function failures() {
       make("a", reason(group.reason), { href: `/tasks?${new URLSearchParams(filterOf(group))}` }), " ", group.reason ? make("code", group.reason) : "",
       make("p", [group.error, group.error ? " · " : "", moment(group.newest)], { class: "dim" }),
     ]),
-    until ? forAll("retry", () => filterOf(group), "groups", group.count) : "",
+    until ? forAll("retry", () => filterOf(group), "groups", describe(new URLSearchParams(filterOf(group))), group.count) : "",
   ]));
   const tasks = page.tasks.slice(0, SHOWN);
   $("h-latest").hidden = $("failed").hidden = !tasks.length;

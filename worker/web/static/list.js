@@ -38,14 +38,18 @@ export const address = () => {
   return `/tasks${chosen.size ? "?" : ""}${chosen}`;
 };
 
-function title() {
-  const words = [
+// A filter in words; empty for one that lets everything pass.
+export function describe(filter) {
+  return [
     filter.getAll("state").map((name) => t(name)).join(` ${t("or")} `), filter.has("reason") && reason(filter.get("reason")),
     filter.has("label") && `${t("Label")} ${filter.get("label")}`, filter.has("error") && `“${filter.get("error")}”`, WITHIN[filter.get("within")]?.[1](), filter.has("group") && t("one kind of error"),
-  ].filter(Boolean);
-  return words.length ? `${t("Tasks")}: ${words.join(" · ")}` : t("Newest tasks");
+  ].filter(Boolean).join(" · ");
 }
-export { title };
+
+export function title() {
+  const words = describe(filter);
+  return words ? `${t("Tasks")}: ${words}` : t("Newest tasks");
+}
 
 function wanted() {
   const asked = new URLSearchParams([...filter].filter(([name]) => !["within", "view"].includes(name)));
@@ -77,7 +81,7 @@ export function news() {
 
 function show() {
   const pictures = filter.get("view") === "pictures";
-  if (!since) $("newer").replaceChildren();
+  if (!since) $("newer").replaceChildren(next && tasks.length >= MOST ? t("Only the newest {n} are shown; a filter finds others.", { n: number(tasks.length) }) : "");
   $("h-list").textContent = title();
   $("list").hidden = pictures || !tasks.length;
   $("pictures").hidden = !pictures || !tasks.length;
@@ -91,7 +95,7 @@ function show() {
     : [make("p", next ? t("No task among those that were looked at fits this filter.") : t("No task fits this filter."))]));
   const states = filter.getAll("state"), only = (...names) => states.length > 0 && states.every((name) => names.includes(name));
   const bulk = only("failed", "partial") || (!states.length && filter.has("reason")) ? "retry" : only("waiting", "copying") ? "cancel" : "";
-  draw("list-actions", [bulk && tasks.length > 0, filter.toString()], ([shown]) => $("list-actions").replaceChildren(shown ? forAll(bulk, wanted, "list") : ""));
+  draw("list-actions", [bulk && tasks.length > 0, filter.toString()], ([shown]) => $("list-actions").replaceChildren(shown ? forAll(bulk, wanted, "list", describe(filter)) : ""));
 }
 
 function line(task) {
@@ -128,9 +132,10 @@ function pump() {
   }
 }
 
-const shows = (file) => file.content_type.startsWith("image/") && !file.content_type.includes("svg");
+const typeOf = (file) => file.content_type || "";
+const shows = (file) => typeOf(file).startsWith("image/") && !typeOf(file).includes("svg");
 export function media(file, more = {}) {
-  const kind = file.content_type.split("/")[0];
+  const kind = typeOf(file).split("/")[0];
   const gone = (event) => event.target.replaceWith(make("span", t("cannot be shown"), { class: "dim" }));
   if (shows(file)) return make("img", "", { src: file.url, alt: more.alt ?? file.name, loading: "lazy", decoding: "async", onerror: gone });
   if (kind === "video" || kind === "audio") return make(kind, "", { src: file.url, controls: more.controls ?? true, preload: more.preload || "metadata", "aria-label": file.name, tabindex: more.tabindex });
@@ -138,9 +143,9 @@ export function media(file, more = {}) {
 }
 
 function fill(frame, files) {
-  const first = files.find(shows) || files.find((file) => file.content_type.startsWith("video/"));
+  const first = files.find(shows) || files.find((file) => typeOf(file).startsWith("video/"));
   const shown = first && media(first, { alt: "", controls: false, tabindex: "-1" });
-  frame.replaceChildren(shown || make("span", files[0].content_type, { class: "dim" }));
+  frame.replaceChildren(shown || make("span", files[0] ? typeOf(files[0]) : "", { class: "dim" }));
 }
 
 function picture(task) {

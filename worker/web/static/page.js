@@ -37,6 +37,7 @@ function route({ focus = false } = {}) {
     if (url.pathname !== "/tasks") figures();
     if (focus && id === null) (url.pathname === "/tasks" ? $("h-list") : $("title")).focus();
   }
+  if ($("ask").open) $("ask").close();
   if (id === null) task.hide();
   else task.show(id);
   document.title = `${id || (behind === "/" ? t("Overview") : list.title())} · comfy-harvester`;

@@ -21,10 +21,10 @@ function timeline(task) {
   if (task.finished_at) steps.push([task.finished_at, [t(task.state), task.reason && reason(task.reason)].filter(Boolean).join(" · ")]);
   else steps.push([task.updated_at, count(task.polls, "asked {n} time so far", "asked {n} times so far")]);
   if (task.last_error) steps.push([task.last_error_at, `${t("could not go on")} · ${task.last_error}`]);
-  for (const told of task.told) {
+  for (const told of task.told || []) {
     const target = { channel: told.channel, target: told.target };
     if (told.done_at) steps.push([told.done_at, told.last_error ? `${t("gave up the {channel} {target}", target)} · ${told.last_error}` : t("sent the {channel} {target}", target)]);
-    else if (told.attempts) steps.push([told.log.at(-1)?.at, `${t("could not send the {channel} {target}", target)} · ${told.last_error}`]);
+    else if (told.attempts) steps.push([told.log?.at(-1)?.at, `${t("could not send the {channel} {target}", target)} · ${told.last_error}`]);
   }
   return steps.filter(([at]) => at > 0 && at < 8.64e15).sort((a, b) => a[0] - b[0]).slice(-STEPS);
 }
@@ -39,7 +39,8 @@ function facts(task) {
     ...options.map(([name, value]) => [name, text(value)]),
     [t("Run"), task.run > 1 && number(task.run)], [t("Restored"), task.restored && t("from its manifest")],
   ].filter(([, value]) => value);
-  return found.slice(0, FACTS).flatMap(([name, value]) => [make("dt", name), make("dd", value)]);
+  if (found.length > FACTS) found.splice(FACTS, Infinity, ["…", t("and {n} more; the record has them all", { n: number(found.length - FACTS) })]);
+  return found.flatMap(([name, value]) => [make("dt", name), make("dd", value)]);
 }
 
 function render(task) {
@@ -47,7 +48,7 @@ function render(task) {
   const names = task.finished_at ? [] : ["cancel"];
   if (task.state === "waiting") names.unshift("look");
   if (["failed", "partial"].includes(task.state)) names.push("retry");
-  if (task.finished_at && (task.options.callbacks || []).length) names.push("notify");
+  if (task.finished_at && (task.options?.callbacks || []).length) names.push("notify");
   draw("task-actions", [task.task_id, task.run, names], () => $("task-actions").replaceChildren(...names.map((name) => action(task.task_id, name, "task"))));
   draw("task-facts", [task.task_id, task.label, task.metadata, task.options, task.error, task.last_error, task.reason, task.run], () => $("task-facts").replaceChildren(...facts(task)));
   const lost = (task.files || []).filter((file) => !file.key);
@@ -107,7 +108,7 @@ async function look() {
     throw error;
   }
   if (shown !== id || mine !== turn) return;
-  settled = Boolean(task.finished_at) && task.told.every((told) => told.done_at);
+  settled = Boolean(task.finished_at) && (task.told || []).every((told) => told.done_at);
   render(task);
   await gallery(task);
 }

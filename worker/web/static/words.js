@@ -40,7 +40,7 @@ const ZH = {
   "Tasks by state": "各状态任务数", "Endings": "结束的任务", "Time span": "时间范围", "last 5 minutes": "最近 5 分钟", "last hour": "最近 1 小时",
   "last 24 hours": "最近 24 小时", "last 7 days": "最近 7 天", "at most {most} in one bar": "单柱最多 {most}", "no task ended": "没有任务结束",
   "Workers": "Worker", "Process": "进程", "Last tick": "上次心跳", "silent since": "无心跳，上次：",
-  "no worker has ticked within the last hour": "最近一小时内没有 worker 心跳", "{rate} upstream calls a second": "每秒 {rate} 次上游调用",
+  "{alive} alive, {silent} silent": "{alive} 个存活，{silent} 个无心跳", "no worker has ticked within the last hour": "最近一小时内没有 worker 心跳", "{rate} upstream calls a second": "每秒 {rate} 次上游调用",
   "throttled to {percent} %": "已限流至 {percent} %", "Due for": "等待处理", "Late": "延迟", "no": "无",
   "asking the upstream": "查询上游", "fetching files": "取文件", "callbacks": "回调",
   "What failed": "失败情况", "Of the newest {count}:": "最近 {count} 个之中：", "Nothing has failed.": "没有失败的任务。", "Latest failures": "最近的失败",
@@ -57,6 +57,7 @@ const ZH = {
   "nothing to do": "没有可处理的任务", "There are more, which are included.": "还有更多，也包括在内。", "{n} could not be": "{n} 个未能处理",
   "Newest tasks": "最新任务", "All tasks": "所有任务", "No task yet. Submit one:": "还没有任务。提交一个：", "No task fits this filter.": "没有符合条件的任务。",
   "No task among those that were looked at fits this filter.": "已查看的任务中没有符合条件的。", "{stored} of {all}": "{stored} / {all}",
+  "Only the newest {n} are shown; a filter finds others.": "仅显示最新的 {n} 个；可用筛选查找其他任务。",
   "{n} change since": "此后有 {n} 处变化", "{n} changes since": "此后有 {n} 处变化", "Show the newest": "显示最新", "cannot be shown": "无法显示",
   // task
   "Retry": "重试", "queued for retry": "已排队重试", "Cancel": "取消任务", "cancellation requested": "已请求取消", "Send callbacks again": "重新发送回调",
