@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from tests.bench.page import fill, record
 from tests.integration.test_web import CHROMIUM, FLAGS, TOKEN, listening
+from tests.integration.test_web_looks import too_wide
 from tests.support import BOUND, needs
 from worker.core.models import State
 from worker.registry.registry import Registry
@@ -26,7 +27,7 @@ from worker.sandbox.servers import Valkey
 
 pytestmark = [pytest.mark.page, needs("chromium", CHROMIUM)]
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
-DESK, PHONE = {"width": 1000, "height": 900}, {"width": 390, "height": 844}
+DESK, PHONE = {"width": 1000, "height": 900}, {"width": 320, "height": 640}
 
 
 @pytest.fixture
@@ -244,6 +245,17 @@ async def test_cancel_asks_first(browser: Browser, base: str, redis: Redis, name
         assert sent == [f"{base}/api/tasks/w00000003/cancel"]
 
 
+async def test_a_question_is_gone_with_what_it_was_about(browser: Browser, base: str) -> None:
+    async with tab(browser, f"{base}/tasks?state=waiting") as page:
+        await page.locator("#list a.id").first.click()
+        await page.locator("#task-actions [data-action=cancel]").click()
+        await expect(page.locator("#ask")).to_be_visible()
+        await page.go_back()
+        await expect(page.locator("#ask")).to_be_hidden()
+        await expect(page.locator("#task")).to_be_hidden()
+        await expect(rows(page)).to_have_count(25)
+
+
 async def test_an_error_stays_where_it_happened_until_it_is_dismissed(
     browser: Browser, base: str, registry: Registry
 ) -> None:
@@ -319,6 +331,7 @@ async def test_all_of_a_group_are_tried_again_once_somebody_has_said_so(
         button = page.locator("#groups [data-bulk=retry]")
         await button.click()
         await expect(page.locator("#ask-title")).to_have_text("Retry 1,200 tasks?")
+        await expect(page.locator("#ask-text")).to_contain_text("failed · files are gone · ")
         await page.keyboard.press("Escape")
         await expect(page.locator("#ask")).to_be_hidden()
         await button.click()
@@ -426,6 +439,7 @@ async def test_the_worst_incident_is_the_largest(
         await expect(incidents.first).to_contain_text("No worker is alive")
         await expect(incidents.nth(1)).to_contain_text("SPEEDPIX_APP_SECRET")
         await expect(incidents.nth(1)).to_contain_text("invalid <b>key</b>")
+        await expect(incidents.nth(1).locator("time")).to_have_text(re.compile("just now|sec"))
         size = "node => parseFloat(getComputedStyle(node).fontSize)"
         heights = [await incidents.nth(n).locator("h2, h3").evaluate(size) for n in range(3)]
         assert heights[0] > max(heights[1:])
@@ -443,15 +457,24 @@ async def test_a_wrong_token_says_so_and_is_not_tried_again(
         await expect(page.locator("#sign-in-fault")).to_be_empty()
         await expect(page.locator("#rest")).to_be_hidden()
         assert await problems(page) == []
+        await page.clock.install()
+        await page.reload()
+        await expect(page.locator("#token")).to_be_focused()
         tried: list[str] = []
         page.on("request", lambda request: tried.append(request.url))
         await page.locator("#token").fill("wrong")
         await page.keyboard.press("Enter")
         await expect(page.locator("#sign-in-fault")).to_have_text("The token is wrong.")
-        await page.wait_for_timeout(
-            4500
-        )  # two of the gaps after which a lost stream is tried again
         assert len(tried) == 1
+        for wrong in ("密码", "two words", "x" * 5000):
+            await page.locator("#token").fill(wrong)
+            await page.keyboard.press("Enter")
+            await expect(page.locator("#token")).to_be_focused()
+            await expect(page.locator("#sign-in-fault")).to_have_text("The token is wrong.")
+            await expect(page.locator("#incidents")).to_be_empty()
+        tried.clear()
+        await page.clock.run_for(60_000)  # a stream that is lost would be tried again by now
+        assert tried == []
         await page.locator("#token").fill(TOKEN)
         await page.keyboard.press("Enter")
         await expect(page.locator("#empty")).to_be_visible()
@@ -461,8 +484,14 @@ async def test_a_wrong_token_says_so_and_is_not_tried_again(
 # -- everybody can read it -------------------------------------------------------------------------
 
 
+TICKING = """() => [...document.querySelectorAll("time.ago")]
+  .filter((time) => time.closest("[aria-live]").getAttribute("aria-live") !== "off").length"""
+
+
 async def problems(page: Page) -> list[str]:
-    """What axe finds wrong."""
+    """What axe finds wrong; times that tick are not read out, and nothing is cut off."""
+    assert await page.evaluate(TICKING) == 0
+    assert await too_wide(page) <= 0
     await page.evaluate(AXE)
     found = await page.evaluate("axe.run({ resultTypes: ['violations'] })")
     return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found["violations"]]

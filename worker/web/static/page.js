@@ -154,5 +154,6 @@ follow({
 
 $("sign-in").addEventListener("submit", (event) => {
   event.preventDefault();
+  $("sign-in-fault").textContent = "";
   signIn($("token").value.trim());
 });
