@@ -257,7 +257,7 @@ async def test_a_question_is_gone_with_what_it_was_about(browser: Browser, base:
 
 
 async def test_an_error_stays_where_it_happened_until_it_is_dismissed(
-    browser: Browser, base: str, registry: Registry
+    browser: Browser, base: str, registry: Registry, namespace: str
 ) -> None:
     async with tab(browser, base) as page:
         first = page.locator("#failed tbody tr").first
@@ -269,7 +269,9 @@ async def test_an_error_stays_where_it_happened_until_it_is_dismissed(
         await first.locator("button").click()
         fault = page.locator(f"[data-place='failed {task_id}'] .fault")
         await expect(fault).to_contain_text("not now, <b>sorry</b>")
+        await registry.redis.hset(f"{namespace}:task:{task_id}", "error", "in other words")
         await lost(registry, "another")
+        await expect(page.locator("#failed")).to_contain_text("in other words")
         await expect(page.locator("#failed")).to_contain_text("another")
         await expect(page.locator("#list")).to_contain_text("another")
         await expect(fault).to_be_visible()
