@@ -172,6 +172,24 @@ async def test_a_filter_that_is_refused_says_so_in_its_place(browser: Browser, b
         await expect(rows(page)).to_have_count(50)
 
 
+@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+async def test_an_address_of_anything_breaks_nothing(
+    browser: Browser, base: str, locale: str
+) -> None:
+    names = ("constructor", "__proto__", "toString", "{n}", "$&", "%", "<b>", "")
+    async with tab(browser, base, locale=locale) as page:
+        for name in names:
+            for field in ("reason", "label", "error", "within", "view", "group", "state", "else"):
+                await page.evaluate(
+                    """address => { history.pushState(null, "", address);
+                      dispatchEvent(new PopStateEvent("popstate")); }""",
+                    f"/tasks?{field}={quote(name)}",
+                )
+        await page.evaluate("history.pushState(null, '', '/tasks?state=failed')")
+        await page.evaluate("dispatchEvent(new PopStateEvent('popstate'))")
+        await expect(rows(page)).to_have_count(8)
+
+
 async def test_pictures_are_fetched_as_they_come_into_view(browser: Browser, base: str) -> None:
     async with tab(browser, "about:blank", viewport=PHONE) as page:
         asked: list[str] = []

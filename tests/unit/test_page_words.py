@@ -14,7 +14,7 @@ TEXT = r'"((?:[^"\\]|\\.)*)"'
 
 def chinese() -> dict[str, str]:
     begin = WORDS.index("const ZH")
-    table = WORDS[begin : WORDS.index("};", begin)]
+    table = WORDS[begin : WORDS.index("});", begin)]
     found = re.findall(rf"{TEXT}: {TEXT}", table)
     assert len(found) == len(dict(found)), "a text is there twice"
     return dict(found)
@@ -22,7 +22,7 @@ def chinese() -> dict[str, str]:
 
 def reasons() -> dict[str, str]:
     begin = WORDS.index("export const REASONS")
-    return dict(re.findall(rf"(\w+): {TEXT}", WORDS[begin : WORDS.index("};", begin)]))
+    return dict(re.findall(rf"(\w+): {TEXT}", WORDS[begin : WORDS.index("});", begin)]))
 
 
 def said() -> set[str]:
@@ -66,3 +66,9 @@ def test_the_page_is_small_and_parses_nothing_as_html() -> None:
             "http",
         ):
             assert risky not in path.read_text().replace("http://www.w3.org/2000/svg", ""), path
+
+
+def test_scripts_are_fetched_at_once_instead_of_one_after_the_other() -> None:
+    document = (STATIC / "index.html").read_text()
+    named = re.findall(r'(?:href|src)="/static/(\w+\.js)"', document)
+    assert sorted(named) == sorted(path.name for path in STATIC.glob("*.js"))

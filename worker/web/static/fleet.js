@@ -2,24 +2,24 @@
 import { read } from "./api.js";
 import { forAll } from "./bulk.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, state, svg } from "./dom.js";
-import { clock, count, exact, number, reason, span, t } from "./words.js";
+import { clock, exact, number, reason, span, t, table } from "./words.js";
 import { action } from "./actions.js";
 import { describe } from "./list.js";
 
 // -- incidents: the worst one first, and largest --------------------------------------------------
 const RESTART = () => t("Correct it and restart the workers; harvester doctor tries each step.");
-const CIRCUITS = {
+const CIRCUITS = table({
   "upstream:credentials": () => [t("The upstream refuses the app key"), t("Correct SPEEDPIX_APP_KEY or SPEEDPIX_APP_SECRET, then restart the workers.")],
   "upstream:clock": () => [t("The upstream refuses the workers' clocks"), t("Set the workers' clocks (NTP).")],
   "upstream:account": () => [t("The upstream refuses the account"), t("It is overdue, out of quota or barred: settle it with the vendor.")],
   "upstream:request": () => [t("The upstream refuses every request"), t("Check SPEEDPIX_ENDPOINT.")],
   "store:store": () => [t("The store refuses the workers"), RESTART()],
-};
-const MEANWHILE = {
+});
+const MEANWHILE = table({
   upstream: () => t("No task ends because of this. Files whose addresses are known are still copied."),
   store: () => t("No task ends because of this. The upstream is still asked; files and endings wait."),
   workers: () => t("Nothing is lost. Tasks are accepted and wait."),
-};
+});
 
 // What the connection says; `fleet` is the last news, or null.
 let trouble = null;
@@ -58,7 +58,7 @@ function incidents(fleet) {
 
 // -- figures --------------------------------------------------------------------------------------
 const WORKERS = 20; // as many are shown, silent ones first
-const DUE = { poll: () => t("asking the upstream"), copy: () => t("copying"), fetch: () => t("fetching files"), tell: () => t("callbacks") };
+const DUE = table({ poll: () => t("asking the upstream"), copy: () => t("copying"), fetch: () => t("fetching files"), tell: () => t("callbacks") });
 
 export function show(fleet) {
   latest = fleet;

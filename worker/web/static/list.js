@@ -1,11 +1,11 @@
 // The list of tasks: its filter is the page's address, so that Back, reload and links work.
 import { read } from "./api.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, settle, state, taskPath } from "./dom.js";
-import { count, clock, number, reason, REASONS, t } from "./words.js";
+import { count, clock, number, reason, REASONS, t, table } from "./words.js";
 import { forAll } from "./bulk.js";
 
 const STEP = 50, MOST = 1000;
-const WITHIN = { "1h": [3600e3, () => t("last hour")], "1d": [86400e3, () => t("last 24 hours")], "7d": [7 * 86400e3, () => t("last 7 days")] };
+const WITHIN = table({ "1h": [3600e3, () => t("last hour")], "1d": [86400e3, () => t("last 24 hours")], "7d": [7 * 86400e3, () => t("last 7 days")] });
 const PARTS = ["state", "reason", "label", "error", "within", "view", "group"];
 const FIELDS = ["reason", "label", "error", "within", "view"]; // of the form; a group comes from a link
 let filter = new URLSearchParams();

@@ -2,7 +2,10 @@
 const wanted = (navigator.languages || []).find((tag) => /^(zh|en)\b/i.test(tag)) || "en";
 export const lang = /^zh/i.test(wanted) ? "zh" : "en";
 
-const ZH = {
+// Without a prototype: names from elsewhere are looked up in tables.
+export const table = (entries) => Object.assign(Object.create(null), entries);
+
+const ZH = table({
   // states and reasons
   "waiting": "等待中", "copying": "复制中", "stored": "已存储", "partial": "部分存储", "failed": "失败",
   "failed upstream": "上游执行失败", "canceled upstream": "在上游被取消", "content refused": "内容审核未通过",
@@ -71,14 +74,14 @@ const ZH = {
   "{n} file in the bucket": "{n} 个文件已入桶", "{n} files in the bucket": "{n} 个文件已入桶",
   "asked {n} time so far": "已查询 {n} 次", "asked {n} times so far": "已查询 {n} 次",
   "gave up the {channel} {target}": "放弃 {channel} {target}", "sent the {channel} {target}": "已发送 {channel} {target}", "could not send the {channel} {target}": "无法发送 {channel} {target}",
-};
+});
 
-export const REASONS = {
+export const REASONS = table({
   upstream_failed: "failed upstream", upstream_canceled: "canceled upstream", content_rejected: "content refused",
   unknown_task: "unknown to the upstream", upstream_error: "upstream answers cannot be used", deadline_exceeded: "deadline passed",
   canceled: "canceled", files_unavailable: "files are gone", files_rejected: "files break a rule",
   storage_error: "bucket refuses the object", poisoned: "stopped its workers",
-};
+});
 
 export function t(text, values = {}) {
   const words = lang === "zh" ? ZH[text] ?? text : text;
