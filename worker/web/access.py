@@ -24,7 +24,8 @@ _READABLE = re.compile(r"/metrics|/api/(?:endings|events|groups|stats|tasks)|/ap
 """What the token that may only read is good for, with GET. Addresses of files are not among it."""
 _MAY_ACT = "harvester.may_act"
 _OPEN = ("/healthz", "/readyz")
-_OPEN_WITH_TOKEN = (*_OPEN, "/", "/docs", "/openapi.json")
+_OPEN_WITH_TOKEN = (*_OPEN, "/", "/tasks", "/docs", "/openapi.json")
+_OPEN_BELOW = ("/static/", "/tasks/")  # the page, which holds nothing of the fleet
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -90,6 +91,8 @@ class Access:
                     headers.setdefault(name, value)
                 if scope["path"].startswith("/api/"):
                     headers.setdefault("Cache-Control", "no-store")
+                elif scope["path"].startswith("/static/"):  # of one release, as the page is
+                    headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
         refused = self._refuse(scope, Headers(scope=scope))
@@ -105,7 +108,7 @@ class Access:
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if self._tokens:
-            if path in _OPEN_WITH_TOKEN or path.startswith("/static/"):
+            if path in _OPEN_WITH_TOKEN or path.startswith(_OPEN_BELOW):
                 return None
             scheme, _, given = headers.get("authorization", "").partition(" ")
             given = given.strip()

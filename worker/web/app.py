@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.security import HTTPBearer
-from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
-from starlette.staticfiles import StaticFiles
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from worker.core import jsontext, manifest
 from worker.core.looks import TEXTS, Look
@@ -24,8 +21,9 @@ from worker.core.models import State
 from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
+from worker.registry import endings
 from worker.registry.selection import newest
-from worker.web import bulk, documents, metrics, problems, reference, stream
+from worker.web import bulk, documents, metrics, page, problems, reference, stream
 from worker.web.access import Access, Tokens, may_act
 from worker.web.desk import READY_FOR, AtDesk, Desk, TaskId, answer, answers, body, problem_answers
 from worker.web.problems import Problem
@@ -38,12 +36,6 @@ if TYPE_CHECKING:
 
     from worker.registry.records import Overview
 
-_STATIC = Path(__file__).parent / "static"
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data: {store}; media-src 'self' {store}; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
 _SCANNED = 1000  # records that one listing reads at most, to find those that pass
 _SUMMARY = (
     "task_id", "state", "reason", "error", "label", "run", "submitted_at", "finished_at", "files",
@@ -88,7 +80,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
     problems.install(app)
     for routes in _routes(with_token=bool(tokens)):
         app.include_router(routes)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    page.install(app)
     return Access(app, tokens)
 
 
@@ -212,6 +204,19 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         fleet = glance(await desk.registry.overview())
         return answer({**fleet, "may_act": may_act(request.scope)})
 
+    @routes.get("/api/endings", responses=answers(documents.Endings, 422))
+    async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
+        """How many tasks ended when, in 60 equal spans; the last one holds this moment."""
+        found = await endings.look(desk.registry, span.minutes)
+        return answer(
+            {
+                "now": found.now,
+                "begin": found.begin,
+                "step": found.step,
+                "counts": dict(found.counts),
+            }
+        )
+
     @routes.get(
         "/api/events",
         response_class=StreamingResponse,
@@ -263,12 +268,6 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     async def docs(request: Request) -> Response:
         headers = {"Content-Security-Policy": reference.POLICY}
         return HTMLResponse(reference.page(request.app.openapi()), headers=headers)
-
-    @routes.get("/", include_in_schema=False)
-    async def page(desk: AtDesk) -> Response:
-        policy = _POLICY.format(store=await _store_origin(desk))
-        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
-        return FileResponse(_STATIC / "index.html", headers=headers)
 
     routes.include_router(bulk.routes)
     return routes, probes
@@ -334,21 +333,16 @@ def glance(fleet: Overview) -> dict[str, Any]:
             "price": round(price(fleet.behind), 3),
         },
         "circuits": {
-            name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
+            name: {
+                "kind": fields.get("kind", ""),
+                "message": fields.get("message", ""),
+                "opened_at": int(fields.get("opened_at") or 0),
+            }
             for name, fields in fleet.circuits.items()
         },
         "clock_step": fleet.clock_step,
         "counters": dict(sorted(fleet.counters.items())),
     }
-
-
-async def _store_origin(desk: Desk) -> str:
-    """Where presigned addresses lead, as a source of a content security policy."""
-    try:
-        parts = urlsplit(await desk.store.presign_get(desk.probe_key, expires=1))
-    except StoreError:
-        return ""  # the page is there all the same, without pictures
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 async def _fleet_fault(desk: Desk) -> str:

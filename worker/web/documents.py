@@ -233,6 +233,7 @@ class Circuit(BaseModel):
 
     kind: str
     message: str
+    opened_at: Milliseconds = Field(description="0 if the worker that opened it has not said.")
 
 
 class Fleet(BaseModel):
@@ -249,6 +250,22 @@ class Fleet(BaseModel):
     )
     counters: dict[str, int]
     may_act: bool = Field(True, description="Whether the token may do more than read.")
+
+
+class Span(BaseModel):
+    """How far to look back."""
+
+    model_config = ConfigDict(extra="forbid")
+    minutes: int = Field(default=5, ge=1, le=43_200)
+
+
+class Endings(BaseModel):
+    """Tasks that ended, by state, in equal spans of ``step`` milliseconds from ``begin`` on."""
+
+    now: Milliseconds
+    begin: Milliseconds
+    step: int
+    counts: dict[State, list[int]]
 
 
 class Health(BaseModel):
