@@ -20,7 +20,7 @@ from worker.registry import selection
 from worker.web import documents
 from worker.web.desk import AtDesk, answer, answers, body
 from worker.web.problems import Problem
-from worker.web.queries import BulkQuery, CancelQuery, GroupQuery, NotifyQuery, RetryQuery
+from worker.web.queries import BulkQuery, GroupQuery
 
 if TYPE_CHECKING:
     from worker.registry.registry import Registry
@@ -61,7 +61,7 @@ _ASKED: dict[str, Any] = {
 
 @routes.post("/api/bulk/retry", **_ASKED)
 async def retry_tasks(
-    request: Request, desk: AtDesk, query: Annotated[RetryQuery, Query()]
+    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
     """Start failed and partial tasks again, 500 a call, those that ended before the first call.
 
@@ -73,7 +73,7 @@ async def retry_tasks(
 
 @routes.post("/api/bulk/cancel", **_ASKED)
 async def cancel_tasks(
-    request: Request, desk: AtDesk, query: Annotated[CancelQuery, Query()]
+    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
     """Ask for the end of waiting and copying tasks, 500 a call, those that began before the first.
 
@@ -84,7 +84,7 @@ async def cancel_tasks(
 
 @routes.post("/api/bulk/notify", **_ASKED)
 async def notify_tasks(
-    request: Request, desk: AtDesk, query: Annotated[NotifyQuery, Query()]
+    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
     """Tell the callbacks of final tasks again, 500 a call, those that ended before the first."""
     return await _act(request, desk.registry, Action.NOTIFY, query)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.core.filters import MAX_TEXT, ONLY_WHEN_NAMED, Action, Filters
 from worker.core.models import Reason, State
+from worker.web.problems import Problem
 
 MOST = 500
 """How many tasks one call changes at most."""
@@ -20,7 +20,7 @@ Time = Annotated[int, Field(ge=0, le=2**53)]
 class Filtering(BaseModel):
     """The filters that every list and action takes."""
 
-    state: Sequence[State] | None = Field(None, description="Only these states.")
+    state: list[State] | None = Field(None, description="Only these states.")
     reason: list[Reason] | None = Field(None, description="Only these reasons.")
     label: list[Annotated[str, Field(max_length=128)]] | None = Field(
         None, description="Only these labels; an empty one is that of tasks without a label."
@@ -102,33 +102,15 @@ class BulkQuery(Filtering):
     limit: int = Field(MOST, ge=1, le=MOST, description="How many tasks are changed at most.")
 
     def filters_of(self, action: Action, now: int) -> Filters:
-        """The filters of an action that begins ``now`` (ms), or began at the first call."""
+        """The filters of an action that begins ``now`` (ms), or began at the first call.
+
+        Raises ``Problem`` 422 for a state that the action does not apply to.
+        """
+        for state in self.state or ():
+            if state not in action.states:
+                raise Problem(422, f"state: {action} does not apply to {state} tasks")
         made = self.filters(action.states)
         began = now if self.cursor is None else int(self.cursor.partition(":")[0])
         until = min(began, now) if made.until is None else min(began, now, made.until)
         left_out = ONLY_WHEN_NAMED - made.reasons if action is Action.RETRY else frozenset[Reason]()
         return replace(made, until=until, left_out=left_out)
-
-
-class RetryQuery(BulkQuery):
-    """What ``POST /api/bulk/retry`` takes."""
-
-    state: list[Literal[State.PARTIAL, State.FAILED]] | None = Field(
-        None, description="Only these states."
-    )
-
-
-class CancelQuery(BulkQuery):
-    """What ``POST /api/bulk/cancel`` takes."""
-
-    state: list[Literal[State.WAITING, State.COPYING]] | None = Field(
-        None, description="Only these states."
-    )
-
-
-class NotifyQuery(BulkQuery):
-    """What ``POST /api/bulk/notify`` takes."""
-
-    state: list[Literal[State.STORED, State.PARTIAL, State.FAILED]] | None = Field(
-        None, description="Only these states."
-    )
