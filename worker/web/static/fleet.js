@@ -30,11 +30,9 @@ export function connection(problem) {
 }
 
 let latest = null;
-function incidents(fleet) {
-  const found = [];
-  if (trouble) {
-    found.push({ ...trouble, asOf: fleet?.now });
-  }
+function incidents(known) {
+  const fleet = trouble ? null : known; // what was wrong before is old news
+  const found = trouble ? [{ ...trouble, asOf: known?.now }] : [];
   if (fleet && !fleet.workers.some((worker) => worker.alive)) {
     found.push({ title: t("No worker is alive"), remedy: t("Start one: harvester worker"), meanwhile: MEANWHILE.workers(),
       since: Math.max(0, ...fleet.workers.map((worker) => worker.last_tick)) });

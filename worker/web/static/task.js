@@ -6,6 +6,7 @@ import { media } from "./list.js";
 import { bytes, clock, count, exact, number, reason, t } from "./words.js";
 
 const RECORD = 200_000, FACTS = 50, FILES = 60, STEPS = 100; // as much of a task as is shown
+const OPEN = 10; // more lost files than these are listed when asked
 const GAP = 10_000; // milliseconds between two looks at a task that has settled
 let shown = null, looked = 0, settled = false, turn = 0;
 
@@ -53,9 +54,8 @@ function render(task) {
   draw("task-facts", [task.task_id, task.label, task.metadata, task.options, task.error, task.last_error, task.reason, task.run], () => $("task-facts").replaceChildren(...facts(task)));
   const lost = (task.files || []).filter((file) => !file.key);
   draw("task-lost", [task.task_id, lost], () => $("task-lost").replaceChildren(...(lost.length ? [
-    make("h3", count(lost.length, "{n} file lost", "{n} files lost")),
-    make("ul", lost.slice(0, FILES).map((file) => make("li", [make("code", file.name), " ", file.filename ? `(${file.filename}) ` : "", make("span", file.error || "", { class: "dim" })]))),
-    lost.length > FILES ? make("p", t("and {n} more; the record has them all", { n: number(lost.length - FILES) }), { class: "dim" }) : "",
+    make("details", [make("summary", count(lost.length, "{n} file lost", "{n} files lost")), make("ul", lost.slice(0, FILES).map((file) => make("li", [make("code", file.name), " ", file.filename ? `(${file.filename}) ` : "", make("span", file.error || "", { class: "dim" })]))),
+    lost.length > FILES ? make("p", t("and {n} more; the record has them all", { n: number(lost.length - FILES) }), { class: "dim" }) : ""], { open: lost.length <= OPEN }),
   ] : [])));
   const steps = timeline(task);
   draw("timeline", [task.task_id, steps], () => $("timeline").replaceChildren(...steps.map(([at, what]) =>
