@@ -202,6 +202,7 @@ async def test_pictures_are_fetched_as_they_come_into_view(browser: Browser, bas
         await page.route("**/urls", answer)
         await page.goto(f"{base}/tasks?state=stored&view=pictures")
         await expect(page.locator("#pictures li")).to_have_count(50)
+        await page.locator("#pictures li").first.scroll_into_view_if_needed()
         await expect(page.locator("#pictures .frame").first).to_have_text("image/svg+xml")
         assert 0 < len(asked) < 25
         await page.locator("#pictures li").last.scroll_into_view_if_needed()
