@@ -1,4 +1,4 @@
-"""Who may ask: whoever has a bearer token (RFC 6750), or nobody but this machine.
+"""Access to the API: by a bearer token (RFC 6750), or from this machine only.
 
 Without tokens the server listens on loopback only. Pages of other sites that a browser on this
 machine has open are kept out as well: by the Host header (a name of theirs that resolves to
