@@ -6,11 +6,13 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
+CLIENTS := build/clients
+GENERATORS := $(CLIENTS)/bin/openapi-python-client $(CLIENTS)/node
 STAMP := $(VENV)/.installed
 # Tests wait more than they compute: four processes keep two cores busy.
 PYTEST := $(BIN)/pytest -q -n 4 --dist worksteal
 # What takes longer, in parts that can be run apart.
-PATIENT := brokers or fleet or page or programs
+PATIENT := brokers or fleet or page or programs or clients
 PYTEST_ARGS ?=
 # A newer pip is no news to somebody who tries the demo.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,7 +21,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test patient brokers fleet page programs model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -71,7 +73,7 @@ bench-capacity: $(STAMP) ## Measure what a fleet's size is computed from (see do
 test: $(STAMP) ## Run the tests that need no patience (PYTEST_ARGS adds arguments)
 	$(PYTEST) -m 'not ($(PATIENT))' $(PYTEST_ARGS)
 
-patient: $(STAMP) ## Run brokers, fleet, page and programs, all at the same time
+patient: $(STAMP) $(GENERATORS) ## Run brokers, fleet, page, programs and clients, all at the same time
 	$(PYTEST) -n 6 -m '$(PATIENT)' $(PYTEST_ARGS)
 
 brokers: $(STAMP) ## Test other ways to reach Redis, RabbitMQ, and lost connections
@@ -85,6 +87,19 @@ page: $(STAMP) ## Test the page in Chromium, and fuzz the API
 
 programs: $(STAMP) ## Test the examples, the wheel, the benches, up, demo and the Procfile
 	$(PYTEST) -m programs $(PYTEST_ARGS)
+
+# The generator needs other versions of what the harvester needs, so it has an environment of its own.
+$(CLIENTS)/bin/openapi-python-client: | $(BIN)/python
+	$(BIN)/python -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet openapi-python-client==0.29.1
+
+$(CLIENTS)/node: tests/clients/package-lock.json
+	@mkdir -p $@ && cp tests/clients/package*.json $@
+	if command -v npm > /dev/null; then npm ci --prefix $@ --silent --no-audit --no-fund; fi
+	@touch $@
+
+clients: $(STAMP) $(GENERATORS) ## Generate a Python and a TypeScript client of the API, and use them
+	$(PYTEST) -m clients -n 0 tests/integration/test_clients.py $(PYTEST_ARGS)
 
 model: $(STAMP) ## Test the protocol of leases in many more orders of its steps
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) tests/model $(PYTEST_ARGS)

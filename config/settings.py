@@ -533,6 +533,15 @@ class Settings(BaseSettings):
         "the server listens on loopback only.",
         examples=["$(openssl rand -hex 24)"],
     )
+    web_token_previous: Annotated[SecretStr, AfterValidator(_web_token)] | None = Field(
+        None,
+        description="A second token that may do the same, while clients move from one to the "
+        "other.",
+    )
+    web_read_token: Annotated[SecretStr, AfterValidator(_web_token)] | None = Field(
+        None,
+        description="A token that may only read: no action, and no addresses of files.",
+    )
     namespace: Annotated[str, AfterValidator(_namespace)] = Field(
         "harvester",
         description="First part of every Redis key and queue name, so that fleets can share a "
@@ -571,8 +580,9 @@ class Settings(BaseSettings):
         found = {self.speedpix_app_secret.get_secret_value()}
         if self.webhook_secret is not None:
             found.update(self.webhook_secret.get_secret_value().split())
-        if self.web_token is not None:
-            found.add(self.web_token.get_secret_value())
+        for token in (self.web_token, self.web_token_previous, self.web_read_token):
+            if token is not None:
+                found.add(token.get_secret_value())
         for url in (self.redis_url.get_secret_value(), self.celery_broker_url.get_secret_value()):
             if url.partition("://")[0] in BROKER_SCHEMES:
                 passwords = [urlsplit(part).password for part in url.split(";")]

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
 from playwright.async_api import async_playwright, expect
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from config.settings import load_settings
+from tests.bench.page import fill
 from tests.fleet import Fleet
 from tests.support import BOUND, eventually, joined, needs
 from worker.cli.web import make
 from worker.errors import SettingsError
 from worker.sandbox.simulator import Simulator
+from worker.web import stream
 
 TOKEN = "a-token-of-the-tests"
 METRICS = {
@@ -175,6 +180,51 @@ async def test_pages_show_every_task_once_newest_first(web: httpx.AsyncClient) -
     assert len(await pages(since="0")) == 37
 
 
+@settings_of(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    minutes=st.sampled_from([1, 5, 7, 1440]),
+    ago=st.lists(st.integers(0, 500_000), min_size=1, max_size=30),
+)
+async def test_every_ending_is_counted_in_the_span_it_is_of(
+    redis: Redis, namespace: str, web: httpx.AsyncClient, minutes: int, ago: list[int]
+) -> None:
+    seconds, _ = await redis.time()
+    ended = {f"t{n}": int(seconds) * 1000 - before for n, before in enumerate(ago)}
+    for state in ("stored", "partial", "failed"):
+        await redis.delete(f"{namespace}:index:{state}")
+        await redis.zadd(f"{namespace}:index:{state}", ended)
+    answer = (await web.get("/api/endings", params={"minutes": minutes})).json()
+    begin, step = answer["begin"], answer["step"]
+    assert step == minutes * 1000
+    assert begin <= answer["now"] - 59 * step < begin + step
+    wanted = [0] * 60
+    for at in ended.values():
+        if begin <= at < begin + 60 * step:
+            wanted[(at - begin) // step] += 1
+    assert answer["counts"] == dict.fromkeys(("stored", "partial", "failed"), wanted)
+
+
+async def test_what_is_tried_again_has_not_ended(
+    web: httpx.AsyncClient, redis_url: str, namespace: str
+) -> None:
+    await fill(redis_url, 100, namespace=namespace)
+
+    async def failed() -> int:
+        return sum((await web.get("/api/endings")).json()["counts"]["failed"])
+
+    assert await failed() == 8
+    some = (await web.get("/api/tasks", params={"state": "failed"})).json()["tasks"][0]["task_id"]
+    assert (await web.post(f"/api/tasks/{some}/retry")).status_code == 202
+    assert await failed() == 7
+
+
+@pytest.mark.parametrize("query", ["minutes=0", "minutes=43201", "minutes=x", "hours=1"])
+async def test_a_span_that_is_refused_says_so(web: httpx.AsyncClient, query: str) -> None:
+    answer = await web.get(f"/api/endings?{query}")
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json()["detail"]
+
+
 async def test_a_task_from_handing_in_to_its_pictures(
     web: httpx.AsyncClient,
     settings: dict[str, str],
@@ -245,6 +295,34 @@ async def test_events_are_streamed_from_where_the_reader_left_off(
         assert f"id: {first}" not in seen
 
 
+async def test_silence_of_redis_is_said_and_costs_no_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "_SILENT", 0.01)
+    goes_on, closed = asyncio.Event(), asyncio.Event()
+
+    async def source() -> AsyncGenerator[str]:
+        try:
+            yield "first"
+            await goes_on.wait()
+            yield "second"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    said = stream._outspoken(source())
+    assert await anext(said) == "first"
+    assert [await anext(said) for _ in range(3)] == [stream._UNAVAILABLE] * 3
+    goes_on.set()
+    after = [await anext(said)]
+    while after[-1] == stream._UNAVAILABLE:
+        after.append(await anext(said))
+    assert after[-1] == "second"
+    assert await anext(said) == stream._UNAVAILABLE
+    await said.aclose()
+    assert closed.is_set()
+
+
 # -- who may ask -----------------------------------------------------------------------------------
 
 
@@ -280,7 +358,10 @@ async def test_beyond_loopback_a_token_is_needed(
         assert wrong.status_code == 401
         right = await web.get("/api/stats", headers={"Authorization": f"Bearer {TOKEN}"})
         assert right.status_code == 200
-        assert (await web.get("/healthz")).status_code == 200
+        for path in ("/healthz", "/", "/tasks", "/tasks/w1", "/static/page.js"):
+            assert (await web.get(path)).status_code == 200
+        for path in ("/tasksx", "/tasks/../api/stats", "/static/../api/stats", "/api/endings"):
+            assert (await web.get(path)).status_code == 401
 
 
 async def test_pages_of_other_sites_are_kept_out(web: httpx.AsyncClient) -> None:
@@ -302,12 +383,13 @@ async def test_the_page_comes_with_a_strict_policy(web: httpx.AsyncClient) -> No
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    total = len(page.content)
-    for name in ("page.js", "page.css"):
+    for address in ("/tasks", "/tasks/any.id:1", "/tasks?state=failed"):
+        other = await web.get(address)
+        assert (other.content, other.headers["content-security-policy"]) == (page.content, policy)
+    for name in ("page.js", "page.css", "words.js"):
         part = await web.get(f"/static/{name}")
-        assert part.status_code == 200
-        total += len(part.content)
-    assert total < 100_000
+        assert (part.status_code, part.headers["cache-control"]) == (200, "no-cache")
+    assert (await web.get("/tasks/a/b")).status_code == 404
     assert (await web.get("/openapi.json")).json()["paths"].keys() >= {"/api/tasks", "/metrics"}
 
 
@@ -348,7 +430,7 @@ async def test_the_page_shows_what_happens_and_starts_tasks_again(
         page.on("pageerror", lambda error: errors.append(str(error)))
         await page.goto(base)
         await expect(page.locator("#count-waiting strong")).to_have_text("0")
-        await expect(page.locator("#alerts")).to_contain_text("No worker is alive")
+        await expect(page.locator("#incidents")).to_contain_text("No worker is alive")
         async with Fleet(settings, tmp_path, size=1):
             async with httpx.AsyncClient(base_url=base, timeout=BOUND) as client:
                 body = {"task_ids": [good, bad], "label": HOSTILE}
@@ -356,7 +438,7 @@ async def test_the_page_shows_what_happens_and_starts_tasks_again(
             await expect(page.locator("#count-stored strong")).to_have_text("1")
             await expect(page.locator("#count-failed strong")).to_have_text("1")
             await expect(page.locator("#list")).to_contain_text(HOSTILE)
-            await page.locator("#failed button", has_text="retry").click()
+            await page.locator("#failed button", has_text="Retry").click()
             run = f"{namespace}:task:{bad}", "run"
             await eventually(lambda: _equals(redis.hget(*run), "2"), what="the second run")
         await page.locator("#find").fill(good)
@@ -364,7 +446,7 @@ async def test_the_page_shows_what_happens_and_starts_tasks_again(
         picture = page.locator("#gallery img")
         await expect(picture).to_be_visible()
         await eventually(lambda: picture.evaluate("image => image.naturalWidth"), what="a picture")
-        assert await page.title() == "comfy-harvester"
+        assert await page.title() == f"{good} · comfy-harvester"
         assert errors == []
         await browser.close()
 

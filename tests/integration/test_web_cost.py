@@ -21,7 +21,13 @@ async def look(web: httpx.AsyncClient) -> None:
         {"state": "stored", "label": "flow-3", "limit": "1"},
     ):
         assert (await web.get("/api/tasks", params=query)).json()["tasks"]
-    for path in ("/", "/api/stats", "/metrics", f"/api/tasks/{page['tasks'][0]['task_id']}"):
+    for path in (
+        "/",
+        "/api/stats",
+        "/api/endings",
+        "/metrics",
+        f"/api/tasks/{page['tasks'][0]['task_id']}",
+    ):
         assert (await web.get(path)).status_code == 200
 
 

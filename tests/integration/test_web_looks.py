@@ -18,9 +18,11 @@ from PIL import Image
 from playwright.async_api import Page, async_playwright, expect
 from redis.asyncio import Redis
 
+from tests.bench.page import fill
 from tests.fleet import Fleet, all_final
 from tests.integration.test_web import CHROMIUM, FLAGS, listening
 from tests.support import BOUND, needs
+from worker.registry.registry import Registry
 from worker.sandbox.simulator import Simulator
 
 pytestmark = [pytest.mark.page, needs("chromium", CHROMIUM)]
@@ -59,7 +61,7 @@ async def keep(page: Page, name: str, *, full: bool = False) -> None:
     """Take the picture, and look at it as far as a machine can."""
     assert await too_wide(page) == 0
     picture = await page.screenshot(full_page=full, animations="disabled")
-    if folder := os.environ.get("SCREENSHOTS"):
+    if (folder := os.environ.get("SCREENSHOTS")) and name != "task-chinese":
         target = Path(folder) / f"{name}.png"
         image = Image.open(io.BytesIO(picture)).convert("RGB")
         # the page's few colours fit a palette, which makes it a third as large
@@ -93,18 +95,18 @@ async def test_the_page_in_light_dark_and_on_a_phone(
         async_playwright() as playwright,
     ):
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        for name, scheme, size in (
-            ("page-light", "light", DESK),
-            ("page-dark", "dark", DESK),
-            ("page-phone", "light", PHONE),
+        for name, scheme, size, language in (
+            ("page-light", "light", DESK, "en-GB"),
+            ("page-dark", "dark", DESK, "en-GB"),
+            ("page-chinese", "light", DESK, "zh-CN"),
+            ("page-phone", "light", PHONE, "en-GB"),
         ):
-            page = await browser.new_page(color_scheme=scheme, viewport=size)
+            page = await browser.new_page(color_scheme=scheme, viewport=size, locale=language)
             await page.goto(base)
-            await expect(page.locator("#live")).to_have_text("live")
             await expect(page.locator("#list tbody tr")).to_have_count(47)
-            await expect(page.locator("#failed")).to_contain_text("upstream_failed")
+            await expect(page.locator("#groups")).to_contain_text("upstream_failed")
             await expect(page.locator("#workers tbody tr")).to_have_count(2)
-            await expect(page.locator("#rates-text")).to_contain_text("endings in the last")
+            await expect(page.locator("#rates-text")).to_contain_text("43")
             await keep(page, name)
             if size is PHONE:
                 await page.locator("#h-failed").evaluate("title => title.scrollIntoView()")
@@ -124,5 +126,33 @@ async def test_the_page_in_light_dark_and_on_a_phone(
             await keep(page, name.replace("page", "task"))
             await page.keyboard.press("Escape")
             await expect(page.locator("#task")).to_be_hidden()
+            await expect(page).to_have_url(f"{base}/")
+            await page.goto(f"{base}/tasks?state=stored&state=partial&view=pictures")
+            shown = page.locator("#pictures img")
+            await expect(shown.nth(3)).to_have_js_property("complete", True)
+            if name == "page-light":
+                await keep(page, "gallery-light")
             await page.close()
+        await browser.close()
+
+
+async def test_the_page_in_an_outage(
+    settings: dict[str, str], redis_url: str, redis: Redis, namespace: str
+) -> None:
+    await fill(redis_url, 1000, namespace=namespace)
+    registry = Registry(
+        redis, namespace=namespace, lease=60, poll_rate=20, deadline=86_400,
+        record_ttl=0, events_maxlen=1000,
+    )  # fmt: skip
+    await redis.zadd(f"{namespace}:workers", {"web-1:7": (await registry.now()) + 3_600_000})
+    await registry.trip(
+        "upstream", kind="credentials", message="401: the signature is invalid", probe=False
+    )
+    async with listening() as base, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        page = await browser.new_page(viewport={**DESK, "height": 700})
+        await page.goto(base)
+        await expect(page.locator(".incident")).to_contain_text("SPEEDPIX_APP_KEY")
+        await expect(page.locator("#groups li")).to_have_count(2)
+        await keep(page, "page-outage")
         await browser.close()

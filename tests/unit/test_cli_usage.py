@@ -15,7 +15,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from worker.cli import base, checks, show, tasks
+from worker.cli import base, checks, filters, show, tasks
 from worker.cli.checks import Finding, Level
 from worker.cli.main import app
 from worker.core import manifest
@@ -215,7 +215,7 @@ def test_size(count: int, text: str) -> None:
      ("1970-01-01T00:10:00", 600_000), ("1970-01-01T01:10:00+01:00", 600_000)],
 )  # fmt: skip
 def test_since(text: str, at: int) -> None:
-    assert tasks.parse_since(text, now=1_000_000) == at
+    assert filters.parse_since(text, now=1_000_000) == at
 
 
 def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:

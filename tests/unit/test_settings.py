@@ -120,6 +120,8 @@ def test_every_secret_can_stand_in_a_file(environ: dict[str, str]) -> None:
         "CELERY_BROKER_URL": "amqp://user:pass@rabbit//",
         "HARVESTER_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "HARVESTER_WEB_TOKEN": "file-token-of-the-web",
+        "HARVESTER_WEB_TOKEN_PREVIOUS": "file-token-before-it",
+        "HARVESTER_WEB_READ_TOKEN": "file-token-of-readers",
         "AWS_ACCESS_KEY_ID": "file-access",
         "AWS_SECRET_ACCESS_KEY": "file-secret-access",
         "AWS_SESSION_TOKEN": "file-token",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.base import print_json_line, registry, settings
-from worker.cli.tasks import parse_since
+from worker.cli.filters import parse_since
 from worker.registry import feed
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import events, look, operate, sandbox, stats, tasks, upkeep, web
+from worker.cli import bulk, events, look, operate, sandbox, stats, tasks, upkeep, web
 from worker.cli.base import FAILED, INTERRUPTED, UNREACHABLE, USAGE, complain
 from worker.errors import (
     HarvesterError,
@@ -79,9 +79,9 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "list": tasks.list_tasks,
         "wait": tasks.wait,
         "look": look.look,
-        "retry": tasks.retry,
-        "cancel": tasks.cancel,
-        "notify": tasks.notify,
+        "retry": bulk.retry,
+        "cancel": bulk.cancel,
+        "notify": bulk.notify,
         "url": tasks.url,
     },
     "Operation": {

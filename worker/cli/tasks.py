@@ -1,17 +1,12 @@
-"""Commands about tasks: hand in, look, wait, try again, end, fetch."""
+"""Commands about tasks: submit, look at, list, wait for, fetch."""
 
 # ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
 
 from __future__ import annotations
 
 import asyncio
-import re
-import sys
-from collections import Counter
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,15 +20,29 @@ from worker.cli.base import (
     settings,
     span,
 )
+from worker.cli.filters import (
+    ErrorText,
+    FromFile,
+    Labels,
+    Reasons,
+    Since,
+    States,
+    Until,
+    Wanted,
+    read_ids,
+    say_bound,
+)
 from worker.cli.show import FEW, Report, last_time, refused_table, show, tasks_table
 from worker.core import jsontext, manifest
 from worker.core.models import FINAL_STATES, Priority, Reason, State
 from worker.errors import RegistryUnavailable
+from worker.registry import selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from config.settings import Settings
+    from worker.core.filters import Filters
     from worker.core.submission import Refusal
     from worker.registry.registry import Registry
 
@@ -42,7 +51,6 @@ _EVERYTHING = 10_000_000
 _PAGE = 100
 _LOOK = 0.5  # seconds between two looks at what is waited for
 _PATIENCE = 15.0  # seconds of an unreachable Redis that waiting outlasts
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 TaskIds = Annotated[list[str], typer.Argument(metavar="ID", help="Task ids.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -105,7 +113,7 @@ def submit(
         "priority": None if priority is None else str(priority),
     }
     chosen = settings()
-    ids = _chain(task_ids or [], _read_ids(from_file))
+    ids = _chain(task_ids or [], read_ids(from_file))
     new, refused = asyncio.run(_submit(chosen, ids, options))
     if not as_json:
         _tell_submitted(new, refused)
@@ -147,21 +155,6 @@ def _read_metadata(text: str | None) -> Any:
     if not isinstance(value, dict):
         raise typer.BadParameter("not a JSON object", param_hint="--metadata")
     return value
-
-
-def _read_ids(source: str | None) -> Iterator[str]:
-    if source is None:
-        return
-    try:
-        file = sys.stdin if source == "-" else Path(source).open(encoding="utf-8")  # noqa: SIM115
-        with file:
-            for line in file:
-                task_id = line.strip()
-                if task_id and not task_id.startswith("#"):
-                    yield task_id
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise typer.BadParameter(f"{source}: {reason}", param_hint="--from-file") from None
 
 
 def _chain(*parts: Iterable[str]) -> Iterator[str]:
@@ -220,17 +213,17 @@ async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, i
 
 def list_tasks(
     *,
-    state: Annotated[State | None, typer.Option(help="Only tasks in this state.")] = None,
+    state: States = None,
+    reason: Reasons = None,
+    label: Labels = None,
+    since: Since = None,
+    until: Until = None,
+    error: ErrorText = None,
+    from_file: FromFile = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="At most so many; default 20, with --since all there are."),
-    ] = None,
-    since: Annotated[
-        str | None,
         typer.Option(
-            metavar="TIME",
-            help="Only tasks that finished since then, oldest first: 2h, 30m, 7d, or an ISO 8601 "
-            "time (UTC unless it says otherwise).",
+            min=1, help="At most so many; default 20, with --since or --from-file all there are."
         ),
     ] = None,
     refused: Annotated[
@@ -241,44 +234,42 @@ def list_tasks(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List tasks, newest first."""
-    if refused and (dead or state is not None or since is not None):
+    """List tasks, newest first; with --since oldest first."""
+    wanted = Wanted(
+        state=state, reason=reason, label=label, since=since, until=until, error=error,
+        from_file=from_file,
+    )  # fmt: skip
+    if refused and (dead or wanted.given):
         raise typer.BadParameter("--refused goes with --limit and --json only")
-    if dead and state not in (None, State.FAILED):
+    if dead and ({*(state or ())} - {State.FAILED} or reason):
         raise typer.BadParameter("--dead lists failed tasks")
-    if since is not None:
-        parse_since(since, now=0)  # before anything is connected
+    if dead:
+        wanted = replace(wanted, state=[State.FAILED], reason=[Reason.POISONED])
+    wanted.check()
+    ids = wanted.ids()
     chosen = settings()
     if refused:
         asyncio.run(_list_refused(chosen, limit or FEW, as_json))
         return
-    query = _Query(
-        states=(State.FAILED,) if dead else (state,) if state is not None else _states(since),
-        limit=limit if limit is not None or since is not None else FEW,
-        since=since,
-        dead=dead,
-    )
-    asyncio.run(_list(chosen, query, as_json))
+    if limit is None and since is None and ids is None:
+        limit = FEW
+    asyncio.run(_list(chosen, wanted, ids, limit, as_json))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Query:
-    states: tuple[State, ...]
-    limit: int | None
-    since: str | None
-    dead: bool
-
-
-def _states(since: str | None) -> tuple[State, ...]:
-    """All of them, or those that a task can have finished in."""
-    return tuple(s for s in State if since is None or s in FINAL_STATES)
-
-
-async def _list(chosen: Settings, query: _Query, as_json: bool) -> None:
+async def _list(
+    chosen: Settings, wanted: Wanted, ids: Sequence[str] | None, limit: int | None, as_json: bool
+) -> None:
+    # a time is that of an ending, unless a state says otherwise
+    timed = wanted.given & {"since", "until"}
+    states = tuple(s for s in State if not timed or s in FINAL_STATES)
     async with registry(chosen) as fleet:
         now = await fleet.now()
         counts = await fleet.counts()
-        found = await _find(fleet, query, now)
+        filters = wanted.filters(states, now=now)
+        most = _EVERYTHING if limit is None else limit
+        found = await _find(fleet, filters, ids, most, newest_first=wanted.since is None)
+        if ids is None:
+            await say_bound(fleet, filters)
     if as_json:
         print_json(found)
         return
@@ -290,54 +281,56 @@ async def _list(chosen: Settings, query: _Query, as_json: bool) -> None:
     out.print(" · ".join(f"{count:,} {name}" for name, count in counts.items()), style="dim")
 
 
-async def _find(fleet: Registry, query: _Query, now: int) -> list[dict[str, Any]]:
-    """Records in the order they are listed in: newest first, or oldest first since a time.
+async def _find(
+    fleet: Registry, filters: Filters, ids: Sequence[str] | None, most: int, *, newest_first: bool
+) -> list[dict[str, Any]]:
+    """Records in the order they are listed in: of the file, newest first, or oldest first.
 
     No more of a state is read than there is room for.
     """
-    since = 0 if query.since is None else parse_since(query.since, now=now)
-    newest_first = query.since is None
-    most = _EVERYTHING if query.limit is None else query.limit
     found: list[dict[str, Any]] = []
-    for state in query.states:
-        room = most
-        size = _PAGE if query.dead else min(_PAGE, most)
-        async for page in fleet.pages(state, since=since, newest_first=newest_first, size=size):
-            chosen = await _dead(fleet, page) if query.dead else page
+    if ids is not None:
+        async for record in passing(fleet, filters, ids):
+            found.append(record)
+            if len(found) == most:
+                break
+        return found
+    if newest_first:
+        after, read = None, 0
+        while len(found) < most:
+            step = min(_PAGE, most - len(found))
+            page = await selection.newest(
+                fleet, filters, limit=step, most=_EVERYTHING, after=after, read=read
+            )
+            chosen = [record["task_id"] for record in page.records]
             # an index may name a record that has just expired
-            records = [record for record in await fleet.records(chosen) if record]
+            found += [manifest.shown(record) for record in await fleet.records(chosen) if record]
+            after, read = page.after, read + page.read
+            if after is None:
+                break
+        return found
+    size = _PAGE if filters.by_record else min(_PAGE, most)
+    for state in filters.states:
+        room = most
+        of_state = replace(filters, states=(state,))
+        async for page_ids in selection.oldest(fleet, of_state, size=size):
+            records = [record for record in await fleet.records(page_ids) if record]
             found += [manifest.shown(record) for record in records[:room]]
             room -= len(records)
             if room <= 0:
                 break
-    found.sort(key=last_time, reverse=newest_first)
+    found.sort(key=last_time)
     return found[:most]
 
 
-async def _dead(fleet: Registry, task_ids: Sequence[str]) -> list[str]:
-    """Those of some tasks that were given up because they crash their worker."""
-    reasons = await fleet.fields(task_ids, ("reason",))
-    return [
-        task_id
-        for task_id, found in zip(task_ids, reasons, strict=True)
-        if found and found["reason"] == Reason.POISONED
-    ]
-
-
-def parse_since(text: str, *, now: int, option: str = "--since") -> int:
-    """A duration before ``now``, or a time, in Unix milliseconds; ``BadParameter`` if neither."""
-    duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
-    if duration:
-        return max(0, now - int(duration[1]) * _UNITS[duration[2]] * 1000)
-    try:
-        time = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is neither a duration such as 2h nor a time such as 2025-01-31T12:00",
-            param_hint=option,
-        ) from None
-    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    return max(0, int(aware.timestamp() * 1000))
+async def passing(
+    fleet: Registry, filters: Filters, ids: Sequence[str]
+) -> AsyncIterator[dict[str, Any]]:
+    """The records of those of some tasks that pass, in order."""
+    for start in range(0, len(ids), _PAGE):
+        for record in await fleet.records(ids[start : start + _PAGE]):
+            if record is not None and filters.match(record):
+                yield manifest.shown(record)
 
 
 async def _list_refused(chosen: Settings, limit: int, as_json: bool) -> None:
@@ -422,96 +415,7 @@ async def _follow(fleet: Registry, report: Report) -> None:
             await asyncio.sleep(_LOOK)
 
 
-# -- retry, cancel, url --------------------------------------------------------------------------
-
-
-def retry(task_ids: TaskIds, as_json: Json = False) -> None:
-    """Start failed or partial tasks again, keeping what is stored. Exit code 1 if any cannot be."""
-    said = asyncio.run(_each(settings(), task_ids, "retry"))
-    _tell(said, done="waits again", not_done="nothing to retry", as_json=as_json)
-
-
-def cancel(task_ids: TaskIds, as_json: Json = False) -> None:
-    """End waiting or copying tasks. Exit code 1 if any cannot be."""
-    said = asyncio.run(_each(settings(), task_ids, "cancel"))
-    _tell(said, done="asked to end", not_done="has ended already", as_json=as_json)
-
-
-def notify(
-    task_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")] = None,
-    *,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Instead of ids: all that finished since then, e.g. 2h, 2025-01-31.",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only those that finished until then.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Tell the ends of tasks again, to all who asked. Exit code 1 if any cannot be told."""
-    if bool(task_ids) == (since is not None):
-        raise typer.BadParameter("give either task ids or --since")
-    if until is not None and since is None:
-        raise typer.BadParameter("goes with --since", param_hint="--until")
-    if since is None:
-        said = asyncio.run(_each(settings(), task_ids or (), "notify"))
-        _tell(said, done="is told again", not_done="nothing to tell yet", as_json=as_json)
-        return
-    for text, option in ((since, "--since"), (until, "--until")):
-        if text is not None:
-            parse_since(text, now=0, option=option)  # before anything is connected
-    told, passed_over = asyncio.run(_notify_range(settings(), since, until))
-    if as_json:
-        print_json({"told": told, "passed_over": passed_over})
-    else:
-        print(f"{told} told again; {passed_over} passed over, since nobody asked to be told")
-
-
-async def _notify_range(chosen: Settings, since: str, until: str | None) -> tuple[int, int]:
-    """How many tasks that finished in a range of time are told again, and how many are not."""
-    said: Counter[str] = Counter()
-    async with registry(chosen) as fleet:
-        now = await fleet.now()
-        first = parse_since(since, now=now)
-        # what ends from now on is told anyway
-        last = now if until is None else parse_since(until, now=now, option="--until")
-        for state in FINAL_STATES:
-            async for page in fleet.pages(state, since=first, until=last):
-                for task_id in page:
-                    said[await fleet.notify(task_id)] += 1
-    return said["ok"], said["nobody"]
-
-
-async def _each(chosen: Settings, task_ids: Sequence[str], what: str) -> dict[str, str]:
-    async with registry(chosen) as fleet:
-        ask = {"retry": fleet.retry, "cancel": fleet.cancel, "notify": fleet.notify}[what]
-        return {task_id: await ask(task_id) for task_id in dict.fromkeys(task_ids)}
-
-
-def _tell(said: Mapping[str, str], *, done: str, not_done: str, as_json: bool) -> None:
-    failed = {task_id: answer for task_id, answer in said.items() if answer != "ok"}
-    if as_json:
-        print_json({"done": [i for i in said if i not in failed], "not_done": failed})
-    else:
-        _tell_each(said, done=done, not_done=not_done)
-    if failed:
-        raise typer.Exit(FAILED)
-
-
-def _tell_each(said: Mapping[str, str], *, done: str, not_done: str) -> None:
-    for task_id, answer in said.items():
-        if answer == "ok":
-            print(f"{task_id}\t{done}")
-        elif answer == "unknown":
-            complain(f"{task_id} is unknown here")
-        elif answer == "nobody":
-            complain(f"{task_id}: nobody asked to be told")
-        else:
-            complain(f"{task_id} is {answer}: {not_done}")
+# -- url -----------------------------------------------------------------------------------------
 
 
 def url(

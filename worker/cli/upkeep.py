@@ -12,8 +12,20 @@ import simplejson
 import typer
 
 from worker.cli.base import FAILED, complain, console, moment, print_json, registry, settings, size
+from worker.cli.filters import (
+    ErrorText,
+    FromFile,
+    Labels,
+    Reasons,
+    Since,
+    States,
+    Until,
+    Wanted,
+    parse_since,
+    say_bound,
+)
 from worker.cli.show import FEW
-from worker.cli.tasks import parse_since
+from worker.cli.tasks import passing
 from worker.core import manifest
 from worker.core.models import FINAL_STATES, State
 
@@ -219,29 +231,37 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
 
 def export(
     *,
-    state: Annotated[State | None, typer.Option(help="Only tasks in this state.")] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Only tasks that finished since then, or were submitted if unfinished.",
-        ),
-    ] = None,
+    state: States = None,
+    reason: Reasons = None,
+    label: Labels = None,
+    since: Since = None,
+    until: Until = None,
+    error: ErrorText = None,
+    from_file: FromFile = None,
 ) -> None:
     """Print records as JSON Lines, one a line, oldest first within each state."""
-    if since is not None:
-        parse_since(since, now=0)  # before anything is connected
-    asyncio.run(_export(settings(), tuple(State) if state is None else (state,), since))
+    wanted = Wanted(
+        state=state, reason=reason, label=label, since=since, until=until, error=error,
+        from_file=from_file,
+    )  # fmt: skip
+    wanted.check()
+    asyncio.run(_export(settings(), wanted, wanted.ids()))
 
 
-async def _export(chosen: Settings, states: Sequence[State], since: str | None) -> None:
+async def _export(chosen: Settings, wanted: Wanted, ids: Sequence[str] | None) -> None:
+    from worker.registry import selection
+
     async with registry(chosen) as fleet:
-        start = 0 if since is None else parse_since(since, now=await fleet.now())
-        for state in states:
-            async for page in fleet.pages(state, since=start):
-                for record in await fleet.records(page):
-                    if record is not None:
-                        print(_line(manifest.shown(record)))
+        filters = wanted.filters(tuple(State), now=await fleet.now())
+        if ids is not None:
+            async for document in passing(fleet, filters, ids):
+                print(_line(document))
+            return
+        async for page in selection.oldest(fleet, filters):
+            for record in await fleet.records(page):
+                if record is not None:
+                    print(_line(manifest.shown(record)))
+        await say_bound(fleet, filters)
 
 
 def _line(record: dict[str, Any]) -> str:

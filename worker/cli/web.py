@@ -54,15 +54,25 @@ def web(
 def make(chosen: Settings, host: str) -> Any:
     """The application for these settings; ``SettingsError`` if it would be open to everybody."""
     from worker.transfer.store import ObjectStore
-    from worker.web.access import is_loopback
-    from worker.web.app import Desk, make_app
+    from worker.web.access import Tokens, is_loopback
+    from worker.web.app import make_app
+    from worker.web.desk import Desk
     from worker.wiring import make_layout, make_policy, make_registry
 
-    token = "" if chosen.web_token is None else chosen.web_token.get_secret_value()
-    if not token and not is_loopback(host):
+    full = (chosen.web_token, chosen.web_token_previous)
+    tokens = Tokens(
+        full=tuple(token.get_secret_value() for token in full if token is not None),
+        read=() if chosen.web_read_token is None else (chosen.web_read_token.get_secret_value(),),
+    )
+    if not tokens and not is_loopback(host):
         raise SettingsError(
             f"HARVESTER_WEB_TOKEN is not set: without it only loopback may be listened on, and "
             f"{host} is not"
+        )
+
+    if {*tokens.read} & {*tokens.full}:
+        raise SettingsError(
+            "HARVESTER_WEB_READ_TOKEN is a token that may do everything: set it to another one"
         )
 
     def open_desk() -> Desk:
@@ -73,4 +83,4 @@ def make(chosen: Settings, host: str) -> Any:
             probe_key=make_layout(chosen).manifest_key("-readiness"),  # no id begins so,
         )
 
-    return make_app(open_desk, token=token, version=version("comfy-harvester"))
+    return make_app(open_desk, tokens=tokens, version=version("comfy-harvester"))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from worker.core.durations import from_fields
+from worker.core.filters import Action
 from worker.core.looks import Look
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
@@ -27,6 +28,7 @@ from worker.registry.clock import Clock
 from worker.registry.intake import REFUSED_KEPT, Stream
 from worker.registry.lines import read_lines
 from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
+from worker.registry.requests import Requests
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
 
@@ -138,6 +140,7 @@ class Registry:
         self._events_maxlen = events_maxlen
         self.tally = Tally()
         self._scripts = Scripts(redis, namespace)
+        self._requests = Requests(self, self._scripts, deadline=deadline)
         self.intake = Stream(redis, self._scripts, namespace)
         self._replicas = 0
         self._replicas_until = 0.0
@@ -472,29 +475,23 @@ class Registry:
 
     # -- asked for from outside ---------------------------------------------------------------
 
+    async def ask(
+        self, action: Action, task_ids: Sequence[str], *, until: int | None = None
+    ) -> dict[str, str]:
+        """Retry, cancel or notify tasks: what came of each (see :meth:`Requests.ask`)."""
+        return await self._requests.ask(action, task_ids, until=until)
+
     async def retry(self, task_id: str) -> str:
         """Open a new run of a failed or partial task: ``ok``, ``unknown`` or its state."""
-        record = await self.record(task_id)
-        options = json.loads(record["options"]) if record else {}
-        own = options.get("deadline")
-        said: str = await self._scripts.call(
-            "retry",
-            task_id,
-            secrets.token_hex(16),
-            round(self._deadline * 1000),
-            "" if own is None else round(float(own) * 1000),
-        )
-        return said
+        return (await self.ask(Action.RETRY, [task_id]))[task_id]
 
     async def cancel(self, task_id: str) -> str:
         """Ask for a task's end: ``ok``, ``unknown`` or the final state it is in."""
-        said: str = await self._scripts.call("cancel", task_id)
-        return said
+        return (await self.ask(Action.CANCEL, [task_id]))[task_id]
 
     async def notify(self, task_id: str) -> str:
         """Have a final task told again: ``ok``, ``unknown``, ``nobody`` or its state."""
-        said: str = await self._scripts.call("notify", task_id)
-        return said
+        return (await self.ask(Action.NOTIFY, [task_id]))[task_id]
 
     async def look(self, task_ids: Sequence[str]) -> dict[str, Look]:
         """Have waiting tasks asked about at once, at a quarter of the rate; what came of each."""

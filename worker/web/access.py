@@ -1,6 +1,6 @@
-"""Who may ask: a bearer token (RFC 6750), or nobody but this machine.
+"""Access to the API: by a bearer token (RFC 6750), or from this machine only.
 
-Without a token the server listens on loopback only. Pages of other sites that a browser on this
+Without tokens the server listens on loopback only. Pages of other sites that a browser on this
 machine has open are kept out as well: by the Host header (a name of theirs that resolves to
 loopback) and by the Origin header (a form of theirs that posts here).
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,8 +20,12 @@ from worker.web.problems import problem
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_READABLE = re.compile(r"/metrics|/api/(?:endings|events|groups|stats|tasks)|/api/tasks/[^/]+")
+"""What the token that may only read is good for, with GET. Addresses of files are not among it."""
+_MAY_ACT = "harvester.may_act"
 _OPEN = ("/healthz", "/readyz")
-_OPEN_WITH_TOKEN = (*_OPEN, "/", "/openapi.json")
+_OPEN_WITH_TOKEN = (*_OPEN, "/", "/tasks", "/docs", "/openapi.json")
+_OPEN_BELOW = ("/static/", "/tasks/")  # the page, which holds nothing of the fleet
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -41,15 +47,36 @@ def is_loopback(host: str) -> bool:
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Tokens:
+    """The tokens: those that may do everything, and those that may only read."""
+
+    full: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.full or self.read)
+
+
+def may_act(scope: Scope) -> bool:
+    """Whether a request that :class:`Access` has let through may do more than read."""
+    return bool(scope.get(_MAY_ACT, True))
+
+
+def _is_one_of(given: str, tokens: tuple[str, ...]) -> bool:
+    """Whether a token is among some, in a time that tells nothing of them."""
+    return sum(hmac.compare_digest(given.encode(), token.encode()) for token in tokens) > 0
+
+
 class Access:
     """ASGI middleware: the checks above, and the headers that every answer carries.
 
-    ``token`` is empty on loopback.
+    Without ``tokens`` it answers this machine only.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
-        self._token = token
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
@@ -64,9 +91,11 @@ class Access:
                     headers.setdefault(name, value)
                 if scope["path"].startswith("/api/"):
                     headers.setdefault("Cache-Control", "no-store")
+                elif scope["path"].startswith("/static/"):  # of one release, as the page is
+                    headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        refused = self._refuse(scope["path"], Headers(scope=scope))
+        refused = self._refuse(scope, Headers(scope=scope))
         if refused is None:
             await self._app(scope, receive, dressed)
             return
@@ -74,16 +103,24 @@ class Access:
         extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         await problem(status, detail, extra)(scope, receive, dressed)
 
-    def _refuse(self, path: str, headers: Headers) -> tuple[int, str] | None:
+    def _refuse(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        path = scope["path"]
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        if self._token:
-            if path in _OPEN_WITH_TOKEN or path.startswith("/static/"):
+        if self._tokens:
+            if path in _OPEN_WITH_TOKEN or path.startswith(_OPEN_BELOW):
                 return None
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            given_right = hmac.compare_digest(given.strip().encode(), self._token.encode())
-            if scheme.lower() != "bearer" or not given_right:
+            given = given.strip()
+            if scheme.lower() != "bearer":
+                given = ""
+            if _is_one_of(given, self._tokens.full):
+                return None
+            if not _is_one_of(given, self._tokens.read):
                 return 401, "a bearer token is needed: HARVESTER_WEB_TOKEN"
+            scope[_MAY_ACT] = False
+            if scope["method"] != "GET" or not _READABLE.fullmatch(path):
+                return 403, "this token may only read, and make no addresses of files"
             return None
         if path in _OPEN:
             return None

@@ -9,16 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi import Path as InPath
 from fastapi.security import HTTPBearer
-from starlette.responses import FileResponse, Response, StreamingResponse
-from starlette.staticfiles import StaticFiles
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from worker.core import jsontext, manifest
 from worker.core.looks import TEXTS, Look
@@ -26,28 +21,22 @@ from worker.core.models import State
 from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
 from worker.errors import RegistryUnavailable, StoreError
-from worker.web import documents, metrics, problems, stream
-from worker.web.access import Access
+from worker.registry import endings
+from worker.registry.selection import newest
+from worker.web import bulk, documents, metrics, page, problems, reference, stream
+from worker.web.access import Access, Tokens, may_act
+from worker.web.desk import READY_FOR, AtDesk, Desk, TaskId, answer, answers, body, problem_answers
 from worker.web.problems import Problem
+from worker.web.queries import ListQuery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from pydantic import BaseModel
+    from fastapi.routing import APIRoute
 
-    from worker.core.submission import Policy
     from worker.registry.records import Overview
-    from worker.registry.registry import Registry
-    from worker.transfer.store import ObjectStore
 
-_STATIC = Path(__file__).parent / "static"
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data: {store}; media-src 'self' {store}; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
-_STEP = 200  # records that are read at once, to find those of a label
-_SCANNED = 1000  # records that one listing reads at most, to find those of a label
+_SCANNED = 1000  # records that one listing reads at most, to find those that pass
 _SUMMARY = (
     "task_id", "state", "reason", "error", "label", "run", "submitted_at", "finished_at", "files",
     "updated_at", "last_error", "last_error_at",
@@ -55,37 +44,20 @@ _SUMMARY = (
 _LOOK = 0.25  # seconds between two looks at a task that is waited for
 _LONGEST_WAIT = 60
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
-_READY_FOR = 10.0  # seconds for which a look at the store is believed
-
-TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
 
 
-@dataclass(kw_only=True)
-class Desk:
-    """What the routes work with; made on the loop."""
-
-    registry: Registry
-    store: ObjectStore
-    policy: Policy
-    probe_key: str
-    store_seen: float = field(default=-_READY_FOR)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.store.close()
-        await self.registry.close()
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; FastAPI keeps it once it is made."""
+        made = self.openapi_schema is not None
+        document = super().openapi()
+        if not made:
+            documents.complete(document)
+        return document
 
 
-def _desk(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
-
-
-AtDesk = Annotated[Desk, Depends(_desk)]
-
-
-def make_app(open_desk: Callable[[], Desk], *, token: str, version: str) -> Any:
-    """The application. ``open_desk`` is called on the loop; ``token`` is empty on loopback."""
+def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> Any:
+    """The application. ``open_desk`` is called on the loop; ``tokens`` may be none on loopback."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -93,78 +65,46 @@ def make_app(open_desk: Callable[[], Desk], *, token: str, version: str) -> Any:
         yield
         await app.state.desk.close()
 
-    app = FastAPI(
+    app = _Api(
         title="comfy-harvester",
         version=version,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # what has a default may be left out of an answer, too
+        separate_input_output_schemas=False,
+        generate_unique_id_function=_operation,
         description="Hand in SpeedPix ComfyUI task ids, and follow them until their files are "
         "stored. Errors are RFC 9457 problem details.",
     )
     problems.install(app)
-    for routes in _routes(with_token=bool(token)):
+    for routes in _routes(with_token=bool(tokens)):
         app.include_router(routes)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    return Access(app, token=token)
-
-
-def _answer(value: Any, status: int = 200) -> Response:
-    """JSON with every digit kept."""
-    return Response(jsontext.dumps(value), status, media_type="application/json")
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body; raises ``Problem`` 413 as soon as it is larger than ``most``."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise Problem(413, f"the body is larger than {most} bytes")
-    return bytes(body)
-
-
-_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.PROBLEM}}}
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    texts = {
-        401: "No token, or a wrong one",
-        403: "Not from this machine, or from another site",
-        404: "Unknown task",
-        409: "Not possible in the task's state",
-        413: "Too large",
-        422: "Something in the request is refused",
-        503: "Redis or the store is out of reach",
-    }
-    return {status: {"description": texts[status], **_PROBLEM} for status in statuses}
-
-
-def _answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": model}, **_problems(*statuses)}
+    page.install(app)
+    return Access(app, tokens)
 
 
 def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route after the other
     # the token is checked before any route is reached; this is for the OpenAPI document
     bearer = [Depends(HTTPBearer(auto_error=False, description="HARVESTER_WEB_TOKEN"))]
     routes = APIRouter(
-        responses=_problems(401, 403, 503), dependencies=bearer if with_token else None
+        responses=problem_answers(401, 403, 503), dependencies=bearer if with_token else None
     )
     probes = APIRouter()
 
     @routes.post(
         "/api/tasks",
         status_code=201,
-        openapi_extra=documents.SUBMISSION,
+        openapi_extra=documents.body_of(documents.Submission, required=True),
         responses={
             200: {"description": "All were known already", "model": documents.Accepted},
             201: {"description": "The records exist", "model": documents.Accepted},
-            **_problems(413, 422),
+            **problem_answers(413, 422),
         },
     )
-    async def submit(request: Request, desk: AtDesk) -> Response:
+    async def submit_tasks(request: Request, desk: AtDesk) -> Response:
         """Hand in task ids. An answer of 2xx says that the records of ``tasks`` exist."""
-        task_ids, options = read_body(await _body(request, MAX_BODY_BYTES))
+        task_ids, options = read_body(await body(request, MAX_BODY_BYTES))
         accepted, refusals = read_submission(task_ids, options, desk.policy)
         new, too_many = await desk.registry.submit(accepted)
         refused = [
@@ -173,50 +113,28 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         if not new:
             raise Problem(422, "nothing was accepted", refused=refused)
         tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
-        return _answer({"tasks": tasks, "refused": refused}, 201 if any(new.values()) else 200)
+        return answer({"tasks": tasks, "refused": refused}, 201 if any(new.values()) else 200)
 
-    @routes.get("/api/tasks", responses=_answers(documents.Page, 422))
-    async def listing(
-        desk: AtDesk,
-        *,
-        state: Annotated[list[State] | None, Query(description="Only these states.")] = None,
-        label: Annotated[str | None, Query(max_length=128, description="Only this label.")] = None,
-        since: Annotated[
-            int | None,
-            Query(ge=0, le=2**53, description="Unix milliseconds; no older ones."),
-        ] = None,
-        cursor: Annotated[
-            str | None,
-            Query(pattern="^[0-9]{1,16}:.{1,128}$", description="`next` of the page before."),
-        ] = None,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    ) -> Response:
+    @routes.get("/api/tasks", responses=answers(documents.Page, 422))
+    async def list_tasks(desk: AtDesk, query: Annotated[ListQuery, Query()]) -> Response:
         """List tasks, newest first: by their ending, or by submission while they have none.
 
         A page may hold fewer than ``limit`` tasks while ``next`` leads on.
         """
-        after = _cursor(cursor)
-        found: list[dict[str, Any]] = []
-        more, looked_at = True, 0
-        step = limit if label is None else max(limit, _STEP)
-        while more and len(found) < limit and looked_at < _SCANNED:
-            page = await desk.registry.page(state or tuple(State), after=after, limit=step)
-            recent = [row for row in page if since is None or row[0] >= since]
-            more = len(recent) == step
-            looked_at += len(recent)
-            records = await desk.registry.fields([task_id for _, task_id in recent], _SUMMARY)
-            for row, record in zip(recent, records, strict=True):
-                if len(found) == limit:
-                    more = True
-                    break
-                after = row
-                if record is not None and label in (None, record.get("label")):
-                    found.append(_summary(record))
-        next_page = f"{after[0]}:{after[1]}" if more and after is not None else None
-        return _answer({"tasks": found, "next": next_page})
+        filters = query.filters()
+        read, after = _cursor(query.cursor)
+        found = await newest(
+            desk.registry, filters, limit=query.limit, most=_SCANNED, after=after, read=read,
+            names=_SUMMARY,
+        )  # fmt: skip
+        next_page = None
+        if found.after is not None:
+            before = f"{read + found.read}~" if filters.bounded else ""
+            next_page = f"{before}{found.after[0]}:{found.after[1]}"
+        return answer({"tasks": [_summary(record) for record in found.records], "next": next_page})
 
-    @routes.get("/api/tasks/{task_id}", responses=_answers(documents.Record, 404, 422))
-    async def task(
+    @routes.get("/api/tasks/{task_id}", responses=answers(documents.Record, 404, 422))
+    async def get_task(
         request: Request,
         desk: AtDesk,
         task_id: TaskId,
@@ -232,11 +150,11 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
                 raise Problem(404, f"{task_id} is unknown here")
             over = State(record["state"]).final or time.monotonic() >= until
             if over or await request.is_disconnected():
-                return _answer(manifest.shown(record, await desk.registry.held_up(task_id)))
+                return answer(manifest.shown(record, await desk.registry.held_up(task_id)))
             await asyncio.sleep(_LOOK)
 
-    @routes.get("/api/tasks/{task_id}/urls", responses=_answers(documents.Links, 404, 409, 422))
-    async def urls(
+    @routes.get("/api/tasks/{task_id}/urls", responses=answers(documents.Links, 404, 409, 422))
+    async def get_urls(
         desk: AtDesk,
         task_id: TaskId,
         expires: Annotated[int, Query(ge=1, le=_MAX_EXPIRES, description="Seconds.")] = 3600,
@@ -249,51 +167,65 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         if not files:
             raise Problem(409, f"{task_id} is {record['state']} and has no stored files")
         made = await desk.store.presign_files(files, expires=expires)
-        return _answer({"files": made, "expires": expires})
+        return answer({"files": made, "expires": expires})
 
-    asked = {202: {"model": documents.Done}, **_problems(404, 409, 422)}
+    asked = {202: {"model": documents.Granted}, **problem_answers(404, 409, 422)}
 
     @routes.post("/api/tasks/{task_id}/retry", status_code=202, responses=asked)
-    async def retry(desk: AtDesk, task_id: TaskId) -> Response:
+    async def retry_task(desk: AtDesk, task_id: TaskId) -> Response:
         """Start a failed or partial task again, as a new run."""
         return _done(task_id, await desk.registry.retry(task_id))
 
     @routes.post("/api/tasks/{task_id}/cancel", status_code=202, responses=asked)
-    async def cancel(desk: AtDesk, task_id: TaskId) -> Response:
+    async def cancel_task(desk: AtDesk, task_id: TaskId) -> Response:
         """Ask for a task's end; a worker writes it."""
         return _done(task_id, await desk.registry.cancel(task_id))
 
     @routes.post("/api/tasks/{task_id}/notify", status_code=202, responses=asked)
-    async def notify(desk: AtDesk, task_id: TaskId) -> Response:
+    async def notify_task(desk: AtDesk, task_id: TaskId) -> Response:
         """Tell a final task's callbacks again, with the same webhook-id."""
         return _done(task_id, await desk.registry.notify(task_id))
 
     @routes.post(
         "/api/tasks/{task_id}/look",
         status_code=202,
-        responses={202: {"model": documents.Looked}, **_problems(404, 409, 422)},
+        responses={202: {"model": documents.Looked}, **problem_answers(404, 409, 422)},
     )
-    async def look(desk: AtDesk, task_id: TaskId) -> Response:
+    async def look_at_task(desk: AtDesk, task_id: TaskId) -> Response:
         """Have the upstream asked about a waiting task at once, within a quarter of the rate."""
         said = (await desk.registry.look([task_id]))[task_id]
         if not said.granted:
             raise Problem(404 if said is Look.UNKNOWN else 409, f"{task_id} {TEXTS[said]}")
-        return _answer({"task_id": task_id, "look": said}, 202)
+        return answer({"task_id": task_id, "look": said}, 202)
 
-    @routes.get("/api/stats", responses=_answers(documents.Fleet))
-    async def stats(desk: AtDesk) -> Response:
+    @routes.get("/api/stats", responses=answers(documents.Fleet))
+    async def get_stats(request: Request, desk: AtDesk) -> Response:
         """The fleet at a glance."""
-        return _answer(glance(await desk.registry.overview()))
+        fleet = glance(await desk.registry.overview())
+        return answer({**fleet, "may_act": may_act(request.scope)})
+
+    @routes.get("/api/endings", responses=answers(documents.Endings, 422))
+    async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
+        """How many tasks ended when, in 60 equal spans; the last one holds this moment."""
+        found = await endings.look(desk.registry, span.minutes)
+        return answer(
+            {
+                "now": found.now,
+                "begin": found.begin,
+                "step": found.step,
+                "counts": dict(found.counts),
+            }
+        )
 
     @routes.get(
         "/api/events",
         response_class=StreamingResponse,
         responses={
             200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-            **_problems(422),
+            **problem_answers(422),
         },
     )
-    async def events(
+    async def follow_events(
         request: Request,
         desk: AtDesk,
         after: Annotated[
@@ -313,39 +245,46 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def scrape(desk: AtDesk) -> Response:
+    async def get_metrics(desk: AtDesk) -> Response:
         """The fleet's figures, for Prometheus."""
         text = metrics.exposition(await desk.registry.overview())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @probes.get("/healthz", responses=_answers(documents.Alive))
-    async def alive() -> Response:
+    @probes.get("/healthz", responses=answers(documents.Health))
+    async def get_health() -> Response:
         """This process answers."""
-        return _answer({"alive": True})
+        return answer({"alive": True})
 
-    @probes.get("/readyz", responses=_answers(documents.Ready, 503))
-    async def ready(desk: AtDesk) -> Response:
+    @probes.get("/readyz", responses=answers(documents.Readiness, 503))
+    async def get_readiness(desk: AtDesk) -> Response:
         """Redis and the store answer, and a worker has ticked lately."""
         wrong = [text for text in await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
                  if text]  # fmt: skip
         if wrong:
             raise Problem(503, "; ".join(wrong))
-        return _answer({"ready": True})
+        return answer({"ready": True})
 
-    @routes.get("/", include_in_schema=False)
-    async def page(desk: AtDesk) -> Response:
-        policy = _POLICY.format(store=await _store_origin(desk))
-        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
-        return FileResponse(_STATIC / "index.html", headers=headers)
+    @probes.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        headers = {"Content-Security-Policy": reference.POLICY}
+        return HTMLResponse(reference.page(request.app.openapi()), headers=headers)
 
+    routes.include_router(bulk.routes)
     return routes, probes
 
 
-def _cursor(text: str | None) -> tuple[int, str] | None:
+def _operation(route: APIRoute) -> str:
+    """The operation's id in the OpenAPI document, which generated clients name functions by."""
+    return route.name
+
+
+def _cursor(text: str | None) -> tuple[int, tuple[int, str] | None]:
+    """How many tasks were read before, where that is bounded, and the last one of them."""
     if text is None:
-        return None
-    at, _, task_id = text.partition(":")
-    return int(at), task_id
+        return 0, None
+    place, _, task_id = text.partition(":")
+    read, _, at = place.rpartition("~")
+    return int(read or 0), (int(at), task_id)
 
 
 def _summary(record: Mapping[str, str]) -> dict[str, Any]:
@@ -367,7 +306,7 @@ def _summary(record: Mapping[str, str]) -> dict[str, Any]:
 
 def _done(task_id: str, said: str) -> Response:
     if said == "ok":
-        return _answer({"task_id": task_id, "done": True}, 202)
+        return answer({"task_id": task_id, "done": True}, 202)
     if said == "unknown":
         raise Problem(404, f"{task_id} is unknown here")
     why = "nobody asked to be told" if said == "nobody" else f"the task is {said}"
@@ -394,21 +333,16 @@ def glance(fleet: Overview) -> dict[str, Any]:
             "price": round(price(fleet.behind), 3),
         },
         "circuits": {
-            name: {"kind": fields.get("kind", ""), "message": fields.get("message", "")}
+            name: {
+                "kind": fields.get("kind", ""),
+                "message": fields.get("message", ""),
+                "opened_at": int(fields.get("opened_at") or 0),
+            }
             for name, fields in fleet.circuits.items()
         },
         "clock_step": fleet.clock_step,
         "counters": dict(sorted(fleet.counters.items())),
     }
-
-
-async def _store_origin(desk: Desk) -> str:
-    """Where presigned addresses lead, as a source of a content security policy."""
-    try:
-        parts = urlsplit(await desk.store.presign_get(desk.probe_key, expires=1))
-    except StoreError:
-        return ""  # the page is there all the same, without pictures
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 async def _fleet_fault(desk: Desk) -> str:
@@ -421,7 +355,7 @@ async def _fleet_fault(desk: Desk) -> str:
 
 async def _store_fault(desk: Desk) -> str:
     """Whether the store answers; as a manifest is looked for, which needs no further rights."""
-    if time.monotonic() - desk.store_seen < _READY_FOR:
+    if time.monotonic() - desk.store_seen < READY_FOR:
         return ""
     try:
         async with asyncio.timeout(5):

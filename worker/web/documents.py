@@ -6,13 +6,16 @@ These describe, and the tests hold the answers against them. The answers themsel
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
 from worker.core.looks import Look
-from worker.core.models import Reason, State
+from worker.core.models import Priority, Reason, State
 from worker.core.submission import MAX_IDS, TASK_ID
+
+_TASK_ID = Annotated[str, Field(pattern=f"^{TASK_ID.pattern}$")]
 
 Milliseconds = int
 """Unix milliseconds of the Redis server."""
@@ -64,6 +67,57 @@ class Page(BaseModel):
     next: str | None
 
 
+class TaskGroup(BaseModel):
+    """Tasks of one state and reason, whose errors are of one kind.
+
+    ``error`` is the newest one, ``task_ids`` are the newest few, ``newest`` and ``oldest`` are
+    times of endings. ``group`` selects these tasks, together with ``state`` and ``reason``.
+    """
+
+    state: State
+    reason: Reason
+    group: str
+    error: str
+    count: int = Field(ge=1)
+    newest: Milliseconds
+    oldest: Milliseconds
+    task_ids: list[str]
+
+
+class GroupList(BaseModel):
+    """The largest groups among the newest ``read`` of ``of`` tasks, up to the time ``until``."""
+
+    groups: list[TaskGroup]
+    read: int = Field(ge=0)
+    of: int = Field(ge=0)
+    until: Milliseconds
+
+
+class BulkIds(BaseModel):
+    """Ids of tasks to act on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task_ids: list[_TASK_ID] = Field(min_length=1, max_length=500)
+
+
+class Bulk(BaseModel):
+    """What came of one call: how many tasks were done, and which.
+
+    ``not_done`` counts the others by what they are instead: a state, ``changed`` (ended after
+    ``until``), ``unknown`` or ``nobody`` (no callback is registered). Of ``read`` tasks that were
+    looked at the rest do not pass the filters. With ``next`` as ``cursor`` the same call goes on.
+    After a dry run ``done`` is how many would be, and ``task_ids`` are some of them.
+    """
+
+    done: int = Field(ge=0)
+    not_done: dict[str, int]
+    task_ids: list[str]
+    read: int = Field(ge=0)
+    until: Milliseconds
+    next: str | None
+
+
 class Told(BaseModel):
     """How telling one callback goes."""
 
@@ -75,6 +129,25 @@ class Told(BaseModel):
     done_at: Milliseconds | None
     next_at: Milliseconds
     log: list[dict[str, Any]] = []
+
+
+class File(BaseModel):
+    """A file of a task: where it is stored, or why it was lost (``error``)."""
+
+    name: str
+    refs: list[str]
+    key: str = Field("", description="Missing of a lost file, as is what follows from it.")
+    uri: str = ""
+    url: str = Field("", description="With HARVESTER_PUBLIC_BASE_URL only.")
+    bytes: int | None = Field(None, ge=0)
+    sha256: str = ""
+    content_type: str = ""
+    width: int | None = None
+    height: int | None = None
+    duration: float | None = Field(None, description="Seconds.")
+    filename: str = ""
+    stored_at: Milliseconds | None = None
+    error: str = ""
 
 
 class Record(BaseModel):
@@ -96,7 +169,7 @@ class Record(BaseModel):
     last_error: str = ""
     last_error_at: Milliseconds | None = None
     upstream: dict[str, Any] = {}
-    files: list[dict[str, Any]] = []
+    files: list[File] = []
     result: dict[str, Any] = {}
     manifest: str = ""
     told: list[Told]
@@ -118,7 +191,7 @@ class Links(BaseModel):
     expires: int
 
 
-class Done(BaseModel):
+class Granted(BaseModel):
     """A wish that is granted."""
 
     task_id: str
@@ -160,6 +233,7 @@ class Circuit(BaseModel):
 
     kind: str
     message: str
+    opened_at: Milliseconds = Field(description="0 if the worker that opened it has not said.")
 
 
 class Fleet(BaseModel):
@@ -175,66 +249,103 @@ class Fleet(BaseModel):
         description="A step of Redis' clock within the last hour, in words; empty without one."
     )
     counters: dict[str, int]
+    may_act: bool = Field(True, description="Whether the token may do more than read.")
 
 
-class Alive(BaseModel):
+class Span(BaseModel):
+    """How far to look back."""
+
+    model_config = ConfigDict(extra="forbid")
+    minutes: int = Field(default=5, ge=1, le=43_200)
+
+
+class Endings(BaseModel):
+    """Tasks that ended, by state, in equal spans of ``step`` milliseconds from ``begin`` on."""
+
+    now: Milliseconds
+    begin: Milliseconds
+    step: int
+    counts: dict[State, list[int]]
+
+
+class Health(BaseModel):
     """This process answers."""
 
     alive: Literal[True]
 
 
-class Ready(BaseModel):
+class Readiness(BaseModel):
     """The fleet works."""
 
     ready: Literal[True]
 
 
-PROBLEM = {
-    "type": "object",
-    "required": ["title", "status", "detail"],
-    "properties": {
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "refused": {"type": "array", "items": Refused.model_json_schema()},
-    },
-}
-"""An error, as RFC 9457 has it."""
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
 
-_TASK_ID = {"type": "string", "pattern": f"^{TASK_ID.pattern}$"}
-SUBMISSION = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["task_ids"],
-                    "properties": {
-                        "task_ids": {
-                            "oneOf": [
-                                _TASK_ID,
-                                {
-                                    "type": "array",
-                                    "items": _TASK_ID,
-                                    "minItems": 1,
-                                    "maxItems": MAX_IDS,
-                                },
-                            ]
-                        },
-                        "metadata": {"type": "object"},
-                        "prefix": {"type": "string"},
-                        "expected_seconds": {"type": "number"},
-                        "label": {"type": "string"},
-                        "deadline": {"type": "number"},
-                        "callback_url": {"type": "string", "format": "uri"},
-                        "reply_task": {"type": "string"},
-                        "reply_queue": {"type": "string"},
-                        "priority": {"enum": ["high", "normal", "low"]},
-                    },
-                }
-            }
-        },
-    }
-}
-"""The body of ``POST /api/tasks``; an option that is refused does not refuse the rest."""
+    title: str
+    status: int
+    detail: str
+    refused: list[Refused] = Field([], description="What was refused of a submission.")
+
+
+class Submission(BaseModel):
+    """Task ids, and what is to be done with them. A refused option does not refuse the rest."""
+
+    task_ids: _TASK_ID | Annotated[list[_TASK_ID], Field(min_length=1, max_length=MAX_IDS)]
+    metadata: dict[str, Any] | None = None
+    prefix: str | None = None
+    expected_seconds: float | None = None
+    label: str | None = None
+    deadline: float | None = None
+    callback_url: str | None = None
+    reply_task: str | None = None
+    reply_queue: str | None = None
+    priority: Priority | None = None
+
+
+COMPONENTS = (Problem, Submission, BulkIds)
+"""Models that FastAPI does not see, since bodies and problems are read and written by our own."""
+
+
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    """A schema that refers to a model of this module."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def body_of(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
+    """A JSON body of a request, for ``openapi_extra``."""
+    content = {"application/json": {"schema": reference(model)}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def complete(document: dict[str, Any]) -> None:
+    """Make FastAPI's OpenAPI document say what is true of bodies, answers and parameters.
+
+    It gets :data:`COMPONENTS`. What may be missing is left out, never null, and has no default:
+    generators take a field with a default for one that is always there.
+    """
+    _, made = models_json_schema(
+        [(model, "validation") for model in COMPONENTS],
+        ref_template="#/components/schemas/{model}",
+    )
+    models = document["components"]["schemas"]
+    models |= made["$defs"]
+    for model in models.values():
+        for field, schema in model.get("properties", {}).items():
+            if field not in model.get("required", ()):
+                schema.pop("default", None)
+                _never_null(schema)
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                _never_null(parameter["schema"])
+
+
+def _never_null(schema: dict[str, Any]) -> None:
+    """Take null out of what a schema allows."""
+    kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        schema |= kinds[0]
+    elif kinds:
+        schema["anyOf"] = kinds

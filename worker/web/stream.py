@@ -15,7 +15,7 @@ from worker.registry import feed
 from worker.web.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from worker.registry.records import Overview
     from worker.registry.registry import Registry
@@ -27,6 +27,7 @@ ENTRY = "^[0-9]{1,19}(-[0-9]{1,19})?$"
 """Entry ids of the event stream, in which Redis has numbers of 64 bits."""
 
 _STATS = 2.0  # seconds between two stats
+_SILENT = 3.0  # seconds without a word from Redis after which it counts as out of reach
 _UNAVAILABLE = "event: unavailable\ndata: {}\n\n"
 _open = 0
 
@@ -41,15 +42,35 @@ async def respond(
         raise Problem(422, "Last-Event-ID is not an entry id of the event stream")
     start = last or await registry.newest_event()
     return StreamingResponse(
-        _events(registry, start, glance),
+        _outspoken(_events(registry, start, glance)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
+async def _outspoken(source: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    """What ``source`` yields, and that Redis is out of reach while it yields nothing.
+
+    A Redis that is frozen, or behind a link that swallows everything, gives no error for long.
+    """
+    pending = asyncio.ensure_future(anext(source))
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=_SILENT)
+            if not done:
+                yield _UNAVAILABLE
+                continue
+            yield pending.result()
+            pending = asyncio.ensure_future(anext(source))
+    finally:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        await source.aclose()
+
+
 async def _events(
     registry: Registry, last: str, glance: Callable[[Overview], dict[str, Any]]
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     global _open  # noqa: PLW0603  a process has one loop
     _open += 1
     loop = asyncio.get_running_loop()

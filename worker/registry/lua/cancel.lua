@@ -1,11 +1,13 @@
 -- Asks for a task's end. Invariant: a claimed task is only flagged, its owner acts on the flag;
 -- an unclaimed (or lapsed) one is due at once in 'copy', where endings are written.
--- ARGV: ns, id
--- Returns 'ok', 'unknown' or the final state it is in already.
+-- ARGV: ns, id, until (ms; not given: whenever its run began)
+-- Returns 'ok', 'unknown', 'changed' (its run began later) or the final state it is in already.
 local id = ARGV[2]
 local state = redis.call('HGET', task_key(id), 'state')
 if not state then return 'unknown' end
 if state ~= 'waiting' and state ~= 'copying' then return state end
+local began = tonumber(redis.call('HGET', work_key(id), 'asked_from'))
+if ARGV[3] and began and began > tonumber(ARGV[3]) then return 'changed' end
 local now = now_ms()
 local claimed = false
 if redis.call('HEXISTS', work_key(id), 'token') == 1 then

@@ -102,6 +102,12 @@ local function set_aside(kind, id, now)
   redis.call('HINCRBY', ns .. ':counters', 'set_aside', 1)
 end
 
+-- Whether a final task ended later than `bound` (ms); false without a bound.
+local function ended_after(id, bound)
+  local ended = bound and tonumber(redis.call('HGET', task_key(id), 'finished_at'))
+  return ended and ended > tonumber(bound)
+end
+
 -- Removes all that a record which is gone (expired, or deleted from outside) has left behind.
 local function forget(id)
   redis.call('DEL', work_key(id))

@@ -1,12 +1,14 @@
 -- Opens run n + 1 of a failed or partial task. Invariant: a final state is left only here; the
 -- old run's claims and tells are void, what it stored is kept, and nothing expires meanwhile.
--- ARGV: ns, id, token of this request, default deadline (ms), deadline of the task (ms, '' = default)
--- Returns 'ok', 'unknown' or the state that cannot be retried.
+-- ARGV: ns, id, token of this request, default deadline (ms), deadline of the task (ms, '' = default),
+--       until (ms; not given: whenever it ended)
+-- Returns 'ok', 'unknown', 'changed' (ended later) or the state that cannot be retried.
 local id = ARGV[2]
 local state = redis.call('HGET', task_key(id), 'state')
 if not state then return 'unknown' end
 if redis.call('HGET', work_key(id), 'retried') == ARGV[3] then return 'ok' end
 if state ~= 'failed' and state ~= 'partial' then return state end
+if ended_after(id, ARGV[6]) then return 'changed' end
 local now = now_ms()
 redis.call('PERSIST', task_key(id))
 redis.call('PERSIST', work_key(id))

@@ -1,0 +1,155 @@
+"""The filters that lists and actions share, as options."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.base import complain
+from worker.core.filters import MAX_TEXT, NEWEST, Filters
+from worker.core.models import Reason, State
+from worker.registry import selection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.registry.registry import Registry
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+_MAX_LINE = 4096  # characters: no id is as long
+_MAX_IDS = 1_000_000
+
+States = Annotated[
+    list[State] | None,
+    typer.Option("--state", help="Only tasks in this state; may be repeated."),
+]
+Reasons = Annotated[
+    list[Reason] | None,
+    typer.Option("--reason", help="Only tasks with this reason; may be repeated."),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="Only tasks with this label; may be repeated."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="Only tasks that ended since then (or were submitted, if they have not ended): 2h, "
+        "30m, 7d, or an ISO 8601 time (UTC unless it says otherwise).",
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", help="Only tasks that ended until then.")
+]
+ErrorText = Annotated[
+    str | None,
+    typer.Option(
+        "--error",
+        metavar="TEXT",
+        help=f"Only tasks whose error contains this text, of the newest {NEWEST:,}.",
+    ),
+]
+FromFile = Annotated[
+    str | None,
+    typer.Option(
+        "--from-file",
+        metavar="FILE|-",
+        help="Only the tasks whose ids are in this file, one a line; - is standard input.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The options as they were given."""
+
+    state: list[State] | None = None
+    reason: list[Reason] | None = None
+    label: list[str] | None = None
+    since: str | None = None
+    until: str | None = None
+    error: str | None = None
+    from_file: str | None = None
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the options that were given."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return frozenset(name for name, value in values.items() if value not in (None, []))
+
+    def check(self) -> None:
+        """Raise ``BadParameter`` for what can be told before anything is connected."""
+        for text, option in ((self.since, "--since"), (self.until, "--until")):
+            if text is not None:
+                parse_since(text, now=0, option=option)
+        if self.error is not None and not 0 < len(self.error) <= MAX_TEXT:
+            raise typer.BadParameter(f"1 to {MAX_TEXT} characters", param_hint="--error")
+
+    def filters(self, states: tuple[State, ...], *, now: int) -> Filters:
+        """The filters; ``states`` are those meant if none is named, ``now`` is in Unix ms."""
+        until = None if self.until is None else parse_since(self.until, now=now, option="--until")
+        return Filters(
+            states=tuple(state for state in State if state in (self.state or states)),
+            reasons=frozenset(self.reason or ()),
+            labels=frozenset(self.label or ()),
+            since=0 if self.since is None else parse_since(self.since, now=now),
+            until=until,
+            error=self.error or "",
+        )
+
+    def ids(self) -> list[str] | None:
+        """The ids of the file, each once; ``None`` without one. Raises ``BadParameter``."""
+        if self.from_file is None:
+            return None
+        found: dict[str, None] = {}
+        for task_id in read_ids(self.from_file):
+            found[task_id] = None
+            if len(found) > _MAX_IDS:
+                raise typer.BadParameter(f"more than {_MAX_IDS:,} ids", param_hint="--from-file")
+        return list(found)
+
+
+async def say_bound(registry: Registry, filters: Filters) -> None:
+    """Say on stderr if filters that read a bounded number of tasks leave some unread."""
+    if filters.bounded and (of := await selection.size(registry, filters)) > NEWEST:
+        complain(f"looked at the newest {NEWEST:,} of {of:,} tasks; --since and --until choose")
+
+
+def read_ids(source: str | None) -> Iterator[str]:
+    """The ids of a file, ``-`` for standard input; raises ``BadParameter`` if it is unreadable."""
+    if source is None:
+        return
+    try:
+        file = sys.stdin if source == "-" else Path(source).open(encoding="utf-8")  # noqa: SIM115  closed below
+        with file:
+            while line := file.readline(_MAX_LINE):
+                task_id = line.strip()
+                if task_id and not task_id.startswith("#"):
+                    yield task_id
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise typer.BadParameter(f"{source}: {reason}", param_hint="--from-file") from None
+
+
+def parse_since(text: str, *, now: int, option: str = "--since") -> int:
+    """A duration before ``now``, or a time, in Unix milliseconds; ``BadParameter`` if neither."""
+    duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
+    if duration:
+        return max(0, now - int(duration[1]) * _UNITS[duration[2]] * 1000)
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a duration such as 2h nor a time such as 2025-01-31T12:00",
+            param_hint=option,
+        ) from None
+    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return max(0, round(aware.timestamp() * 1000))

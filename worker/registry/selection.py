@@ -1,0 +1,167 @@
+"""Which tasks pass some filters, read from the indexes a bounded step at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from worker.core.filters import FIELDS, NEWEST, group_of, time_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from worker.core.filters import Action, Filters
+    from worker.registry.registry import Registry
+
+_STEP = 100  # records that are read at once
+_GROUPS = 50
+_SHOWN = 3
+
+Place = tuple[int, str]
+"""Where a list goes on: the time and the id of the last task that was read."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """Tasks that pass, the newest first.
+
+    ``read`` counts the tasks that were looked at. ``after`` is where the next step begins; ``None``
+    if nothing is left, or nothing that may be read.
+    """
+
+    records: list[Mapping[str, str]] = field(default_factory=list)
+    read: int = 0
+    after: Place | None = None
+
+
+async def newest(
+    registry: Registry,
+    filters: Filters,
+    *,
+    limit: int,
+    most: int,
+    after: Place | None = None,
+    read: int = 0,
+    names: Sequence[str] = FIELDS,
+) -> Found:
+    """Up to ``limit`` tasks that pass, of the next ``most`` in order, with these fields.
+
+    ``names`` begin with ``task_id``, and hold :data:`FIELDS` where filters read records. ``read``
+    tasks were looked at before; of filters that read a bounded number, that many fewer are left.
+    """
+    if filters.bounded:
+        most = min(most, NEWEST - read)
+    if after is None and filters.until is not None:
+        after = (filters.until + 1, "")
+    found = Found(after=after)
+    more = True
+    while more and len(found.records) < limit and found.read < most:
+        step = _STEP if filters.by_record else limit - len(found.records)
+        step = min(step, most - found.read)
+        page = await registry.page(filters.states, after=found.after, limit=step)
+        recent = [row for row in page if row[0] >= filters.since]
+        more = len(recent) == step
+        records = await registry.fields([task_id for _, task_id in recent], names)
+        for place, record in zip(recent, records, strict=True):
+            if len(found.records) == limit:
+                more = True
+                break
+            found.after = place
+            found.read += 1
+            # an index may name a record that has just expired, or moved on
+            if record is not None and (not filters.by_record or filters.match(record)):
+                found.records.append(record)
+    if not more or (filters.bounded and read + found.read >= NEWEST):
+        found.after = None
+    return found
+
+
+async def oldest(
+    registry: Registry, filters: Filters, *, size: int = 100
+) -> AsyncIterator[list[str]]:
+    """Ids of the tasks that pass, the oldest first within each state, in pages.
+
+    Where only the newest tasks are read, it is those that are listed so.
+    """
+    if filters.bounded:
+        by_state: dict[str, list[str]] = {state: [] for state in filters.states}
+        found = await newest(registry, filters, limit=NEWEST, most=NEWEST)
+        for record in reversed(found.records):
+            by_state[record["state"]].append(record["task_id"])
+        for ids in by_state.values():
+            for start in range(0, len(ids), size):
+                yield ids[start : start + size]
+        return
+    for state in filters.states:
+        async for page in registry.pages(
+            state, since=filters.since, until=filters.until, size=size
+        ):
+            if not filters.by_record:
+                yield page
+                continue
+            records = await registry.fields(page, FIELDS)
+            yield [record["task_id"] for record in records if record and filters.match(record)]
+
+
+async def named(
+    registry: Registry, filters: Filters, action: Action, task_ids: Sequence[str]
+) -> tuple[list[Mapping[str, str]], Counter[str]]:
+    """Those of some tasks that pass, and how many cannot be acted on, by their state.
+
+    Unknown ones count as ``unknown``.
+    """
+    chosen: list[Mapping[str, str]] = []
+    not_done: Counter[str] = Counter()
+    for record in await registry.fields(task_ids, FIELDS):
+        state = record["state"] if record else "unknown"
+        if record is None or state not in action.states:
+            not_done[state] += 1
+        elif filters.match(record):
+            chosen.append(record)
+    return chosen, not_done
+
+
+async def size(registry: Registry, filters: Filters) -> int:
+    """How many tasks there are in the states and the time that filters ask for."""
+    most = "+inf" if filters.until is None else filters.until
+    async with registry.redis.pipeline(transaction=False) as pipe:
+        for state in filters.states:
+            pipe.zcount(registry.key("index", state), filters.since, most)
+        return sum(map(int, await pipe.execute()))
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """Tasks of one state and reason, whose errors are of one kind.
+
+    ``error`` is the newest one; times are Unix milliseconds; ``task_ids`` are the newest few.
+    """
+
+    state: str
+    reason: str
+    group: str
+    error: str
+    count: int = 0
+    newest: int = 0
+    oldest: int = 0
+    task_ids: list[str] = field(default_factory=list)
+
+
+async def groups(registry: Registry, filters: Filters) -> tuple[list[Group], int]:
+    """The largest groups among the newest tasks that pass, and how many tasks were read."""
+    found = await newest(registry, filters, limit=NEWEST, most=NEWEST)
+    made: dict[tuple[str, str, str], Group] = {}
+    for record in found.records:
+        key = record["state"], record.get("reason", ""), group_of(record)
+        group = made.get(key)
+        if group is None:
+            group = made[key] = Group(
+                state=key[0], reason=key[1], group=key[2], error=record.get("error", ""),
+                newest=time_of(record),
+            )  # fmt: skip
+        group.count += 1
+        group.oldest = time_of(record)
+        if len(group.task_ids) < _SHOWN:
+            group.task_ids.append(record["task_id"])
+    return sorted(made.values(), key=lambda group: -group.count)[:_GROUPS], found.read

@@ -1,0 +1,150 @@
+"""Actions on many tasks, and the groups that failed tasks fall into.
+
+A call changes 500 tasks at most and answers with a cursor for the rest: nothing goes on between the
+calls. All calls of one action are bounded by Redis' time at the first one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from worker.core.filters import NEWEST, Action
+from worker.core.redact import one_line
+from worker.registry import selection
+from worker.web import documents
+from worker.web.desk import AtDesk, answer, answers, body
+from worker.web.problems import Problem
+from worker.web.queries import BulkQuery, GroupQuery
+
+if TYPE_CHECKING:
+    from worker.registry.registry import Registry
+
+_READ = 2000  # tasks that one call looks at, to find those it changes
+_SAMPLE = 20
+_MAX_BODY = 128 * 1024  # 500 of the longest ids, and as much white space
+
+routes = APIRouter()
+
+
+@routes.get("/api/groups", responses=answers(documents.GroupList, 422))
+async def list_groups(desk: AtDesk, query: Annotated[GroupQuery, Query()]) -> Response:
+    """Tasks by state, reason and kind of error, the largest group first; 50 at most.
+
+    Without ``state`` those that failed, wholly or in part. ``read`` tasks of ``of`` were looked at.
+    """
+    now = await desk.registry.now()
+    filters = query.filters()
+    filters = replace(filters, until=now if filters.until is None else min(now, filters.until))
+    found, read = await selection.groups(desk.registry, filters)
+    of = await selection.size(desk.registry, filters)
+    return answer(
+        {
+            "groups": [asdict(group) for group in found],
+            "read": read,
+            "of": max(of, read),
+            "until": filters.until,
+        }
+    )
+
+
+_ASKED: dict[str, Any] = {
+    "responses": {**answers(documents.Bulk, 413, 422)},
+    "openapi_extra": documents.body_of(documents.BulkIds, required=False),
+}
+
+
+@routes.post("/api/bulk/retry", **_ASKED)
+async def retry_tasks(
+    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
+) -> Response:
+    """Start failed and partial tasks again, 500 a call, those that ended before the first call.
+
+    Without ``reason`` those that were canceled or whose content was rejected are left out, unless
+    their ids are given.
+    """
+    return await _act(request, desk.registry, Action.RETRY, query)
+
+
+@routes.post("/api/bulk/cancel", **_ASKED)
+async def cancel_tasks(
+    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
+) -> Response:
+    """Ask for the end of waiting and copying tasks, 500 a call, those that began before the first.
+
+    Workers write the endings.
+    """
+    return await _act(request, desk.registry, Action.CANCEL, query)
+
+
+@routes.post("/api/bulk/notify", **_ASKED)
+async def notify_tasks(
+    request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
+) -> Response:
+    """Tell the callbacks of final tasks again, 500 a call, those that ended before the first."""
+    return await _act(request, desk.registry, Action.NOTIFY, query)
+
+
+async def _act(request: Request, registry: Registry, action: Action, query: BulkQuery) -> Response:
+    ids = await _ids(request)
+    if ids is None and not query.any:
+        raise Problem(422, "give a filter, such as state, or task_ids")
+    filters = query.filters_of(action, await registry.now())
+    not_done: Counter[str] = Counter()
+    following = None
+    if ids is not None:
+        filters = replace(filters, left_out=frozenset())
+        records, not_done = await selection.named(registry, filters, action, ids)
+        read = len(ids)
+    else:
+        before, after = _cursor(query.cursor)
+        most = NEWEST if query.dry_run else _READ
+        limit = NEWEST if query.dry_run else query.limit
+        page = await selection.newest(
+            registry, filters, limit=limit, most=most, after=after, read=before
+        )
+        records, read = page.records, page.read
+        if page.after is not None:
+            so_far = before + read if filters.bounded else 0
+            following = f"{filters.until}:{so_far}:{page.after[0]}:{page.after[1]}"
+    done = [record["task_id"] for record in records]
+    if not query.dry_run:
+        said = await registry.ask(action, done, until=filters.until)
+        done = [task_id for task_id, each in said.items() if each == "ok"]
+        not_done.update(each for each in said.values() if each != "ok")
+    return answer(
+        {
+            "done": len(done),
+            "not_done": not_done,
+            "task_ids": done[:_SAMPLE] if query.dry_run else done,
+            "read": read,
+            "until": filters.until,
+            "next": following,
+        }
+    )
+
+
+def _cursor(text: str | None) -> tuple[int, tuple[int, str] | None]:
+    """How many tasks were read before, where that is bounded, and the last one of them."""
+    if text is None:
+        return 0, None
+    _, read, at, task_id = text.split(":", 3)
+    return int(read), (int(at), task_id)
+
+
+async def _ids(request: Request) -> list[str] | None:
+    """The ids in the body, each once; ``None`` without a body. Raises ``Problem`` 413 and 422."""
+    read = await body(request, _MAX_BODY)
+    if not read:
+        return None
+    try:
+        return list(dict.fromkeys(documents.BulkIds.model_validate_json(read).task_ids))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise Problem(422, one_line(f"{where}: {first['msg']}", 500)) from None

@@ -1,0 +1,87 @@
+"""What the routes share: their connections, how they read a body, and how they answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi import Path as InPath
+from starlette.responses import Response
+
+from worker.core import jsontext
+from worker.web import documents, problems
+from worker.web.problems import Problem
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from worker.core.submission import Policy
+    from worker.registry.registry import Registry
+    from worker.transfer.store import ObjectStore
+
+READY_FOR = 10.0
+"""Seconds for which a look at the store is believed."""
+
+TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """What the routes work with; made on the loop."""
+
+    registry: Registry
+    store: ObjectStore
+    policy: Policy
+    probe_key: str
+    store_seen: float = field(default=-READY_FOR)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.store.close()
+        await self.registry.close()
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+AtDesk = Annotated[Desk, Depends(_desk)]
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """JSON with every digit kept."""
+    return Response(jsontext.dumps(value), status, media_type="application/json")
+
+
+async def body(request: Request, most: int) -> bytes:
+    """The request's body; raises ``Problem`` 413 as soon as it is larger than ``most``."""
+    read = bytearray()
+    async for chunk in request.stream():
+        read += chunk
+        if len(read) > most:
+            raise Problem(413, f"the body is larger than {most} bytes")
+    return bytes(read)
+
+
+_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.reference(documents.Problem)}}}
+
+
+def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problems with these statuses, for the OpenAPI document."""
+    texts = {
+        401: "No token, or a wrong one",
+        403: "Not from this machine, or from another site",
+        404: "Unknown task",
+        409: "Not possible in the task's state",
+        413: "Too large",
+        422: "Something in the request is refused",
+        503: "Redis or the store is out of reach",
+    }
+    return {status: {"description": texts[status], **_PROBLEM} for status in statuses}
+
+
+def answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A good answer and problems, for the OpenAPI document."""
+    return {200: {"model": model}, **problem_answers(*statuses)}

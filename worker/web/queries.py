@@ -1,0 +1,116 @@
+"""The query parameters of lists and bulk actions, and how they are read into filters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from worker.core.filters import MAX_TEXT, ONLY_WHEN_NAMED, Action, Filters
+from worker.core.models import Reason, State
+from worker.web.problems import Problem
+
+MOST = 500
+"""How many tasks one call changes at most."""
+
+Time = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Filtering(BaseModel):
+    """The filters that every list and action takes."""
+
+    state: list[State] | None = Field(None, description="Only these states.")
+    reason: list[Reason] | None = Field(None, description="Only these reasons.")
+    label: list[Annotated[str, Field(max_length=128)]] | None = Field(
+        None, description="Only these labels; an empty one is that of tasks without a label."
+    )
+    since: Time | None = Field(
+        None,
+        description="Unix milliseconds; only tasks that ended then or later, or were submitted "
+        "then or later if they have not ended.",
+    )
+    until: Time | None = Field(None, description="As `since`; only tasks until then.")
+    error: str | None = Field(
+        None,
+        max_length=MAX_TEXT,
+        description="Only tasks whose error contains this text, in upper or lower case; of the "
+        "newest 10,000.",
+    )
+    group: str | None = Field(
+        None,
+        max_length=2 * MAX_TEXT,
+        description="Only tasks with this kind of error, as `/api/groups` names it; of the newest "
+        "10,000.",
+    )
+
+    def filters(self, states: tuple[State, ...] = tuple(State)) -> Filters:
+        """The filters; ``states`` are those meant if none is named."""
+        return Filters(
+            states=tuple(state for state in State if state in (self.state or states)),
+            reasons=frozenset(self.reason or ()),
+            labels=frozenset(self.label or ()),
+            since=self.since or 0,
+            until=self.until,
+            error=self.error or "",
+            group=self.group,
+        )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any filter but ``until``."""
+        return any(
+            value is not None
+            for value in (
+                self.state, self.reason, self.label, self.since, self.error, self.group
+            )
+        )  # fmt: skip
+
+
+class ListQuery(Filtering):
+    """What ``GET /api/tasks`` takes."""
+
+    cursor: str | None = Field(
+        None,
+        pattern="^([0-9]{1,5}~)?[0-9]{1,16}:.{1,128}$",
+        description="`next` of the page before.",
+    )
+    limit: int = Field(50, ge=1, le=200)
+
+
+class GroupQuery(Filtering):
+    """What ``GET /api/groups`` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def filters(self, states: tuple[State, ...] = (State.PARTIAL, State.FAILED)) -> Filters:
+        """The filters; without states those of tasks that failed."""
+        return Filtering.filters(self, states)
+
+
+class BulkQuery(Filtering):
+    """What ``POST /api/bulk/…`` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dry_run: bool = Field(False, description="Change nothing, and count what would be changed.")
+    cursor: str | None = Field(
+        None,
+        pattern="^[0-9]{1,16}:[0-9]{1,5}:[0-9]{1,16}:.{1,128}$",
+        description="`next` of the call before, for the tasks that are left.",
+    )
+    limit: int = Field(MOST, ge=1, le=MOST, description="How many tasks are changed at most.")
+
+    def filters_of(self, action: Action, now: int) -> Filters:
+        """The filters of an action that begins ``now`` (ms), or began at the first call.
+
+        Raises ``Problem`` 422 for a state that the action does not apply to.
+        """
+        for state in self.state or ():
+            if state not in action.states:
+                raise Problem(422, f"state: {action} does not apply to {state} tasks")
+        made = self.filters(action.states)
+        began = now if self.cursor is None else int(self.cursor.partition(":")[0])
+        until = min(began, now) if made.until is None else min(began, now, made.until)
+        left_out = ONLY_WHEN_NAMED - made.reasons if action is Action.RETRY else frozenset[Reason]()
+        return replace(made, until=until, left_out=left_out)
