@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from worker.cli.web import make
 from worker.errors import SettingsError
 from worker.sandbox.simulator import Simulator
 from worker.web import stream
+from worker.web.connections import make_server
 
 TOKEN = "a-token-of-the-tests"
 METRICS = {
@@ -72,9 +72,7 @@ async def serving(
 @asynccontextmanager
 async def listening() -> AsyncIterator[str]:
     """The application on a free port; gives its address."""
-    server = uvicorn.Server(
-        uvicorn.Config(make(load_settings(), "127.0.0.1"), port=0, log_config=None)
-    )
+    server = make_server(make(load_settings(), "127.0.0.1"), host="127.0.0.1", port=0)
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     try:

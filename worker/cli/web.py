@@ -27,26 +27,13 @@ def web(
     Beyond this machine only with HARVESTER_WEB_TOKEN.
     """
     import structlog
-    import uvicorn
 
     from config.logging import configure
+    from worker.web.connections import make_server
 
     chosen = settings()
     configure(chosen, level="INFO", background=True)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make(chosen, host),
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=16_384,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    server = make_server(make(chosen, host), host=host, port=port)
     structlog.get_logger("harvester.web").info("web.started", host=host, port=port)
     server.run()
 

@@ -44,6 +44,7 @@ _SUMMARY = (
 _LOOK = 0.25  # seconds between two looks at a task that is waited for
 _LONGEST_WAIT = 60
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
+_LOOKED_FOR = 1.0  # seconds for which the probe's answer is believed: anybody may ask for it
 
 
 class _Api(FastAPI):
@@ -258,10 +259,14 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     @probes.get("/readyz", responses=answers(documents.Readiness, 503))
     async def get_readiness(desk: AtDesk) -> Response:
         """Redis and the store answer, and a worker has ticked lately."""
-        wrong = [text for text in await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
-                 if text]  # fmt: skip
-        if wrong:
-            raise Problem(503, "; ".join(wrong))
+        async with desk.looking:
+            if time.monotonic() - desk.looked >= _LOOKED_FOR:
+                found = await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
+                desk.fault = "; ".join(filter(None, found))
+                desk.looked = time.monotonic()
+            fault = desk.fault
+        if fault:
+            raise Problem(503, fault)
         return answer({"ready": True})
 
     @probes.get("/docs", include_in_schema=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +37,9 @@ class Desk:
     policy: Policy
     probe_key: str
     store_seen: float = field(default=-READY_FOR)
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    looked: float = field(default=-math.inf)
+    fault: str = ""
 
     async def close(self) -> None:
         """Close the connections."""
