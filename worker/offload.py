@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 LONG = 64 * 1024
 """Characters of foreign text from which on its reading leaves the loop."""
 
 
-class Room:
-    """Threads for one kind of work; the loop's own look up names, and may all be waiting."""
-
-    def __init__(self, name: str, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
-
-    async def run(self, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """The result of ``call``, from one of the threads."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(call, *args, **options))
-
-
-# One is enough, since Python runs one at a time, and bounds what is held in memory at once.
-_READER = Room("reader", 1)
+# Of its own: the loop's default threads look up names, and may all be waiting. One is enough, since Python runs one at a time, and bounds what is held in memory at once.
+_READER = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
 
 async def offload(size: int, call: Callable[..., T], *args: Any, **options: Any) -> T:
     """The result of ``call``, from a thread if it reads ``size`` characters of a long text."""
     if size < LONG:
         return call(*args, **options)
-    return await _READER.run(call, *args, **options)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_READER, partial(call, *args, **options))
+
+
+class Aside:
+    """Runs what may never return, such as a program of the operator's, in threads of its own.
+
+    There are at most ``most``, which take no room of others; the process ends without them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = asyncio.Semaphore(most)
+
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """The result of ``call``, whose thread goes on if nobody waits for it any longer."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def finish(settle: Callable[[Any], None], value: object) -> None:
+            self._free.release()
+            if not done.done():
+                settle(value)
+
+        def work() -> None:
+            given: tuple[Callable[[Any], None], object]
+            try:
+                given = done.set_result, call(*args)
+            except StopIteration as error:  # which no future takes
+                wrapped = RuntimeError(f"StopIteration: {error}")
+                wrapped.__cause__ = error
+                given = done.set_exception, wrapped
+            except Exception as error:  # for whoever waits
+                given = done.set_exception, error
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(finish, *given)
+
+        try:
+            threading.Thread(target=work, name="aside", daemon=True).start()
+        except RuntimeError:  # no thread can be started
+            self._free.release()
+            raise
+        return await done

@@ -163,6 +163,8 @@ SYSTEM = [
 AIOHTTP = classes(aiohttp, aiohttp.client_exceptions, but=NO_AIOHTTP)
 HTTPX = classes(httpx, but=NO_HTTPX)
 LOOKUP = [*SYSTEM, UnicodeError]  # the latter for a label that is empty or too long
+# What a program or file of credentials makes of boto3 that is not what boto3 reads.
+WRONG = [AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError, ValueError]
 BOTO = classes(botocore.exceptions, but=NO_BOTOCORE)
 REDIS = classes(redis.exceptions, but=NO_REDIS)
 BROKER = [
@@ -459,7 +461,7 @@ async def test_looking_the_store_up(monkeypatch: pytest.MonkeyPatch, error: Exce
 
 @pytest.mark.usefixtures("credentials")
 @pytest.mark.parametrize("place", ["get_credentials", "client"])
-@each([*BOTO, *SYSTEM, ValueError])
+@each([*BOTO, *SYSTEM, *WRONG])
 async def test_finding_credentials_and_endpoint(
     monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
 ) -> None:
@@ -473,7 +475,7 @@ async def test_finding_credentials_and_endpoint(
 
 @pytest.mark.usefixtures("credentials")
 @pytest.mark.parametrize("waits", [False, True])
-@each([*BOTO, *SYSTEM, ValueError])
+@each([*BOTO, *SYSTEM, *WRONG])
 async def test_renewing_credentials(
     monkeypatch: pytest.MonkeyPatch, waits: bool, error: Exception
 ) -> None:

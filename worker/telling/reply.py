@@ -11,7 +11,7 @@ from kombu import Queue
 from worker.core import jsontext
 from worker.core.redact import one_line
 from worker.errors import TellError
-from worker.offload import Room
+from worker.offload import Aside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 
 _NOT_FOUND = 404
-
-_SENDERS = Room("replies", 8)
+_SENDERS = 8
 
 
 class CeleryReply:
@@ -29,12 +28,13 @@ class CeleryReply:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._threads = Aside(_SENDERS)
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
         """Publish the call; raises ``TellError`` if the broker does not take it."""
         given = callback["task"], callback["queue"], plain(record)
         try:
-            await _SENDERS.run(self._send, *given)
+            await self._threads.run(self._send, *given)
         except Exception as error:  # each transport has its own, and kombu wraps only some
             raise TellError(one_line(f"{type(error).__name__}: {error}")) from error
 

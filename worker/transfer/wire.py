@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
@@ -13,9 +13,9 @@ from botocore.parsers import ResponseParserError, create_parser
 from yarl import URL
 
 from worker.core.redact import one_line
-from worker.errors import StoreBlocked, StoreUnavailable
+from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.http import BROKEN, CHUNK_BYTES, describe, hung_up, make_session, read_some
-from worker.offload import Room
+from worker.offload import Aside
 from worker.transfer import complaints
 from worker.transfer.signer import EXPIRES, Request, Signer, make_signer
 
@@ -34,11 +34,8 @@ _LEAST_SECONDS = 15.0
 _LEAST_RATE = 256 * 1024  # bytes a second that a request is given time for
 _CONNECT = 10.0
 _ANSWER_BYTES = 4 * 1024 * 1024
+_THREADS = 4  # a refresh of credentials leaves the old ones to others while they are valid
 _PARSER = create_parser("rest-xml")
-_SIGNERS = Room("credentials", 4)
-
-Given = TypeVarTuple("Given")
-Found = TypeVar("Found")
 
 
 def nothing() -> None:
@@ -81,6 +78,7 @@ class Wire:
         self._storage = storage
         self._session: aiohttp.ClientSession | None = None
         self._starting = asyncio.Lock()
+        self._aside = Aside(_THREADS)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -90,9 +88,10 @@ class Wire:
     async def ready(self) -> Signer:
         """The signer; made in a thread, since finding credentials may ask other machines."""
         if self.signer is None:
-            async with self._starting:
-                if self.signer is None:
-                    self.signer = await self._boto(make_signer, self.bucket, self._storage)
+            with self._boto_errors():
+                async with asyncio.timeout(DEADLINE), self._starting:
+                    if self.signer is None:
+                        self.signer = await self._aside.run(make_signer, self.bucket, self._storage)
         return self.signer
 
     def forget(self) -> None:
@@ -144,7 +143,8 @@ class Wire:
         ``stall``: seconds between two signs of life, of a request without another deadline.
         """
         if self._session is None:
-            self._session = make_session(_connector, ca_bundle=request.ca_bundle)
+            with self._boto_errors():
+                self._session = make_session(_connector, ca_bundle=request.ca_bundle)
         content = _Body(body, progress) if body else None
         try:
             async with self._session.request(
@@ -165,10 +165,11 @@ class Wire:
     async def sign(self, call: str, params: Mapping[str, Any], expires: int = EXPIRES) -> Request:
         """A request that is valid for ``expires`` seconds."""
         signer = await self.ready()
-        if signer.waits:
-            return await self._boto(signer.sign, call, params, expires)
         with self._boto_errors():
-            return signer.sign(call, params, expires)
+            if not signer.waits:
+                return signer.sign(call, params, expires)
+            async with asyncio.timeout(DEADLINE):
+                return await self._aside.run(signer.sign, call, params, expires)
 
     async def parse(self, call: str, answer: Answer) -> dict[str, Any]:
         """What botocore makes of an answer that is XML."""
@@ -179,21 +180,21 @@ class Wire:
         except (ResponseParserError, ValueError) as exc:
             raise StoreUnavailable(f"the store's answer to {call} is unreadable") from exc
 
-    async def _boto(self, work: Callable[[*Given], Found], *given: *Given) -> Found:
-        with self._boto_errors():
-            async with asyncio.timeout(DEADLINE):
-                return await _SIGNERS.run(work, *given)
-
     @contextlib.contextmanager
     def _boto_errors(self) -> Iterator[None]:
         try:
             yield
         except TimeoutError as exc:
             raise StoreUnavailable("no credentials in time") from exc
-        # ValueError: a malformed endpoint; OSError: a file or program of credentials
-        except (BotoCoreError, ClientError, ValueError, OSError) as exc:
+        except StoreError:
+            raise
+        # files, programs and services that hand out credentials make it raise anything
+        except Exception as exc:
             self.forget()
-            raise StoreBlocked(one_line(str(exc))) from exc
+            said = one_line(str(exc))
+            if not isinstance(exc, BotoCoreError | ClientError):
+                said = f"credentials or endpoint cannot be read: {type(exc).__name__}: {said}"
+            raise StoreBlocked(said) from exc
 
 
 class _Body(aiohttp.payload.Payload):
