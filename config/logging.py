@@ -6,15 +6,17 @@ that redaction, which is its last step before rendering, misses nothing.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from html import escape
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -51,8 +53,7 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         texts = {text for text in secrets if len(text) >= _SHORTEST_SECRET}
-        texts |= {quote(text, safe="") for text in texts}
-        longest_first = sorted(texts, key=len, reverse=True)
+        longest_first = sorted({way for text in texts for way in _ways(text)}, key=len)[::-1]
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if texts else None
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -65,8 +66,7 @@ class Redactor:
         text = text[: 16 * _LONGEST]
         if self._secrets is not None:
             text = self._secrets.sub("***", text)
-        if "://" in text or "=" in text:
-            text = redact(text)
+        text = redact(text)
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
     def _value(self, value: object, depth: int) -> object:
@@ -82,6 +82,13 @@ class Redactor:
             if isinstance(value, list | tuple | set | frozenset):
                 return [self._value(item, depth + 1) for item in value]
         return self.text(repr(value))
+
+
+def _ways(text: str) -> set[str]:
+    """How a secret may be written: as it is, in an address, in JSON, in a repr."""
+    quoted = {quote(text, safe=""), quote(text), quote_plus(text)}
+    lower = {re.sub("%..", lambda found: found[0].lower(), way) for way in quoted}
+    return {text, json.dumps(text)[1:-1], repr(text)[1:-1], escape(text)} | quoted | lower
 
 
 def configure(

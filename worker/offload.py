@@ -15,8 +15,8 @@ T = TypeVar("T")
 LONG = 64 * 1024
 """Characters of foreign text from which on its reading leaves the loop."""
 
-
-# Of its own: the loop's default threads look up names, and may all be waiting. One is enough, since Python runs one at a time, and bounds what is held in memory at once.
+# Of its own: the loop's default threads look up names, and may all be waiting. One is enough,
+# since Python runs one at a time, and bounds what is held in memory at once.
 _READER = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 import structlog
@@ -221,6 +224,16 @@ def test_celery_leaves_the_configured_logging_alone(setup: Setup) -> None:
     logging.getLogger("celery.worker").info("not shown")
     logging.getLogger("celery.worker").warning("shown once")
     assert [line["event"] for line in read()] == ["shown once"]
+
+
+@pytest.mark.parametrize("secret", ["p@ss/w'or\"d\\x", "geheimniß <&>", "100% +?&=#;:"])
+def test_known_secrets_are_hidden_however_they_are_written(secret: str) -> None:
+    hide = Redactor([secret]).text
+    lower = re.sub("%..", lambda found: found[0].lower(), quote(secret, safe=""))
+    for way in (secret, repr(secret), repr({"a": [secret]}), json.dumps(secret), lower,
+                quote(secret), quote(secret, safe=""), quote_plus(secret),
+                html.escape(secret)):  # fmt: skip
+        assert "***" in hide(f"x {way} y")
 
 
 def test_very_short_secrets_do_not_garble_lines() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from worker.core import jsontext
 from worker.core.manifest import (
+    for_targets,
     manifest_from_record,
     record_document,
     record_from_manifest,
@@ -83,17 +84,30 @@ def test_empty_times_and_json_are_left_out() -> None:
     assert record_document(waiting)["reason"] == ""
 
 
-def test_callback_urls_lose_their_query() -> None:
+def test_callback_urls_lose_what_may_be_secret() -> None:
     reply = {"channel": "reply", "task": "a", "queue": "b"}
-    hook = {"channel": "webhook", "target": "https://h/x?token=s3cret#f"}
+    hook = {"channel": "webhook", "target": "https://u:s3cret@h:8/hooks/s3cret?token=s3cret#f"}
     options = {"deadline": 5, "callbacks": [hook, reply]}
-    before = record(options=json.dumps(options))
-    document = json.loads(manifest_from_record(before))
-    assert document["options"] == {
-        "deadline": 5,
-        "callbacks": [{"channel": "webhook", "target": "https://h/x"}, reply],
-    }
+    told = [{"id": "w", "channel": "webhook", "target": "https://h:8/hooks/s3cret"}]
+    before = record(options=json.dumps(options), told=json.dumps(told))
+    body = manifest_from_record(before)
+    cut = {"channel": "webhook", "target": "https://h:8"}
+    assert json.loads(body)["options"] == {"deadline": 5, "callbacks": [cut, reply]}
+    sent = json.loads(jsontext.dumps(for_targets(before)))
+    assert sent["options"]["callbacks"] == [cut, reply]
+    assert sent["told"] == [{"id": "w", **cut}]
     assert "s3cret" in before["options"]
+    # nobody can be told at what is left of an address
+    restored = json.loads(record_from_manifest(body, before["task_id"])["options"])
+    assert restored == {"deadline": 5, "callbacks": [reply]}
+
+
+def test_a_manifest_of_an_earlier_release_keeps_its_callbacks() -> None:
+    hook = {"channel": "webhook", "target": "https://h/x"}
+    document = {**json.loads(manifest_from_record(record())), "options": {"callbacks": [hook]}}
+    body = json.dumps(document).encode()
+    restored = record_from_manifest(body, document["task_id"])
+    assert json.loads(restored["options"]) == {"callbacks": [hook]}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.core import redact as redacting
 from worker.core.redact import (
     has_signature,
     is_signing_parameter,
@@ -35,13 +39,19 @@ def test_signing_parameters_are_known(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["expires", "signature", "x-oss-process", "x-oss-", "Expire", "token", "", "MyExpires"]
+    "name", ["expires", "policy", "x-oss-process", "x-oss-", "Expire", "token", "", "MyExpires"]
 )
 def test_other_parameters_are_not(name: str) -> None:
     url = f"https://h/p?{name}=1"
     assert not is_signing_parameter(name)
     assert not has_signature(url)
     assert strip_signatures(url) == url
+
+
+@pytest.mark.parametrize("name", ["signature", "SIGNATURE", "ossaccesskeyid", "x-amz-signature"])
+def test_a_text_loses_queries_that_are_signed_in_another_case(name: str) -> None:
+    assert not is_signing_parameter(name)  # two addresses that differ in it are two files
+    assert strip_signatures(f"see https://h/p?a=b&{name}={SECRET} there") == "see https://h/p there"
 
 
 def test_a_signature_is_looked_for_in_the_query_only() -> None:
@@ -82,12 +92,72 @@ def test_strip_query(url: str, bare: str) -> None:
         ("https://a/x,https://u:pw@b/y?s=1", "https://a/x,https://b/y"),
         (f"/a.png?Expires=1&Signature={SECRET}", "/a.png?Expires=&Signature="),
         (f'https://h/a b?x="1"&Signature={SECRET}', 'https://h/a b?x="1"&Signature='),
+        (f"redis://:pa/{SECRET}@h:6379/0", "redis://h:6379/0"),
+        (f"redis://u:a@b/{SECRET}@h:6379/0", "redis://h:6379/0"),
+        (f"redis://:a://{SECRET}@h/0", "redis://h/0"),
+        (f"redis://:{SECRET}://a@h/0", "redis://h/0"),
+        (f"redis://:12/{SECRET}@h/0 x", "redis://h/0 x"),
+        (f"redis://:pa?{SECRET}@h/0", "redis://"),
+        (f"redis://:pa#{SECRET}@h/0", "redis://"),
+        (f"redis://h/0?password=a@{SECRET}", "redis://"),
+        (f"amqp://u:p//{SECRET}@h//", "amqp://h//"),
+        (f"https://u:pa/{SECRET}@h/x?y", "https://h/x"),
+        (f"https://u:a@b/{SECRET}@h/x", "https://h/x"),
+        (f"https://u:pw@h/x?to=a@{SECRET}", "https://h/x"),
+        (f"https://h/x?to=a@{SECRET}", "https://h/x"),
+        (
+            "https://h:8080/p@q and http://[::1]:80/p@q",
+            "https://h:8080/p@q and http://[::1]:80/p@q",
+        ),
+        (
+            f"https://p/https%3A%2F%2Fh%2Fa%3Fx%3D1%26signature%3D{SECRET}",
+            "https://p/https%3A%2F%2Fh%2Fa",
+        ),
+        (
+            f"https://p/https%253A%252F%252Fh%252Fa%253Ftoken%253D{SECRET}",
+            "https://p/https%253A%252F%252Fh%252Fa",
+        ),
+        (f"https%3a%2f%2fu%3a{SECRET}%40h%2fa", "https%3a%2f%2fh%2fa"),
+        (f"https:\\/\\/h\\/a?x={SECRET}", "https:\\/\\/h\\/a"),
+        (f"signature={SECRET}", "signature="),
+        (f"signature%3D{SECRET}, and", "signature%3D and"),
+        (f"got token={SECRET}&n=1", "got token=&n=1"),
+        (f"/a;jsessionid={SECRET};b", "/a;jsessionid=;b"),
+        (f"{{'Signature': '{SECRET}', 'n': 1}}", "{'Signature': , 'n': 1}"),
+        (f"Authorization: Bearer {SECRET} there", "Authorization:  there"),
+        ("unknown token: x", "unknown token: x"),
         ("what? a#b: c:/d?e", "what? a#b: c:/d?e"),
         ("s3://bucket/key", "s3://bucket/key"),
     ],
 )
 def test_redact(text: str, safe: str) -> None:
     assert redact(text) == safe
+
+
+def encoded(text: str, how: int) -> str:
+    """A text percent-encoded so often, or written as JSON in JSON."""
+    for _ in range(how % 4):
+        text = quote(text, safe="")
+    return json.dumps(text)[1:-1].replace("/", "\\/") if how >= 4 else text
+
+
+@given(
+    st.text("abcXYZ019-._~!$'()*+,;:/@", max_size=12),
+    st.sampled_from(["redis", "rediss", "amqp", "redis+sentinel", "https", "HTTP"]),
+    st.sampled_from(["", "u"]),
+    st.sampled_from(["h:6379/0", "h/p?x=1", "[::1]:1/0"]),
+    st.integers(0, 7),
+)
+def test_no_password_survives(more: str, scheme: str, user: str, where: str, how: int) -> None:
+    address = f"{scheme}://{user}:x{more}{SECRET}@{where}"
+    assert SECRET not in redact(f"at {encoded(address, how)} now")
+
+
+@given(st.text("abcXYZ019-._~!$'()*+,;:/@%", max_size=12), st.sampled_from("?#"), st.integers(0, 7))
+def test_no_query_survives_however_it_is_encoded(more: str, mark: str, how: int) -> None:
+    inner = encoded(f"https://h/{more.replace('%', '')}{mark}{more}{SECRET}", how)
+    assert SECRET not in redact(f"at {inner} now")
+    assert SECRET not in redact(f"at https://proxy/fetch/{inner} now")
 
 
 NAMES = st.sampled_from(SIGNING)
@@ -107,7 +177,7 @@ def test_redacting_twice_is_redacting_once(text: str) -> None:
     assert redact(redact(text)) == redact(text)
 
 
-@given(st.text().filter(lambda text: "://" not in text and "=" not in text))
+@given(st.text().filter(lambda text: not set(text) & set("=:%\\")))
 def test_text_without_addresses_is_left_alone(text: str) -> None:
     assert redact(text) == text
     assert strip_signatures(text) == text
@@ -179,10 +249,25 @@ def test_stripping_never_adds(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit",
-    ["?Expires=1(", "//a?Expires=", "://", "?(", "https://", "a", ",https://a?Signature=1", "%3F"],
+    "name", sorted({*redacting._WORDS, *redacting._ENDINGS, *redacting._STORES})
 )
-def test_hostile_texts_take_linear_time(unit: str) -> None:
-    text = unit * (400_000 // len(unit))  # hours, if the time were quadratic
+def test_the_quick_look_overlooks_no_name(name: str) -> None:
+    assert (
+        redact(f"{name}x={SECRET}" if name in redacting._STORES else f"{name}={SECRET}")[-1] == "="
+    )
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "?Expires=1(", "//a?Expires=", "://", "?(", "https://", "a", ",https://a?Signature=1",
+        "%3F", "a-", "a:", "X-Amz-", "%25", "\\/", "@", "a@", "://@", "://a:b/@", ".", "token",
+        "[:", "signature:'", "\\u003a", "a%3A%2F%2F", "cookie: ", "://:a/",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", [("", ""), ("http://", "/a:b@c=%"), ("x:", "://")])
+def test_hostile_texts_take_linear_time(unit: str, around: tuple[str, str]) -> None:
+    # hours, if the time were quadratic
+    text = around[0] + unit * (200_000 // len(unit)) + around[1]
     assert len(strip_signatures(text)) <= len(text)
     assert len(redact(text)) <= len(text)

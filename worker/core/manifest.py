@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from worker.core import jsontext
 from worker.core.jsontext import Json
 from worker.core.models import State
-from worker.core.redact import one_line, strip_query
+from worker.core.redact import one_line, origin, strip_query
 
 SCHEMA = 1
 MAX_BYTES = 64 * 1024 * 1024
@@ -31,11 +31,14 @@ class NewerSchemaError(ValueError):
     """A manifest that only a newer version can read; an older one must leave it alone."""
 
 
-def record_document(record: Mapping[str, str]) -> dict[str, Json]:
+def record_document(
+    record: Mapping[str, str], *, address: Callable[[str], str] = strip_query
+) -> dict[str, Json]:
     """A record as one JSON value: times and counts as numbers, JSON fields decoded to the digit.
 
     Empty times and JSON fields are left out, as is everything that is no field of a manifest
-    (``told`` is). Callback URLs lose their query. Raises ``ValueError`` if a field is malformed.
+    (``told`` is). ``address`` takes the secrets out of callback URLs: their query, or also their
+    path. Raises ``ValueError`` if a field is malformed.
     """
     document: dict[str, Json] = {}
     for name in _ORDER:
@@ -53,7 +56,7 @@ def record_document(record: Mapping[str, str]) -> dict[str, Json]:
                 text, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, max_values=_MAX_VALUES
             )
     if "options" in document:
-        document["options"] = without_queries(document["options"])
+        document["options"] = _without_secrets(document["options"], address)
     return document
 
 
@@ -78,6 +81,17 @@ def shown(
     return document
 
 
+def for_targets(record: Mapping[str, str]) -> dict[str, Json]:
+    """A record as callbacks get it: no target learns the secrets in another one's address."""
+    document = record_document(record, address=origin)
+    document["told"] = _shown(
+        jsontext.loads(record.get("told") or "[]", max_bytes=MAX_BYTES), origin
+    )
+    if record.get("restored"):
+        document["restored"] = True
+    return document
+
+
 def last_error(record: Mapping[str, str]) -> dict[str, Json]:
     """Why a task that is not final could not go on, and when; empty if all is well.
 
@@ -94,19 +108,24 @@ def last_error(record: Mapping[str, str]) -> dict[str, Json]:
 
 def manifest_from_record(record: Mapping[str, str]) -> bytes:
     """The manifest of a final record; raises ``ValueError`` if a field is malformed."""
-    return jsontext.dumps(record_document(record)).encode()
+    return jsontext.dumps(record_document(record, address=origin)).encode()
 
 
-def without_queries(options: Json) -> Json:
-    """A record's ``options`` with callback URLs that have lost their query; else ``ValueError``."""
+def _without_secrets(options: Json, address: Callable[[str], str]) -> Json:
     _checked("options", isinstance(options, dict) and isinstance(options.get("callbacks"), list))
-    callbacks = [
-        {**callback, "target": strip_query(callback["target"])}
-        if isinstance(callback, dict) and isinstance(callback.get("target"), str)
-        else callback
-        for callback in options["callbacks"]
+    return {**options, "callbacks": _shown(options["callbacks"], address)}
+
+
+def _shown(entries: Json, address: Callable[[str], str]) -> Json:
+    """Callbacks or entries of ``told``, their URLs without secrets."""
+    return [
+        {**entry, "target": address(entry["target"])}
+        if isinstance(entry, dict)
+        and entry.get("channel") == "webhook"
+        and isinstance(entry.get("target"), str)
+        else entry
+        for entry in entries
     ]
-    return {**options, "callbacks": callbacks}
 
 
 def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
@@ -136,6 +155,8 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
             record[name] = str(value)
         else:
             _checked(name, isinstance(value, list if name == "files" else dict))
+            if name == "options":
+                value = _with_addresses(value)
             record[name] = jsontext.dumps(value)
     if record.get("task_id") != task_id:
         raise ValueError("of another task")
@@ -148,6 +169,21 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
     for file in document.get("files", []):
         _check_file(file, whole=state == State.STORED)
     return record
+
+
+def _with_addresses(options: dict[str, Json]) -> dict[str, Json]:
+    """Options without the webhooks of which only the host is left: nobody can call them."""
+    callbacks = options.get("callbacks")
+    if not isinstance(callbacks, list):
+        return options
+    kept = [
+        entry
+        for entry in callbacks
+        if not isinstance(entry, dict)
+        or entry.get("channel") != "webhook"
+        or entry.get("target") != origin(str(entry.get("target")))
+    ]
+    return {**options, "callbacks": kept}
 
 
 def _checked(name: str, holds: bool) -> None:

@@ -56,21 +56,66 @@ _AZURE = frozenset(
 
 _NAMES = (
     "|".join(sorted(map(re.escape, SIGNING_PARAMETERS), reverse=True))
-    + r"|X-(?:Amz|Goog|Tos)-[A-Za-z0-9-]+"
+    + r"|X-(?:Amz|Goog|Tos)-[A-Za-z0-9-]{1,60}"
 )
 # In prose an address ends at white space or at one of these.
 _TOKEN = re.compile(r'[^\s"<>]+')
 _END_OF_PATH = re.compile(r"[?#]")
 _CLOSING = ")]}'.,;:!\\"
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
-_SECRET_VALUE = re.compile(rf"(?<=[?&;])({_NAMES})=[^&\s\"<>]*", re.IGNORECASE)
 
-# The signs ? & = may be written plainly, percent-encoded (an address inside an address) or
-# JSON-escaped (an address inside JSON inside a text).
-_START = re.compile(r"\?|%3f|\\u003f", re.IGNORECASE)
-_SIGNED = re.compile(rf"(?:[?&;]|%3[Ff]|%26|\\u003[Ff]|\\u0026)(?:{_NAMES})(?:=|%3[Dd]|\\u003[Dd])")
+
+def _sign(characters: str) -> str:
+    """A regular expression for signs, written plainly, percent-encoded (an address inside an
+    address, maybe inside another one) or JSON-escaped (inside JSON inside a text).
+    """
+    codes = "|".join(f"{ord(character):02x}" for character in characters)
+    codes = re.sub("[a-f]", lambda digit: f"[{digit[0]}{digit[0].upper()}]", codes)
+    return rf"(?:[{re.escape(characters)}]|%(?:25)*(?:{codes})|\\(?:u00|x)(?:{codes}))"
+
+
+_SLASH = rf"(?:\\/|{_sign('/')})"
+# A name that may also mean something else signs only as it is usually written.
+_AMBIGUOUS = ("Expires", "Policy", "sig")
+_OTHERS = "|".join(sorted(map(re.escape, SIGNING_PARAMETERS - {*_AMBIGUOUS})))
+_OTHERS += "|X-(?:Amz|Goog|Tos)-[A-Za-z0-9-]+"
+
+_START = re.compile(_sign("?"))
+_SIGNED = re.compile(rf"{_sign('?&;')}(?:{'|'.join(_AMBIGUOUS)}|(?i:{_OTHERS})){_sign('=')}")
 _REST_OF_QUERY = re.compile(r"(?:[A-Za-z0-9._~:/?@!$&*+,;=%-]|\\u00[0-9A-Fa-f]{2}|\\/)*")
 _NEXT_ADDRESS = re.compile(r"(?<![A-Za-z0-9=/?&%:.#+_~\\-])(?=https?://)", re.IGNORECASE)
+
+# What follows is for logs and errors, where rather too much is cut than too little.
+_SCHEME_END = re.compile(_sign(":") + _SLASH + _SLASH)
+_QUERY = re.compile(_sign("?#"))
+_AFTER_HOST = re.compile(rf"{_SLASH}|{_sign('?#')}")
+_AT = re.compile(_sign("@"))
+_COLON = re.compile(_sign(":"))
+_PORT = re.compile(r"\d*\W*")
+_WEB = ("http", "https")
+_KNOWN = (*_WEB, "redis", "rediss", "sentinel", "amqp", "amqps", "s3")  # schemes, as they end
+_MARK = re.compile(rf"[\"']?(?::[ ]?|{_sign('=')})")
+_WORD = re.compile(r"[\w-]*")
+_LONGEST_WORD = 64
+_ENCODED = re.compile(r"(?:25|u00|x)*(?:3f|26|3b)")  # the sign before an encoded name
+_WORDS = frozenset({*map(str.lower, _AMBIGUOUS), "sign", "pwd", "session", "sessionid"})
+_ENDINGS = (
+    *map(str.lower, SIGNING_PARAMETERS - {*_AMBIGUOUS}),
+    *("signature", "secret", "token", "password", "passwd", "credential", "sessionid"),
+    *("apikey", "api_key", "api-key", "authkey", "auth_key", "auth-key", "accesskey"),
+    *("access_key", "access-key", "access_key_id", "access-key-id"),
+)
+_STORES = ("x-amz-", "x-goog-", "x-tos-")
+_HEADERS = ("authorization", "cookie", "signature", "-token", "-secret", "-password")
+# Each name holds one of these: most texts hold none, and need not be looked at any closer.
+_ROOTS = re.compile(
+    "sig|secret|token|passw|pwd|credential|session|key|expires|policy|auth|cookie|q-|txtime|wstime"
+    "|access|hdn|x-"
+)
+_VALUE = re.compile(rf"(?:(?!{_sign('?&;')})[^\s\"<>])*")
+_HEADER_VALUE = re.compile(
+    r"[\"'](?:\\.|[^\"'\\])*[\"']?|(?:(?:bearer|basic|oss|aws)[ ])?[^\s\"'<>]*", re.IGNORECASE
+)
 
 
 def is_signing_parameter(name: str) -> bool:
@@ -99,28 +144,101 @@ def strip_query(url: str) -> str:
     return _USERINFO.sub("", _END_OF_PATH.split(url, maxsplit=1)[0])
 
 
+def origin(url: str) -> str:
+    """Return scheme, host and port of a URL: its path may be a secret too."""
+    scheme, mark, rest = strip_query(url).partition("://")
+    return f"{scheme}{mark}{rest.partition('/')[0]}"
+
+
 def redact(text: str) -> str:
     """Return a text in which every URL has lost its query, fragment and user information.
 
-    Rather too much is cut than too little: what directly follows a query goes with it.
+    However it is encoded. Rather too much is cut than too little: what directly follows a query
+    goes with it, and so does a value after a name like ``token``.
     """
-    if "%" in text or "\\u" in text:  # an address that is encoded shows no "://"
-        text = strip_signatures(text)
-    if "://" in text:
+    if _SCHEME_END.search(text):
         text = _TOKEN.sub(_redact_token, text)
-    return _SECRET_VALUE.sub(r"\1=", text)
+    return _without_values(text)
+
+
+def _word_before(text: str, end: int) -> str:
+    """The word that ends there, in lower case."""
+    found = _WORD.match(text[max(0, end - _LONGEST_WORD) : end][::-1])
+    return found[0][::-1].lower() if found else ""
+
+
+def _without_values(text: str) -> str:
+    if not _ROOTS.search(text.lower()):
+        return text
+    parts, at = [], 0
+    for mark in _MARK.finditer(text):
+        if mark.start() < at:
+            continue
+        word = _word_before(text, mark.start())
+        if ":" in mark[0]:
+            value = _HEADER_VALUE if word.endswith(_HEADERS) else None
+        else:
+            plain = _ENCODED.sub("", word, count=1) if _ENCODED.match(word) else word
+            names = plain in _WORDS or word.endswith(_ENDINGS) or any(s in word for s in _STORES)
+            value = _VALUE if names else None
+        if value is not None and (found := value.match(text, mark.end())):
+            parts.append(text[at : mark.end()])
+            at = found.end()
+    return "".join((*parts, text[at:])) if parts else text
 
 
 def _redact_token(match: re.Match[str]) -> str:
     token = match.group()
-    start = token.find("://")
-    if start < 0:
+    found = [(end, _word_before(token, end.start())) for end in _SCHEME_END.finditer(token)]
+    # a second one may belong to a password
+    found = [
+        (end, scheme)
+        for end, scheme in found
+        if (end, scheme) == found[0] or scheme.endswith(_KNOWN)
+    ]
+    if not found:
         return token
-    cut = _END_OF_PATH.search(token, start)
-    if cut is None:
-        return _USERINFO.sub("", token)
-    query = token[cut.end() :]
-    return _USERINFO.sub("", token[: cut.start()]) + query[len(query.rstrip(_CLOSING)) :]
+    parts = [token[: found[0][0].end()]]
+    for (start, scheme), following in zip(found, [*found[1:], None], strict=True):
+        rest = token[start.end() : following[0].start() if following else len(token)]
+        word = "" if following is None else rest[max(0, len(rest) - len(following[1])) :]
+        rest, cut = _without_query(_without_user(scheme, rest[: len(rest) - len(word)]))
+        parts.append(rest)
+        if cut:
+            # what follows may be a part of the query
+            parts.append(token[len(token.rstrip(_CLOSING)) :])
+            break
+        if following is not None:
+            parts.append(word + following[0][0])
+    return "".join(parts)
+
+
+def _without_query(rest: str) -> tuple[str, bool]:
+    cut = _QUERY.search(rest)
+    return (rest, False) if cut is None else (rest[: cut.start()], True)
+
+
+def _without_user(scheme: str, rest: str) -> str:
+    """What follows ``://`` without user name and password, whose signs may be raw."""
+    query = _QUERY.search(rest)
+    path = len(rest) if query is None else query.start()
+    host = _AFTER_HOST.search(rest)
+    size = len(rest) if host is None else host.start()
+    ats = [at.end() for at in _AT.finditer(rest)]
+    before = [at for at in ats if at <= path]
+    if scheme.endswith(_WEB) and _is_host(rest[:size]) and not (before and before[0] <= size):
+        return rest  # a path or query that holds the sign
+    if len(ats) > len(before) and not (before and before[0] <= size):
+        return ""  # a query that holds the sign, or a password that holds a question mark
+    return rest[before[-1] :] if before else rest
+
+
+def _is_host(text: str) -> bool:
+    """Whether it can be a host, maybe with a port, and not a user with a part of a password."""
+    colons = [colon.end() for colon in _COLON.finditer(text)]
+    if not colons or text.startswith("["):
+        return True
+    return len(colons) == 1 and _PORT.fullmatch(text, colons[0]) is not None
 
 
 def one_line(text: str, limit: int = 500) -> str:

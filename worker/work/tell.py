@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from worker.core import manifest, schedule
-from worker.core.redact import one_line, strip_query
+from worker.core.redact import one_line, origin, strip_query
 from worker.core.submission import callback_id
 from worker.errors import TellRejected
 from worker.offload import offload
@@ -67,8 +67,7 @@ class TellWork:
         job = claim.job
         callbacks = job.options["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
-        # as the manifest holds it: no target learns the secrets in another one's address
-        record = await offload(len(job.record.get("result", "")), manifest.shown, job.record)
+        record = await offload(len(job.record.get("result", "")), manifest.for_targets, job.record)
         waits = []
         for callback in callbacks:
             entry = told.setdefault(
@@ -119,7 +118,7 @@ class TellWork:
             await self._channels[callback["channel"]].tell(callback, record)
         except TellRejected as error:
             entry |= {"done_at": now, "last_error": one_line(str(error))}
-            log.warning("tell.rejected", channel=entry["channel"], target=entry["target"])
+            log.warning("tell.rejected", **_logged(entry))
         except Exception as error:
             entry["last_error"] = one_line(f"{type(error).__name__}: {error}")
             gap = schedule.webhook_gap(entry["attempts"], self._gaps, chance=self._chance())
@@ -127,8 +126,7 @@ class TellWork:
                 gap = self._gaps.unsettled
             log.warning(
                 "tell.failed",
-                channel=entry["channel"],
-                target=entry["target"],
+                **_logged(entry),
                 attempts=entry["attempts"],
                 error=entry["last_error"],
                 again_in=gap,
@@ -139,7 +137,17 @@ class TellWork:
                 entry["next_at"] = now + round(gap * 1000)
         else:
             entry |= {"done_at": now, "last_error": ""}
-            log.info("task.told", channel=entry["channel"], target=entry["target"])
+            log.info("task.told", **_logged(entry))
+
+
+def _logged(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What a log says of a callback: the path of its address may be a secret."""
+    target = entry["target"]
+    return {
+        "channel": entry["channel"],
+        "target": origin(target) if entry["channel"] == "webhook" else target,
+        "callback": entry["id"],
+    }
 
 
 def _host(callback: Mapping[str, str]) -> str:
