@@ -235,4 +235,8 @@ async def _refused_key(settings: Settings) -> str:
 
 def upstream_session() -> aiohttp.ClientSession:
     """A session for the configured upstream, wherever that is; must be called on the loop."""
-    return make_session(lambda context: aiohttp.TCPConnector(limit=0, ssl=context))
+    return make_session(
+        lambda context: aiohttp.TCPConnector(
+            resolver=aiohttp.ThreadedResolver(), limit=0, ssl=context
+        )
+    )

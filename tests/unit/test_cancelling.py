@@ -31,7 +31,9 @@ ENDS_OTHERWISE = {
     "worker/transfer/pages.py:objects": "the last page, or one seen before",
     "worker/transfer/pages.py:uploads": "the last page, or one seen before",
     "worker/transfer/wire.py:send": "a second failure",
-    "worker/web/app.py:task": "its deadline",
+    "worker/cli/bulk.py:_batches": "the last page",
+    "worker/web/app.py:get_task": "its deadline",
+    "worker/web/stream.py:_outspoken": "the end of what it listens to",
     "worker/work/claim.py:insist": "its deadline",
 }
 

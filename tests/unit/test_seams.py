@@ -334,7 +334,7 @@ async def test_fetching_a_file(broken: Any, error: Exception) -> None:
 
 @each(LOOKUP)
 async def test_looking_a_files_host_up(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", failing(error))
+    monkeypatch.setattr(aiohttp.AsyncResolver, "resolve", failing(error))
     async with fetching() as source:
         await comes_out(fetch(source), errors.SourceFault, error)
 
@@ -546,7 +546,7 @@ async def test_posting_a_webhook_over_aiohttp(
 async def test_looking_a_webhooks_host_up(
     monkeypatch: pytest.MonkeyPatch, webhook: Webhook, error: Exception
 ) -> None:
-    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", failing(error))
+    monkeypatch.setattr(aiohttp.AsyncResolver, "resolve", failing(error))
     await comes_out(webhook.tell(HOOK, RECORD), errors.TellError, error)
 
 

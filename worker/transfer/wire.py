@@ -226,7 +226,9 @@ class _Body(aiohttp.payload.Payload):
 
 
 def _connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
-    return aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=15)
+    return aiohttp.TCPConnector(
+        resolver=aiohttp.ThreadedResolver(), ssl=context, limit=0, keepalive_timeout=15
+    )
 
 
 async def read(response: aiohttp.ClientResponse, most: int = _ANSWER_BYTES) -> Answer:
