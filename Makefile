@@ -114,10 +114,13 @@ soak: $(STAMP) ## Work under random faults for MINUTES (30), then plot memory an
 	SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q -o timeout=0 -o run_timeout=$$(awk "BEGIN {print int($(MINUTES) * 60) + 3600}") \
 	  tests/faults/test_soak.py $(PYTEST_ARGS)
 
-audit: $(STAMP) ## Look for known vulnerabilities in what is installed
-	$(BIN)/python -m pip install --quiet pip-audit
+# What is installed, and the oldest versions that may be.
+audit: $(STAMP) ## Look for known vulnerabilities in what is installed, or may be
+	$(BIN)/python -m pip install --quiet pip-audit uv
 	@mkdir -p build && $(BIN)/python -m pip freeze --exclude-editable > build/installed.txt
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/installed.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --resolution lowest-direct \
+	  --no-annotate --no-header pyproject.toml --output-file build/oldest.txt
+	$(BIN)/python .ci/audit.py $(BIN)/pip-audit build/installed.txt build/oldest.txt
 
 # uv writes what holds for every platform; the files name neither an index nor an address.
 LOCK = $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \

@@ -283,3 +283,12 @@ def test_a_unit_exposes_little(path: Path, tmp_path: Path) -> None:
 
 def test_there_are_units_for_both() -> None:
     assert {path.stem for path in UNITS} == {"harvester-worker@", "harvester-web"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docker-compose*.yml")), ids=lambda p: p.name)
+def test_compose_publishes_the_page_alone_and_on_loopback(path: Path) -> None:
+    services = yaml.safe_load(re.sub(r"!\w+", "", path.read_text()))["services"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published.keys() <= {"web"}
+    assert all(str(port).startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert not any(service.get("network_mode") for service in services.values())

@@ -477,3 +477,20 @@ def test_docs_name_no_place_of_one_machine(path: Path) -> None:
     assert found is None, found
     for target in re.findall(r"(?<![\w.])\.\./[\w./-]+", text):
         assert (path.parent / target).resolve().is_relative_to(ROOT), target
+
+
+def test_tests_that_docs_name_exist_and_every_foothold_names_one() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    for path, test in named:
+        source = (ROOT / path).read_text()
+        assert "def test_" in source
+        assert not test or re.search(rf"^(?:async )?def {test}\(", source, re.MULTILINE), test
+    _, _, footholds = text.partition("| foothold |")
+    rows = [row.split("|") for row in footholds.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) > 15
+    for row in rows:
+        assert len(row) == 6, row
+        # what nothing stops needs no proof
+        assert ("::test_" in row[4]) != row[3].strip().startswith("nothing"), row

@@ -21,6 +21,7 @@ from rich.text import Text
 from config.celery import celery_config
 from config.redis import unfit
 from config.settings import BROKER_SCHEMES
+from worker.cli import proxies
 from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
 from worker.core.models import NotFound, State
 from worker.core.redact import one_line, strip_query
@@ -102,7 +103,14 @@ async def examine(settings: Settings) -> list[Finding]:
         )
     finally:
         await registry.close()
-    return _agreed([finding for group in groups for finding in group])
+    found = _agreed([finding for group in groups for finding in group])
+    remark = proxies.remark(os.environ)
+    return [
+        replace(finding, remedy=f"{finding.remedy} {remark}".strip())
+        if finding.level is Level.UNREACHABLE
+        else finding
+        for finding in found
+    ]
 
 
 def _agreed(findings: list[Finding]) -> list[Finding]:
