@@ -43,14 +43,10 @@ BROKER_SCHEMES = ("amqp", "amqps")
 _ADDRESS_GLOB = re.compile(
     r"(?=.*[0-9])[0-9.*?\[\]!-]+|[0-9a-f.:*?\[\]!-]*:[0-9a-f.:*?\[\]!-]*", re.I
 )
-PAST_THE_SETTINGS = (
-    "CELERY_BROKER_READ_URL",
-    "CELERY_BROKER_WRITE_URL",
-    "CELERY_CONFIG_MODULE",
-    "CELERY_LOADER",
-    "CELERY_RESULT_BACKEND",
+# Celery's command reads these too: those of its own options, and five with names of their own.
+_PAST = re.compile(
+    r"CELERY_(?!BROKER_URL(_FILE)?$).*|BROKER_URL|CONFIG_MODULE|LOADER|RESULT_BACKEND|SKIP_CHECKS"
 )
-"""Variables that Celery reads before its configuration. The settings are the one way in."""
 
 _TEN_YEARS = 315_360_000
 _SECRET_BYTES = 65_536
@@ -614,6 +610,13 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
+def shut_side_doors() -> None:
+    """Have Celery see no variable that goes past the settings; to be called once they are read."""
+    for name in list(os.environ):
+        if name == "CELERY_BROKER_URL" or _PAST.fullmatch(name):
+            del os.environ[name]
+
+
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     """One warning for each ``HARVESTER_*`` variable that no setting answers to, and for each that
     would go past the settings.
@@ -621,7 +624,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
-        if name in PAST_THE_SETTINGS:
+        if name.startswith(("CELERY_", "BROKER_")) and _PAST.fullmatch(name):
             warnings.append(f"{name} is not a setting and is ignored")
         if name.startswith("HARVESTER_") and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]

@@ -23,7 +23,7 @@ from celery.utils import nodenames
 from config import log_writer
 from config import logging as log_config
 from config.celery import celery_config
-from config.settings import environment, load_settings, unknown_settings
+from config.settings import environment, load_settings, shut_side_doors, unknown_settings
 from worker import broker, memory, process, wiring
 from worker.engine import Engine
 from worker.errors import RegistryUnavailable, SettingsError
@@ -40,7 +40,7 @@ except SettingsError as error:
 log_config.configure(settings, background=True)
 for warning in unknown_settings(environment()):
     log.warning("settings.unknown", message=warning)
-process.shut_side_doors()
+shut_side_doors()
 process.heed_signals()
 
 memory.give_back()

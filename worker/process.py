@@ -13,7 +13,6 @@ from typing import Any
 import structlog
 from celery.apps import worker as celery_worker
 
-from config.settings import PAST_THE_SETTINGS
 from worker.errors import SettingsError
 
 log = structlog.get_logger("harvester.app")
@@ -35,12 +34,6 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{name()}"
 
 
-def shut_side_doors() -> None:
-    """Have Celery see no variable that goes past the settings; to be called once they are read."""
-    for variable in ("CELERY_BROKER_URL", *PAST_THE_SETTINGS):
-        os.environ.pop(variable, None)
-
-
 def open_enough_files(needed: int = FILES) -> None:
     """Raise the limit on open files to what a worker needs.
 
@@ -54,7 +47,12 @@ def open_enough_files(needed: int = FILES) -> None:
             f"a worker needs {needed:,} open files, and this process may have {hard:,}: raise the "
             "limit (ulimit -n, LimitNOFILE= of systemd, ulimits of a container)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, ValueError) as error:  # a sandbox, or a limit of the whole system
+        raise SettingsError(
+            f"a worker needs {needed:,} open files, and may not raise its {soft:,}: {error}"
+        ) from None
 
 
 def heed_signals() -> None:

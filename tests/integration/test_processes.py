@@ -191,6 +191,11 @@ async def test_variables_of_celery_do_not_go_past_the_settings(
         "CELERY_BROKER_WRITE_URL": nowhere,
         "CELERY_CONFIG_MODULE": "no_such_module",
         "CELERY_RESULT_BACKEND": nowhere,
+        # those of Celery's command
+        "BROKER_URL": nowhere,
+        "CELERY_WORKER_QUEUES": "another",
+        "CELERY_WORKER_POOL": "prefork",
+        "LOADER": "no_such_module",
     }
     process = start(environ, tmp_path)
     try:
@@ -200,4 +205,4 @@ async def test_variables_of_celery_do_not_go_past_the_settings(
         process.kill()
         process.communicate()
     assert b"Cannot connect" not in said
-    assert said.count(b"is not a setting and is ignored") == 4
+    assert said.count(b"is not a setting and is ignored") == 7

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.bin.celery import celery as celery_command
+from celery.bin.worker import worker as celery_worker
 from pydantic import SecretStr, ValidationError
 
 from config.settings import (
@@ -15,6 +17,7 @@ from config.settings import (
     environment,
     load_settings,
     secret_variables,
+    shut_side_doors,
     unknown_settings,
     variable,
 )
@@ -422,6 +425,32 @@ def test_unknown_settings_are_named_with_the_nearest_known_one(environ: dict[str
     assert first == "HARVESTER_BUKET is not a setting; the nearest one is HARVESTER_BUCKET"
     assert second.startswith("HARVESTER_PORT_80_TCP is not a setting; the nearest one is HARV")
     load_settings()
+
+
+def celerys_variables() -> set[str]:
+    """What Celery's command reads for its own options and those of a worker."""
+    found = set()
+    for command, prefix in ((celery_command, "CELERY"), (celery_worker, "CELERY_WORKER")):
+        for option in command.params:
+            named = option.envvar or ()
+            found |= {named} if isinstance(named, str) else set(named)
+            found.add(f"{prefix}_{option.name}".upper())
+    return found - {"APP", "NO_COLOR"}  # given on the command line; about colours
+
+
+def test_celery_sees_no_variable_that_goes_past_the_settings(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = celerys_variables() | {"CELERY_BROKER_READ_URL", "CELERY_BROKER_URL"}
+    assert names >= {"BROKER_URL", "CELERY_BROKER", "CELERY_WORKER_POOL", "CELERY_CONFIG"}
+    for name in names:
+        monkeypatch.setenv(name, "redis://elsewhere/0")
+    warned = {warning.partition(" ")[0] for warning in unknown_settings(environment())}
+    assert "CELERY_BROKER_URL" not in warned
+    assert warned >= {"BROKER_URL", "CELERY_WORKER_POOL", "CELERY_BROKER_READ_URL"}
+    shut_side_doors()
+    assert names & os.environ.keys() == set()
+    assert environ.keys() - names <= os.environ.keys()
 
 
 # -- the documentation --------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from config.celery import celery_config
 from config.redis import unfit
-from config.settings import BROKER_SCHEMES
+from config.settings import BROKER_SCHEMES, shut_side_doors
 from worker.cli import proxies
 from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
 from worker.core.models import NotFound, State
@@ -341,6 +341,7 @@ def _clock(name: str, skew: float, whose: str) -> Finding:
 async def _broker(settings: Settings) -> Findings:
     same = settings.celery_broker_url == settings.redis_url
     variable = "REDIS_URL" if same else "CELERY_BROKER_URL"
+    shut_side_doors()
     problem = await _in_thread(lambda: _reach_broker(settings))
     if problem is None:
         if same:

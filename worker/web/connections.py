@@ -6,6 +6,7 @@ not read the answer, would hold as many as the process may have files, and nobod
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import resource
@@ -48,8 +49,9 @@ def most_connections() -> int:
         return MOST
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
+        with contextlib.suppress(OSError, ValueError):  # a sandbox, or a limit of the whole system
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
     return max(1, min(MOST, soft // 3))
 
 
