@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from html import escape
 from types import TracebackType
@@ -81,7 +82,10 @@ class Redactor:
                 return {self.text(str(k)): self._value(v, depth + 1) for k, v in value.items()}
             if isinstance(value, list | tuple | set | frozenset):
                 return [self._value(item, depth + 1) for item in value]
-        return self.text(repr(value))
+        try:
+            return self.text(repr(value))
+        except Exception as error:  # of a foreign object
+            return f"<{type(value).__name__}: {type(error).__name__} in its repr>"
 
 
 def _ways(text: str) -> set[str]:
@@ -115,6 +119,9 @@ def configure(
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addFilter(_no_advice)
     sys.excepthook = _log_uncaught
+    if background:  # these would write to stderr themselves, and wait for its reader
+        threading.excepthook = lambda args: _log_unseen(args.exc_type, args.exc_value, args)
+        sys.unraisablehook = lambda args: _log_unseen(args.exc_type, args.exc_value, args)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -126,6 +133,20 @@ def configure(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """As usual; for what cannot be formatted a line that says so.
+
+        The library would print the record to stderr, secrets included, and wait for its reader.
+        """
+        try:
+            return super().format(record)
+        except Exception as error:
+            said = {"event": "log.failed", "level": "error", "logger": record.name}
+            where = f"{record.filename}:{record.lineno}"
+            return json.dumps({**said, "error": type(error).__name__, "where": where})
 
 
 def _handler(background: bool) -> logging.Handler:
@@ -165,9 +186,7 @@ def _formatter(redactor: Redactor, *, console: bool) -> logging.Formatter:
         rendering += [_escape_controls, structlog.dev.ConsoleRenderer(colors=colors)]
     else:
         rendering.append(structlog.processors.JSONRenderer())
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_common_processors(), processors=rendering
-    )
+    return _Formatter(foreign_pre_chain=_common_processors(), processors=rendering)
 
 
 def _escape_controls(_logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -189,6 +208,13 @@ def _escaped(text: str) -> str:
 def _lines(text: object) -> str:
     """A traceback, indented: no line of it can be taken for a line of the log."""
     return "\n".join(f"    {_escaped(line)}" for line in str(text).split("\n"))
+
+
+def _log_unseen(kind: type[BaseException], error: BaseException | None, args: Any) -> None:
+    if issubclass(kind, SystemExit):
+        return
+    trace = (kind, error or kind(), args.exc_traceback)
+    structlog.get_logger("harvester").error("process.unseen_error", exc_info=trace)
 
 
 def _log_uncaught(
