@@ -328,6 +328,14 @@ def _plain(message: Any) -> Any:
     return message
 
 
+def _loads(text: str) -> Any:
+    """Read what came from Redis, without the types that kombu makes of ``__type__``.
+
+    They may raise errors of any class, while nothing here has a use for them.
+    """
+    return json.loads(text)
+
+
 def _decompress(*_: Any) -> NoReturn:
     raise ValueError("compressed messages are not read")
 
@@ -378,6 +386,7 @@ def install() -> None:
 
     Nothing is decompressed, and remote control keeps the commands that look or ask for events.
     """
+    kombu_redis.loads = _loads  # type: ignore[attr-defined]  # the same
     kombu_message.decompress = _decompress  # type: ignore[attr-defined]  # it is imported there
     method_framing.Message = _Received  # type: ignore[misc]  # a class in place of its base
     pidbox.Mailbox.node_cls = _Node

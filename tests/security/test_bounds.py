@@ -211,6 +211,10 @@ async def test_what_is_no_message_is_dropped(target: Target) -> None:
         b"1" * 10_000, b"\x80\x04" + b"\x00" * 1000,
     ):  # fmt: skip
         await target.celery(raw)
+    for kind, value in (("decimal", "x"), ("uuid", {}), ("date", 7), ("nosuch", None), (7, 7)):
+        odd = {"__type__": kind, "__value__": value}  # what kombu would make something of
+        await target.celery({**envelope([[], {}, {}]), "more": odd})
+        await target.redis.publish(f"/0.{target.namespace}.pidbox", json.dumps(odd))
     for body in ([], [[]], {"a": 1}, "text", [[], {}], [[], [], {}], [[1, 2], {"a": None}, {}]):
         await target.celery(envelope(body))
     for task in ("", "harvester.nosuch", "os.system", "celery.backend_cleanup"):

@@ -166,3 +166,10 @@ def test_reading_never_raises_and_hands_on_nothing_else(
     assert isinstance(call.options, dict)
     assert call.args is not None or call.refusals
     assert all(len(text) <= 500 for r in call.refusals for text in (r.what, r.value, r.reason))
+
+
+@pytest.mark.parametrize("headers", [None, [], "text", 7])
+def test_headers_of_another_type_are_none(headers: object) -> None:
+    body = b'{"task": "harvester.submit", "args": ["a"], "kwargs": {}}'
+    assert read_call(headers, "application/json", "utf-8", body).args == ["a"]
+    assert read_call(headers, "application/json", "utf-8", b"[[], {}, {}]").args is None

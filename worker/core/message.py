@@ -52,10 +52,9 @@ def unreadable(value: object, reason: str) -> Call:
     )
 
 
-def read_call(
-    headers: Mapping[str, object], content_type: object, encoding: object, body: object
-) -> Call:
+def read_call(headers: object, content_type: object, encoding: object, body: object) -> Call:
     """Read a message of Celery's queue, of protocol 1 or 2. Never raises."""
+    headers = headers if isinstance(headers, Mapping) else {}
     kind = content_type if isinstance(content_type, str) else "none"
     if kind.partition(";")[0].strip().lower() != "application/json":
         return unreadable(kind[:200], "not JSON by its content type")
