@@ -506,3 +506,11 @@ def test_garbage_is_sorted_out(task_ids: Any, options: dict[str, Any], policy: P
     if isinstance(task_ids, list):
         refused = [refusal for refusal in refusals if refusal.what == "task_id"]
         assert len(submissions) + len(refused) >= len({i for i in task_ids if isinstance(i, str)})
+
+
+def test_countless_unknown_options_make_few_refusals() -> None:
+    options = {f"k{n}": n for n in range(140_000)}
+    accepted, refused = read_submission(["a"], {**options, "label": "poster"}, Policy())
+    assert [submission.label for submission in accepted] == ["poster"]
+    assert len(refused) == 51
+    assert refused[-1] == Refusal(what="options", value="139950", reason="more options are unknown")

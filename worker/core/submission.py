@@ -29,6 +29,7 @@ MAX_URL = 2048
 TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 _DAY = 86_400
+_MAX_UNKNOWN = 50  # options that are refused by name; one message may have 150,000
 _MAX_SHOWN = 200
 _CELERY_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 # Printable ASCII without what readers of addresses disagree about.
@@ -203,17 +204,23 @@ def _read_options(options: Mapping[str, object], policy: Policy) -> tuple[Option
         value = shown(options[name])
         refusals.append(Refusal(what=f"option {one_line(name, 64)}", value=value, reason=reason))
 
+    unknown = 0
     for name, value in options.items():
         if value is None:
             continue
         reader = _READERS.get(name)
         if reader is None:
-            refuse(name, "unknown option")
+            unknown += 1
+            if unknown <= _MAX_UNKNOWN:
+                refuse(name, "unknown option")
             continue
         try:
             chosen[name] = reader(value, policy)
         except InvalidSubmission as error:
             refuse(name, str(error))
+    if unknown > _MAX_UNKNOWN:
+        more = str(unknown - _MAX_UNKNOWN)
+        refusals.append(Refusal(what="options", value=more, reason="more options are unknown"))
 
     # a reply needs both names; if either was refused, the other means nothing
     task, queue = chosen.pop("reply_task", ""), chosen.pop("reply_queue", "")
