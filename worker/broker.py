@@ -35,8 +35,8 @@ from celery.worker.consumer.mingle import Mingle
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import Panel
 from kombu import connection as kombu_connection
+from kombu import matcher, messaging, pidbox
 from kombu import message as kombu_message
-from kombu import messaging, pidbox
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import Empty
@@ -62,6 +62,7 @@ _RETRY_SECONDS = 2
 _PUT_BACK_EVERY = 1.0  # seconds
 _MAX_ITEM = 2 * MAX_BODY_BYTES  # bytes of a Redis message: the body grows by a third in base64
 _MAX_HEADERS = 64 * 1024
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # What remote control may not do: end the fleet, or have it read other applications' queues.
 _NOT_BY_REMOTE = frozenset(
     {
@@ -171,23 +172,27 @@ class _Tolerant(_Base):
         before = set(self.qos._delivered or ())
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except _MALFORMED as error:
             # one that got as far as being handed out would take up a place until it is acknowledged
             for tag in set(self.qos._delivered or ()) - before:
                 self.qos.ack(tag)
-            text = getattr(error, "doc", "")  # what a JSON decoder could not read
-            log.warning(
-                "intake.unreadable",
-                source="celery",
-                reason=one_line(f"no Celery message: {type(error).__name__}: {error}"),
-                value=one_line(str(text), _SHOWN),
-            )
+            _unreadable(error, source="celery")
             raise Empty from None
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:
             raise RedisConnectionError("the connection of this channel is closed")
         return super()._connparams(asynchronous)  # type: ignore[misc]  # kombu is untyped
+
+
+def _unreadable(error: Exception, *, source: str) -> None:
+    text = getattr(error, "doc", "")  # what a JSON decoder could not read
+    log.warning(
+        "intake.unreadable",
+        source=source,
+        reason=one_line(f"no Celery message: {type(error).__name__}: {error}"),
+        value=one_line(str(text), _SHOWN),
+    )
 
 
 def _popped(answer: Any) -> Any:
@@ -224,11 +229,15 @@ def _envelope(payload: Any, queue: str) -> dict[str, Any]:
 
 class _Delivering(_TransportBase):
     def _deliver(self, message: Any, queue: str | None) -> None:
-        # messages of remote control come over a channel of Redis and are never given back
         channels: Any = self.channels
-        if queue and not any(queue in channel.active_fanout_queues for channel in channels):
-            message = _envelope(message, queue)
-        super()._deliver(message, queue)
+        if not any(queue in channel.active_fanout_queues for channel in channels):
+            super()._deliver(_envelope(message, queue) if queue else message, queue)
+            return
+        # remote control, over a channel of Redis: nothing is popped, noted or given back
+        try:
+            super()._deliver(_envelope(message, str(queue)), queue)
+        except _MALFORMED as error:
+            _unreadable(error, source="control")
 
 
 class Channel(_Tolerant, kombu_redis.Channel):
@@ -331,9 +340,13 @@ def _plain(message: Any) -> Any:
 def _loads(text: str) -> Any:
     """Read what came from Redis, without the types that kombu makes of ``__type__``.
 
-    They may raise errors of any class, while nothing here has a use for them.
+    They may raise errors of any class, while nothing here has a use for them; this raises
+    ``ValueError``.
     """
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError:  # kombu would not expect it everywhere
+        raise ValueError("nested too deep") from None
 
 
 def _decompress(*_: Any) -> NoReturn:
@@ -390,6 +403,8 @@ def install() -> None:
     kombu_message.decompress = _decompress  # type: ignore[attr-defined]  # it is imported there
     method_framing.Message = _Received  # type: ignore[misc]  # a class in place of its base
     pidbox.Mailbox.node_cls = _Node
+    # a regular expression of the sender's, matched with this worker's name, may take for ever
+    matcher.register("pcre", lambda *_: False)
     for name in _NOT_BY_REMOTE:
         Panel.data.pop(name, None)
     Tasks.qos_global = lambda self, c: False  # type: ignore[method-assign]

@@ -221,3 +221,24 @@ async def test_what_is_no_message_is_dropped(target: Target) -> None:
         await target.celery(envelope([[], {}, {}], task=task))
     for _ in range(8):  # more than a worker holds at once
         await target.celery(envelope([]))
+
+
+async def test_garbage_on_the_control_channel_ends_no_worker(target: Target) -> None:
+    deep = envelope([])
+    for raw in (
+        b"\xff\xfe", b"7", b"[]", b"{}", b'"text"', b"null", b"[" * 200_000, b'{"a":' * 200_000,
+        json.dumps({**deep, "headers": 7}), json.dumps({**deep, "properties": 7}),
+        json.dumps({**deep, "properties": {}}), json.dumps({**deep, "body": 7}),
+        json.dumps({**deep, "headers": {"compression": "zlib"}}),
+        json.dumps({**envelope([[], {}, {}]), "headers": {"expires": {"a": 1}, "clock": "x"}}),
+        json.dumps({**envelope([[], {}, {}]), "headers": {"expires": "x", "clock": {}}}),
+        json.dumps(envelope({"method": "ping", "arguments": 7})),
+        json.dumps(envelope({"method": ["ping"], "arguments": {}, "destination": 7})),
+        json.dumps(envelope({"method": "ping", "pattern": "[", "matcher": "nosuch"})),
+        json.dumps(envelope({"method": "ping", "pattern": "(.+)+\\x00", "matcher": "pcre"})),
+        json.dumps(envelope({"method": "ping", "reply_to": 7, "ticket": []})),
+        json.dumps(envelope({"method": "ping", "reply_to": {"exchange": 7, "routing_key": []}})),
+        json.dumps(envelope("text")), json.dumps(envelope(7)),
+    ):  # fmt: skip
+        await target.redis.publish(f"/0.{target.namespace}.pidbox", raw)
+    await target.still_works()
