@@ -126,6 +126,28 @@ async def test_what_is_refused_is_a_problem_that_says_why(
     assert answer.json()["detail"]
 
 
+async def test_bodies_that_arrive_at_once_take_bounded_memory(
+    web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.web.app._BODIES", 10_000)
+    arriving = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"task_ids": ["slow"], "metadata": {"a": "' + b"x" * 9000
+        arriving.set()
+        await over.wait()
+        yield b'"}}'
+
+    over = asyncio.Event()
+    slow = asyncio.create_task(web.post("/api/tasks", content=slowly()))
+    await arriving.wait()
+    body = json.dumps({"task_ids": ["quick"], "metadata": {"a": "x" * 2000}})
+    assert (await web.post("/api/tasks", content=body)).status_code == 503
+    over.set()
+    assert (await joined(slow)).status_code == 201
+    assert (await web.post("/api/tasks", content=body)).status_code == 201
+
+
 async def test_unknown_tasks_and_impossible_wishes(web: httpx.AsyncClient) -> None:
     await web.post("/api/tasks", json={"task_ids": ["w1"]})
     assert (await web.get("/api/tasks/nobody")).status_code == 404

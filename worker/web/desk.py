@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 READY_FOR = 10.0
 """Seconds for which a look at the store is believed."""
 
+_BODIES = 64 * 1024 * 1024  # bytes of bodies that may arrive at once
+
 TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
 
 
@@ -60,14 +62,28 @@ def answer(value: Any, status: int = 200) -> Response:
     return Response(jsontext.dumps(value), status, media_type="application/json")
 
 
+_received = 0  # bytes of bodies that have begun to arrive, of all connections
+
+
 async def body(request: Request, most: int) -> bytes:
-    """The request's body; raises ``Problem`` 413 as soon as it is larger than ``most``."""
+    """The request's body.
+
+    Raises ``Problem`` 413 as soon as it is larger than ``most``, and 503 if there are too many at
+    once.
+    """
+    global _received  # noqa: PLW0603  a process has one loop
     read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > most:
-            raise Problem(413, f"the body is larger than {most} bytes")
-    return bytes(read)
+    try:
+        async for chunk in request.stream():
+            read += chunk
+            _received += len(chunk)
+            if len(read) > most:
+                raise Problem(413, f"the body is larger than {most} bytes")
+            if _received > _BODIES:
+                raise Problem(503, "too many bodies arrive at once")
+        return bytes(read)
+    finally:
+        _received -= len(read)
 
 
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.reference(documents.Problem)}}}
