@@ -56,7 +56,7 @@ class Aside:
                 wrapped = RuntimeError(f"StopIteration: {error}")
                 wrapped.__cause__ = error
                 given = done.set_exception, wrapped
-            except Exception as error:  # for whoever waits
+            except Exception as error:  # for the caller, if it still waits
                 given = done.set_exception, error
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(finish, *given)
