@@ -312,6 +312,7 @@ def _web_token(token: SecretStr) -> SecretStr:
 
 Seconds = Annotated[float, Field(gt=0, le=_TEN_YEARS, allow_inf_nan=False)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Endpoint = Annotated[HttpUrl, AfterValidator(lambda url: url.rstrip("/"))]
 BaseUrl = Annotated[HttpUrl, AfterValidator(lambda url: f"{url.rstrip('/')}/")]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_split), _each(_host_or_network)]
 
@@ -342,7 +343,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    speedpix_endpoint: Annotated[HttpUrl, AfterValidator(lambda url: url.rstrip("/"))] = Field(
+    speedpix_endpoint: Endpoint = Field(
         "https://openai.edu-aliyun.com",
         description="Address of the upstream. The name is the one of the vendor's SDK.",
     )
@@ -397,6 +398,13 @@ class Settings(BaseSettings):
         None,
         description="When set, each file also gets `url`: this base followed by its key.",
         examples=["https://cdn.example.com/"],
+    )
+    presign_endpoint: Endpoint | None = Field(
+        None,
+        description="Endpoint at which browsers reach the store, if the workers use another one: "
+        "presigned addresses (`harvester url`, the page) lead there. The bucket is addressed as "
+        "at the other one.",
+        examples=["https://s3.oss-cn-hangzhou.aliyuncs.com"],
     )
     poll_rate: float = Field(
         20,

@@ -266,7 +266,11 @@ async def test_url_of_a_task_without_files_says_so(run: Run) -> None:
 
 
 async def test_a_task_from_submission_to_its_files(
-    run: Run, simulator: Simulator, settings: dict[str, str], tmp_path: Path
+    run: Run,
+    simulator: Simulator,
+    settings: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     good = simulator.example()
     bad = simulator.submit({"simulate": {"end": "failed"}})
@@ -294,7 +298,10 @@ async def test_a_task_from_submission_to_its_files(
             body = (await client.get(address)).content
         assert hashlib.sha256(body).hexdigest() == file["sha256"]
 
+        monkeypatch.setenv("HARVESTER_PRESIGN_ENDPOINT", "https://files.example/s3")
         as_json = json.loads((await run("url", good, "--json")).stdout)
+        assert as_json["files"][0]["url"].startswith("https://files.example/s3/")
+        monkeypatch.delenv("HARVESTER_PRESIGN_ENDPOINT")
         assert [f["name"] for f in as_json["files"]] == [file["name"]]
         again = json.loads((await run("submit", good, "--wait", "--json")).stdout)
         assert again["tasks"] == [{"task_id": good, "new": False, "state": "stored", "reason": ""}]

@@ -211,6 +211,21 @@ async def test_anybody_can_fetch_a_presigned_address(store: ObjectStore, prefix:
     assert "gr%C3%BC%C3%9Fe.txt" in reply.headers["content-disposition"]
 
 
+async def test_a_presigned_address_leads_to_where_people_reach_the_store(
+    environ: BucketEnv, prefix: str
+) -> None:
+    elsewhere = environ.endpoint.replace("127.0.0.1", "localhost")
+    store = ObjectStore(environ.bucket, presign_endpoint=elsewhere)
+    await put(store, f"{prefix}a.txt", b"hello")
+    url = await store.presign_get(f"{prefix}a.txt", expires=60, filename="ä b.txt")
+    await store.close()
+    assert url.startswith(f"{elsewhere}/{environ.bucket}/")
+    async with httpx.AsyncClient(trust_env=False, timeout=BOUND) as client:
+        assert (await client.get(url)).content == b"hello"
+        # it is signed for that host alone
+        assert (await client.get(url.replace("localhost", "127.0.0.1"))).status_code == 403
+
+
 async def test_the_probe_says_what_the_store_can_do(
     store: ObjectStore, environ: BucketEnv, prefix: str
 ) -> None:
@@ -227,7 +242,11 @@ async def test_the_probe_says_what_the_store_can_do(
 
 async def test_settings_make_a_store(environ: BucketEnv, prefix: str) -> None:
     settings = SimpleNamespace(
-        bucket=environ.bucket, storage="auto", put_options={"CacheControl": "no-store"}, lease=60.0
+        bucket=environ.bucket,
+        storage="auto",
+        presign_endpoint=None,
+        put_options={"CacheControl": "no-store"},
+        lease=60.0,
     )
     store = ObjectStore.from_settings(settings)
     await store.put_document(f"{prefix}a.json", b"{}", task_id="t")

@@ -250,6 +250,7 @@ async def test_a_task_from_handing_in_to_its_pictures(
     settings: dict[str, str],
     simulator: Simulator,
     tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     good = simulator.submit({"simulate": {"duration": 0.5, "images": ["png"]}})
     bad = simulator.submit({"simulate": {"end": "failed"}})
@@ -264,6 +265,14 @@ async def test_a_task_from_handing_in_to_its_pictures(
             picture = await client.get(urls[0]["url"])
         assert picture.status_code == 200
         assert len(picture.content) == record["files"][0]["bytes"]
+        # where browsers reach the store elsewhere, addresses lead there and the page may load them
+        outside = settings["AWS_ENDPOINT_URL_S3"].replace("127.0.0.1", "localhost")
+        monkeypatch.setenv("HARVESTER_PRESIGN_ENDPOINT", f"{outside}/")
+        async with serving() as other:
+            urls = (await other.get(f"/api/tasks/{good}/urls")).json()["files"]
+            assert urls[0]["url"].startswith(f"{outside}/")
+            policy = (await other.get("/")).headers["content-security-policy"]
+            assert f"img-src 'self' data: {outside};" in policy
         assert (await web.get("/readyz")).status_code == 200
         stats = (await web.get("/api/stats")).json()
         assert (stats["tasks"]["stored"], stats["tasks"]["failed"]) == (1, 1)

@@ -155,6 +155,24 @@ def test_compose_file_passes_every_setting_through() -> None:
         assert f'"{name}": "given-{name}"' in result.stdout, name
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "http://localhost:8333"),
+        ({"STORE_PORT": "9000"}, "http://localhost:9000"),
+        ({"AWS_ENDPOINT_URL_S3": "https://s3.example"}, "https://s3.example"),
+        ({"HARVESTER_PRESIGN_ENDPOINT": "https://files.example"}, "https://files.example"),
+    ],
+)
+def test_compose_signs_addresses_for_where_a_browser_reaches_the_store(
+    given: dict[str, str], expected: str
+) -> None:
+    services = json.loads(compose("config", "--format", "json", **given).stdout)["services"]
+    assert services["web"]["environment"]["HARVESTER_PRESIGN_ENDPOINT"] == expected
+    (port,) = services["seaweedfs"]["ports"]
+    assert (port["host_ip"], port["published"]) == ("127.0.0.1", given.get("STORE_PORT", "8333"))
+
+
 def test_compose_gives_a_worker_longer_than_its_own_grace_time() -> None:
     text = COMPOSE_FILE.read_text()
     grace = re.search(r"stop_grace_period: \$\{WORKER_STOP_GRACE:-(\d+)s\}", text)
@@ -226,6 +244,7 @@ def test_compose_for_production_can_mean_aws_itself_and_assumes_nothing() -> Non
     for name in ("worker", "web"):
         environ = {n: v for n, v in services[name]["environment"].items() if v}
         assert "AWS_ENDPOINT_URL_S3" not in environ
+        assert "HARVESTER_PRESIGN_ENDPOINT" not in environ
         assert "SPEEDPIX_ENDPOINT" not in environ  # the default of the settings
         assert "HARVESTER_SOURCE_ALLOW_PRIVATE" not in environ
         assert services[name]["depends_on"].keys() == {"valkey"}

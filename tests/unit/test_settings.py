@@ -280,6 +280,8 @@ def test_all_that_is_wrong_is_listed_at_once(environ: dict[str, str]) -> None:
         ("HARVESTER_MANIFEST_PREFIX", "a//b"),
         ("HARVESTER_PUBLIC_BASE_URL", "cdn.example.com"),
         ("HARVESTER_PUBLIC_BASE_URL", "https://cdn.example.com/#x"),
+        ("HARVESTER_PRESIGN_ENDPOINT", "localhost:8333"),
+        ("HARVESTER_PRESIGN_ENDPOINT", "https://AK:SK@store.example"),
         ("HARVESTER_POLL_RATE", "0"),
         ("HARVESTER_POLL_RATE", "inf"),
         ("HARVESTER_POLL_RATE", "fast"),

@@ -32,14 +32,16 @@ CALLS = [
 ]
 
 
-def signer(endpoint: str, bucket: str, token: str, patch: pytest.MonkeyPatch) -> Signer:
+def signer(
+    endpoint: str, bucket: str, token: str, patch: pytest.MonkeyPatch, presign_endpoint: str = ""
+) -> Signer:
     patch.setenv("AWS_ACCESS_KEY_ID", "AK")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
     patch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     patch.setenv("AWS_SESSION_TOKEN", token)
     if endpoint:
         patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-    return make_signer(bucket, "auto")
+    return make_signer(bucket, "auto", presign_endpoint)
 
 
 def both(ours: Signer, call: str, params: dict[str, Any]) -> tuple[str, str]:
@@ -78,6 +80,41 @@ def test_every_key_is_signed_as_boto3_signs_it(monkeypatch: pytest.MonkeyPatch) 
         assert parts(here) == parts(there)
 
     compare()
+
+
+INTERNAL = "https://s3.oss-cn-hangzhou-internal.aliyuncs.com"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "outside", "expected"),
+    [
+        (INTERNAL, INTERNAL.replace("-internal", ""), "https://media.s3.oss-cn-hangzhou.aliyuncs"),
+        ("http://seaweedfs:8333", "http://localhost:8333", "http://localhost:8333/media/k?"),
+        ("http://seaweedfs:8333", "https://files.example/s3", "https://files.example/s3/media/k?"),
+        (
+            "http://seaweedfs:8333",
+            "https://Files.example:443/",
+            "https://files.example:443/media/k",
+        ),
+        ("", "https://media.vpce.example", "https://media.media.vpce.example/k?"),
+    ],
+)
+def test_addresses_for_people_are_those_of_a_fleet_at_their_endpoint(
+    endpoint: str, outside: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.strftime", lambda *_: "20261128T000000Z")
+    ours = signer(endpoint, "media", "t", monkeypatch, outside)
+    params = {"Bucket": "media", "Key": "k"}
+    made = ours.sign("get_object", params, 60, outside=True).url
+    assert made.startswith(expected)
+    row = "virtual" if ours.provider.addressing == "virtual" else "path"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", outside)
+    assert parts(made) == parts(make_signer("media", row).sign("get_object", params, 60).url)
+    # the fleet's own requests go where they went
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    own = make_signer("media", "auto").sign("get_object", params).url
+    assert ours.sign("get_object", params).url == own
+    assert make_signer("media", "auto").sign("get_object", params, outside=True).url == own
 
 
 def test_a_parameter_that_the_call_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

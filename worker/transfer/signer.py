@@ -61,11 +61,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """Credentials and the place of one bucket, and a boto3 client that knows the calls."""
+    """Credentials and the place of one bucket, and a boto3 client that knows the calls.
+
+    ``outside`` is where people reach the same bucket.
+    """
 
     boto: Any
     credentials: Any
     place: Place
+    outside: Place
     provider_name: str
     provider: Provider
     ca_bundle: str | None
@@ -77,15 +81,22 @@ class Signer:
         needed = getattr(self.credentials, "refresh_needed", None)
         return needed is not None and bool(needed())
 
-    def sign(self, call: str, params: Mapping[str, Any], expires: int = EXPIRES) -> Request:
+    def sign(
+        self,
+        call: str,
+        params: Mapping[str, Any],
+        expires: int = EXPIRES,
+        *,
+        outside: bool = False,
+    ) -> Request:
         """Sign a request of the bucket; ``params`` are boto3's, whose bucket is taken as given.
 
         Raises ``ValueError`` for a parameter that the call does not have.
         """
-        shape = self._shape(call)
+        shape, at = self._shape(call), self.outside if outside else self.place
         headers: dict[str, str] = {}
         query = dict(shape.query)
-        path = self.place.bucket
+        path = at.bucket
         for name, value in params.items():
             if name not in shape.places:
                 raise ValueError(f"{call} has no parameter {name}")
@@ -98,28 +109,30 @@ class Signer:
                 query[label] = str(value)
             elif name == "Key":
                 path = f"{path.rstrip('/')}/{quote(value, safe='/~')}"
-        signed = self._signed(shape.method, path, query, headers, expires)
+        signed = self._signed(at, shape.method, path, query, headers, expires=expires)
         return Request(
             method=shape.method,
-            url=f"{self.place.origin}{path}?{signed}",
+            url=f"{at.origin}{path}?{signed}",
             headers=headers,
             ca_bundle=self.ca_bundle,
         )
 
     def _signed(
         self,
+        at: Place,
         method: str,
         path: str,
         query: dict[str, str],
         headers: Mapping[str, str],
+        *,
         expires: int,
     ) -> str:
         """The query with its signature (AWS, "Create a signed request", query parameters)."""
         keys = self.credentials.get_frozen_credentials()
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        scope = "/".join((now[:8], *self.place.scope, "aws4_request"))
+        scope = "/".join((now[:8], *at.scope, "aws4_request"))
         lines = {name.lower(): " ".join(text.split()) for name, text in headers.items()}
-        lines["host"] = self.place.host
+        lines["host"] = at.host
         names = sorted(lines)
         query |= {
             "X-Amz-Algorithm": _ALGORITHM,
@@ -143,7 +156,7 @@ class Signer:
             )
         )
         digest = hashlib.sha256(canonical.encode()).hexdigest()
-        key = _signing_key(keys.secret_key, now[:8], *self.place.scope)
+        key = _signing_key(keys.secret_key, now[:8], *at.scope)
         what = "\n".join((_ALGORITHM, now, scope, digest))
         return f"{text}&X-Amz-Signature={hmac.digest(key, what.encode(), 'sha256').hex()}"
 
@@ -207,10 +220,11 @@ def _place(boto: Any, bucket: str) -> Place:
     )
 
 
-def make_signer(bucket: str, storage: str) -> Signer:
+def make_signer(bucket: str, storage: str, presign_endpoint: str = "") -> Signer:
     """Find credentials and endpoint, as boto3 does; may take a while.
 
-    ``storage`` is as in :func:`~worker.core.providers.choose`. Raises botocore's errors,
+    ``storage`` is as in :func:`~worker.core.providers.choose`; ``presign_endpoint`` is where people
+    reach the store, if that is somewhere else. Raises botocore's errors,
     ``ValueError`` for a malformed endpoint, and ``OSError`` for a file or program of credentials.
     """
     session = boto3.session.Session()
@@ -224,10 +238,17 @@ def make_signer(bucket: str, storage: str) -> Signer:
     style: Addressing = "path" if "." in bucket and name == "aws" else provider.addressing
     region = session.region_name or provider.region_of(endpoint) or None
     boto = session.client("s3", region_name=region, config=_config(style))
+    place = outside = _place(boto, bucket)
+    if presign_endpoint:
+        there = session.client(
+            "s3", region_name=region, config=_config(style), endpoint_url=presign_endpoint
+        )
+        outside = _place(there, bucket)
     return Signer(
         boto=boto,
         credentials=credentials,
-        place=_place(boto, bucket),
+        place=place,
+        outside=outside,
         provider_name=name,
         provider=provider,
         ca_bundle=session._session.get_config_variable("ca_bundle"),  # boto3 offers no other way

@@ -45,6 +45,10 @@ class StoreSettings(Protocol):
         """Row and columns of the table of providers."""
 
     @property
+    def presign_endpoint(self) -> str | None:
+        """Where people reach the store, if that is not where the fleet does."""
+
+    @property
     def put_options(self) -> Mapping[str, str]:
         """boto3 parameters of every object."""
 
@@ -72,12 +76,15 @@ class ObjectStore:
         bucket: str,
         *,
         storage: str = "auto",
+        presign_endpoint: str = "",
         put_options: Mapping[str, str] | None = None,
         deadline: float = wire.DEADLINE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.bucket = bucket
-        self.wire = Wire(bucket, storage=storage, deadline=deadline)
+        self.wire = Wire(
+            bucket, storage=storage, presign_endpoint=presign_endpoint, deadline=deadline
+        )
         self.options = dict(put_options or {})
         self._attempts = Attempts(self.wire)
         self._clock = clock
@@ -89,6 +96,7 @@ class ObjectStore:
         return cls(
             settings.bucket,
             storage=settings.storage,
+            presign_endpoint=settings.presign_endpoint or "",
             put_options=settings.put_options,
             deadline=min(wire.DEADLINE, 0.75 * settings.lease),
         )
@@ -244,12 +252,13 @@ class ObjectStore:
     async def presign_get(self, key: str, *, expires: int, filename: str = "") -> str:
         """A URL that anybody can fetch an object from for ``expires`` seconds.
 
+        It leads to where people reach the store.
         With ``filename`` a browser saves it under that name.
         """
         params = self.wire.named(key)
         if filename:
             params["ResponseContentDisposition"] = disposition("", filename)
-        return (await self.wire.sign("get_object", params, expires)).url
+        return await self.wire.presign("get_object", params, expires)
 
     async def presign_files(
         self, files: Sequence[Mapping[str, Any]], *, expires: int

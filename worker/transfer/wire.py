@@ -17,7 +17,7 @@ from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.http import BROKEN, CHUNK_BYTES, describe, hung_up, make_session, read_some
 from worker.offload import Aside
 from worker.transfer import complaints
-from worker.transfer.signer import EXPIRES, Request, Signer, make_signer
+from worker.transfer.signer import Request, Signer, make_signer
 
 if TYPE_CHECKING:
     import ssl
@@ -65,17 +65,25 @@ class Answer:
 class Wire:
     """The requests of one bucket.
 
-    ``storage`` is as in :func:`~worker.core.providers.choose`. No request takes longer than
+    ``storage`` is as in :func:`~worker.core.providers.choose`, ``presign_endpoint`` as in
+    :func:`~worker.transfer.signer.make_signer`. No request takes longer than
     ``deadline`` seconds, except for those of :meth:`opened`. Every method may raise
     :class:`StoreBlocked` for credentials or an endpoint that cannot be used, and
     :class:`StoreUnavailable` for a store that does not answer.
     """
 
-    def __init__(self, bucket: str, *, storage: str = "auto", deadline: float = DEADLINE) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        storage: str = "auto",
+        presign_endpoint: str = "",
+        deadline: float = DEADLINE,
+    ) -> None:
         self.bucket = bucket
         self.deadline = deadline
         self.signer: Signer | None = None
-        self._storage = storage
+        self._store = storage, presign_endpoint
         self._session: aiohttp.ClientSession | None = None
         self._starting = asyncio.Lock()
         self._aside = Aside(_THREADS)
@@ -91,7 +99,7 @@ class Wire:
             with self._boto_errors():
                 async with asyncio.timeout(DEADLINE), self._starting:
                     if self.signer is None:
-                        self.signer = await self._aside.run(make_signer, self.bucket, self._storage)
+                        self.signer = await self._aside.run(make_signer, self.bucket, *self._store)
         return self.signer
 
     def forget(self) -> None:
@@ -162,14 +170,22 @@ class Wire:
             if content is not None:
                 content.let_go()
 
-    async def sign(self, call: str, params: Mapping[str, Any], expires: int = EXPIRES) -> Request:
-        """A request that is valid for ``expires`` seconds."""
+    async def sign(self, call: str, params: Mapping[str, Any]) -> Request:
+        """A request that is valid for an hour."""
+        return await self._signed(lambda signer: signer.sign(call, params))
+
+    async def presign(self, call: str, params: Mapping[str, Any], expires: int) -> str:
+        """An address for other people, which works for ``expires`` seconds."""
+        made = await self._signed(lambda signer: signer.sign(call, params, expires, outside=True))
+        return made.url
+
+    async def _signed(self, make: Callable[[Signer], Request]) -> Request:
         signer = await self.ready()
         with self._boto_errors():
             if not signer.waits:
-                return signer.sign(call, params, expires)
+                return make(signer)
             async with asyncio.timeout(DEADLINE):
-                return await self._aside.run(signer.sign, call, params, expires)
+                return await self._aside.run(make, signer)
 
     async def parse(self, call: str, answer: Answer) -> dict[str, Any]:
         """What botocore makes of an answer that is XML."""
