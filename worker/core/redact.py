@@ -114,7 +114,9 @@ _ROOTS = re.compile(
 )
 _VALUE = re.compile(rf"(?:(?!{_sign('?&;')})[^\s\"<>])*")
 _HEADER_VALUE = re.compile(
-    r"[\"'](?:\\.|[^\"'\\])*[\"']?|(?:(?:bearer|basic|oss|aws)[ ])?[^\s\"'<>]*", re.IGNORECASE
+    r"[\"'](?:\\.|[^\"'\\])*[\"']?|(?:bearer|basic|oss|aws)[ ][^\s\"'<>]*"
+    r"|[^\s\"'<>]{12,}",  # a shorter one is prose
+    re.IGNORECASE,
 )
 
 
