@@ -129,7 +129,7 @@ async def test_what_is_refused_is_a_problem_that_says_why(
 async def test_bodies_that_arrive_at_once_take_bounded_memory(
     web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.web.app._BODIES", 10_000)
+    monkeypatch.setattr("worker.web.desk._BODIES", 10_000)
     arriving = asyncio.Event()
 
     async def slowly() -> AsyncIterator[bytes]:
