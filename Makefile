@@ -13,6 +13,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -q -n 4 --dist worksteal
 # What takes longer, in parts that can be run apart.
 PATIENT := brokers or fleet or page or programs or clients
+STORES ?=
 PYTEST_ARGS ?=
 # A newer pip is no news to somebody who tries the demo.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,7 +22,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -71,7 +72,7 @@ bench-capacity: $(STAMP) ## Measure what a fleet's size is computed from (see do
 	$(BIN)/python -m tests.bench.capacity $(BENCH_ARGS)
 
 test: $(STAMP) ## Run the tests that need no patience (PYTEST_ARGS adds arguments)
-	$(PYTEST) -m 'not ($(PATIENT))' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not ($(PATIENT) or stores)' $(PYTEST_ARGS)
 
 patient: $(STAMP) $(GENERATORS) ## Run brokers, fleet, page, programs and clients, all at the same time
 	$(PYTEST) -n 6 -m '$(PATIENT)' $(PYTEST_ARGS)
@@ -100,6 +101,9 @@ $(CLIENTS)/node: tests/clients/package-lock.json
 
 clients: $(STAMP) $(GENERATORS) ## Generate a Python and a TypeScript client of the API, and use them
 	$(PYTEST) -m clients -n 0 tests/integration/test_clients.py $(PYTEST_ARGS)
+
+stores: $(STAMP) ## Test every real store here, and print the table of docs/stores.md (STORES="rclone ceph")
+	STORES="$(STORES)" $(PYTEST) -n 3 -m stores tests/stores $(PYTEST_ARGS)
 
 model: $(STAMP) ## Test the protocol of leases in many more orders of its steps
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) tests/model $(PYTEST_ARGS)

@@ -53,6 +53,8 @@ class Traits:
     objects: str = "v2"
     etag: str = "md5"
     options: Refusal | None = None
+    drops: bool = False
+    """Whether a part that is refused ends its upload."""
     most_parts: int = 10_000
     page: int = 1000
 
@@ -112,8 +114,9 @@ STORES: dict[str, Traits] = {
     ),
     "rclone": Traits(
         put_sha256="echo", part_sha256="echo", put_condition="ignore", complete_condition="ignore",
-        listing=(404, "NoSuchUpload", "m"),
+        listing=(404, "NoSuchUpload", "m"), drops=True,
     ),
+    "aws-drops": Traits(drops=True),
     "s3rver": Traits(
         put_sha256="ignore", part_sha256="ignore", put_md5="ignore", part_md5="ignore",
         put_condition="ignore", complete_condition="ignore", listing=NOT_IMPLEMENTED,
@@ -253,6 +256,8 @@ class StandIn:
             return refused((400, "InvalidArgument", "Part number is too large"))
         body = self._hurt(body)
         if wrong := self._unproven("part", headers, body):
+            if self.traits.drops:
+                del self.uploads[query["uploadId"]]
             return refused(wrong)
         kept = self.traits.part_sha256 in ("keep", "echo")
         sha256 = headers.get("x-amz-checksum-sha256") if kept else None

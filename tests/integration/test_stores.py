@@ -129,6 +129,7 @@ EXPECTED: dict[str, dict[str, Seen]] = {
         "put_condition": Seen.IGNORED, "complete_condition": Seen.IGNORED,
     },
     "hetzner": {"head_checksum": Seen.IGNORED},
+    "aws-drops": {},
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ async def test_one_worker_probes_for_all(fleet: Fleet) -> None:
             await known(store)
         assert first.facts == second.facts == third.facts
         assert fleet.there.seen.count("list") == 0
-        assert fleet.there.seen.count("create") == 2
+        assert fleet.there.seen.count("create") == 3
         key = await key_of(fleet.registry, first)
         assert WEEK - 600 < await fleet.registry.redis.ttl(key) <= WEEK
 

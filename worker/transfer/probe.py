@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 
 from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.transfer import complaints
-from worker.transfer.attempts import is_md5, md5
+from worker.transfer.attempts import ALGORITHM, is_md5, md5
 from worker.transfer.capabilities import Facts, Seen
 
 if TYPE_CHECKING:
@@ -177,16 +177,16 @@ class _Look:
         await self._parts_by_md5()
 
     async def _parts_by_sha256(self) -> None:
-        async with self._upload({"ChecksumAlgorithm": "SHA256"}) as (upload, complaint):
+        async with self._upload(ALGORITHM.params) as (upload, complaint):
             if complaint is not None or not upload:
                 seen = complaint is not None and complaints.may_be_unknown(complaint)
                 self._note(part_sha256=Seen.REFUSED if seen else Seen.UNKNOWN)
                 return
-            wrong = await self._part(upload, _WRONG_SHA256)
             right = await self._part(upload, _RIGHT_SHA256)
-            seen_right = _taken("upload_part", right)
-            checked = _check("upload_part", seen_right, wrong if seen_right else right)
-            if not seen_right or right is None:
+            taken = _taken("upload_part", right)
+            wrong = await self._wrong_part(_WRONG_SHA256, ALGORITHM.params) if taken else right
+            checked = _check("upload_part", taken, wrong)
+            if not taken or right is None:
                 self._note(part_sha256=checked)
                 return
             etag = right.headers.get("etag", "")
@@ -200,10 +200,10 @@ class _Look:
         async with self._upload({}) as (upload, _):
             if not upload:
                 return
-            wrong = await self._part(upload, _WRONG_MD5)
             right = await self._part(upload, _RIGHT_MD5)
             taken = _taken("upload_part", right)
-            self._note(part_md5=_check("upload_part", taken, wrong if taken else right))
+            wrong = await self._wrong_part(_WRONG_MD5, {}) if taken else right
+            self._note(part_md5=_check("upload_part", taken, wrong))
             bare = await self._part(upload, {})
             if bare is None or not bare.well("upload_part"):
                 return
@@ -212,6 +212,11 @@ class _Look:
             etag = bare.headers.get("etag", "")
             answer = await self._complete(upload, etag, _CONDITION)
             self._note(complete_condition=_condition("complete_multipart_upload", answer))
+
+    async def _wrong_part(self, proof: Mapping[str, str], more: Mapping[str, str]) -> Answer | None:
+        """What a part with a wrong digest is answered: the store may end its upload for it."""
+        async with self._upload(more) as (upload, _):
+            return await self._part(upload, proof) if upload else None
 
     async def _listing(self, upload: str) -> None:
         try:

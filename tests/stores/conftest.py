@@ -1,0 +1,33 @@
+"""The table of the stores, printed after a run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.stores.servers import STORES
+from tests.stores.table import HEAD
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "store_row"
+    ]
+    if rows:
+        terminalreporter.section("stores")
+        order = [title for title, _, _ in STORES.values()]
+        rows.sort(key=lambda row: order.index(row.split(" | ")[0].removeprefix("| ")))
+        for line in (*HEAD, *rows):
+            terminalreporter.write_line(line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = set(os.environ.get("STORES", "").split()) - STORES.keys()
+    if unknown:
+        raise pytest.UsageError(f"STORES knows {', '.join(STORES)}; not {', '.join(unknown)}")
