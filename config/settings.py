@@ -632,7 +632,8 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
-        if name.startswith(("CELERY_", "BROKER_")) and _PAST.fullmatch(name):
+        foreign = name.startswith(("CELERY_", "BROKER_")) and not name.startswith("CELERY_LOG_")
+        if foreign and _PAST.fullmatch(name):  # CELERY_LOG_*: Celery leaves them to its children
             warnings.append(f"{name} is not a setting and is ignored")
         if name.startswith("HARVESTER_") and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]

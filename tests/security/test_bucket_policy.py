@@ -174,9 +174,11 @@ async def test_the_actions_are_those_that_the_code_needs(
     called: set[str] = set()
     sign = Signer.sign
 
-    def recording(self: Signer, call: str, params: Mapping[str, Any], *rest: int) -> Any:
+    def recording(
+        self: Signer, call: str, params: Mapping[str, Any], *rest: Any, **how: Any
+    ) -> Any:
         called.add(call)
-        return sign(self, call, params, *rest)
+        return sign(self, call, params, *rest, **how)
 
     monkeypatch.setattr(Signer, "sign", recording)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.endpoint)
