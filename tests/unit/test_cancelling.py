@@ -21,6 +21,7 @@ ENDS_OTHERWISE = {
     "tests/support.py:eventually": "its deadline",
     "tests/integration/test_registry.py:read": "the end of the task",
     "tests/integration/test_store.py:handler": "the client hangs up",
+    "tests/integration/test_stores.py:serve": "the client hangs up",
     "tests/unit/test_body.py:rest": "the end of the body",
     "tests/unit/test_gateway.py:handle": "the client hangs up",
     "worker/registry/registry.py:_add_callbacks": "a write that nobody came before",
