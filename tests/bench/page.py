@@ -64,7 +64,10 @@ def record(number: int, state: State, at: int) -> dict[str, str]:
 
 async def fill(url: str, count: int, *, namespace: str = "harvester") -> None:
     """Write ``count`` records, ending now and each a millisecond before the next."""
-    redis = Redis.from_url(url, decode_responses=True, protocol=2, socket_timeout=60)
+    # many connect at once, which takes its time on a busy machine
+    redis = Redis.from_url(
+        url, decode_responses=True, protocol=2, socket_timeout=60, socket_connect_timeout=60
+    )
     registry = Registry(
         redis, namespace=namespace, lease=60, poll_rate=20, deadline=86_400,
         record_ttl=0, events_maxlen=100_000,
