@@ -52,6 +52,16 @@ class _NoCookies(httpx.Cookies):
         pass
 
 
+def connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
+    """Connections to what the settings name, whose names the system looks up.
+
+    aiohttp would look them up by c-ares, which knows less of the system's ways to find a name.
+    """
+    return aiohttp.TCPConnector(
+        resolver=aiohttp.ThreadedResolver(), ssl=context, limit=0, keepalive_timeout=15
+    )
+
+
 def make_session(
     connector: Callable[[ssl.SSLContext], aiohttp.BaseConnector],
     *,

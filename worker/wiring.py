@@ -14,7 +14,7 @@ from worker.core.schedule import Gaps
 from worker.core.submission import Policy
 from worker.engine import Parts
 from worker.errors import RegistryUnavailable, RegistryUnfit, SettingsError
-from worker.http import make_session
+from worker.http import connector, make_session
 from worker.process import worker_name
 from worker.registry.client import connect
 from worker.registry.clock import Clock
@@ -235,8 +235,4 @@ async def _refused_key(settings: Settings) -> str:
 
 def upstream_session() -> aiohttp.ClientSession:
     """A session for the configured upstream, wherever that is; must be called on the loop."""
-    return make_session(
-        lambda context: aiohttp.TCPConnector(
-            resolver=aiohttp.ThreadedResolver(), limit=0, ssl=context
-        )
-    )
+    return make_session(connector)

@@ -8,10 +8,9 @@ import sys
 import time
 import uuid
 
-import aiohttp
 import httpx
 
-from worker.http import make_client
+from worker.http import connector, make_client
 from worker.upstream.signature import date_header, sign
 
 _PATH = "/scc/comfy_get_result"
@@ -39,7 +38,6 @@ async def _ask(client: httpx.AsyncClient, ids: list[str]) -> None:
 
 async def _main(at_once: int) -> None:
     ids = [f"bench-{number}" for number in range(10_000)]
-    connector = lambda context: aiohttp.TCPConnector(limit=0, ssl=context)  # noqa: E731
     async with make_client(connector, timeout=httpx.Timeout(30)) as client:
         await asyncio.gather(*(_ask(client, ids[n::at_once]) for n in range(at_once)))
 

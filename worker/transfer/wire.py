@@ -14,13 +14,12 @@ from yarl import URL
 
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreError, StoreUnavailable
-from worker.http import BROKEN, CHUNK_BYTES, describe, hung_up, make_session, read_some
+from worker.http import BROKEN, CHUNK_BYTES, connector, describe, hung_up, make_session, read_some
 from worker.offload import Aside
 from worker.transfer import complaints
 from worker.transfer.signer import Request, Signer, make_signer
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from aiohttp.abc import AbstractStreamWriter
@@ -152,7 +151,7 @@ class Wire:
         """
         if self._session is None:
             with self._boto_errors():
-                self._session = make_session(_connector, ca_bundle=request.ca_bundle)
+                self._session = make_session(connector, ca_bundle=request.ca_bundle)
         content = _Body(body, progress) if body else None
         try:
             async with self._session.request(
@@ -239,12 +238,6 @@ class _Body(aiohttp.payload.Payload):
     def let_go(self) -> None:
         """Free the buffer: aiohttp's request and response refer to each other, and linger."""
         self._value = memoryview(b"")
-
-
-def _connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
-    return aiohttp.TCPConnector(
-        resolver=aiohttp.ThreadedResolver(), ssl=context, limit=0, keepalive_timeout=15
-    )
 
 
 async def read(response: aiohttp.ClientResponse, most: int = _ANSWER_BYTES) -> Answer:
