@@ -38,7 +38,8 @@ from worker.work.circuit import Circuit
 from worker.work.claim import insist
 from worker.work.endings import STORE_STEP
 from worker.work.group import first_error
-from worker.work.shares import Shares, Speed
+from worker.work.hold import Hold
+from worker.work.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -62,43 +63,6 @@ _CLEARING = 20.0  # seconds that clearing up may take
 _LISTED_BY_KEY = 16
 _FILES_AT_ONCE = 4
 _CANCELED = "canceled on request"
-
-
-class _Hold:
-    """The claim as the copier sees it: where a file goes, and whether it is still ours to write."""
-
-    def __init__(self, claim: Claim, number: int) -> None:
-        self.claim = claim
-        self._number = number
-        self.speed = Speed(claim.job.note(f"slow:{number}"))
-
-    async def reserve(self, key: str) -> str:
-        """Fix the file's object key; returns the first one ever fixed."""
-        self.progress()
-        return await self.claim.note(f"key:{self._number}", key)
-
-    async def check(self) -> None:
-        """Renew the claim; raises ``LeaseLost`` if it is not ours any more.
-
-        A file whose cancellation a library has swallowed ends here.
-        """
-        self.progress()
-        await self.claim.note()
-        if self.claim.cancel.is_set():
-            raise asyncio.CancelledError
-
-    def progress(self) -> None:
-        """Bytes have moved."""
-        self.claim.alive(STORE_STEP)
-
-    def reading(self, now: bool) -> None:
-        """The file's host is waited for from now on, or no longer."""
-        self.speed.reading(now)
-
-    def arrived(self, count: int) -> None:
-        """So many bytes have come from the file's host."""
-        self.speed.arrived(count)
-        self.progress()
 
 
 class _TooSlowError(Exception):
@@ -430,7 +394,7 @@ class CopyWork:
         async with limit:
             began = asyncio.get_running_loop().time()
             try:
-                stored = await self._copied(copy, _Hold(claim, number))
+                stored = await self._copied(copy, Hold(claim, number))
             except SourceRejected as error:
                 late, chance = self._late(claim) and claim.clock.steady, self._chance()
                 rejected = files.on_rejected(
@@ -462,7 +426,7 @@ class CopyWork:
                     "file.stored", key=stored.key, bytes=stored.bytes, type=stored.content_type
                 )
 
-    async def _copied(self, copy: CopyJob, hold: _Hold) -> StoredFile:
+    async def _copied(self, copy: CopyJob, hold: Hold) -> StoredFile:
         """Copy one file; gives up for now if its host is slow while other tasks wait."""
         copying = asyncio.ensure_future(self._copier.copy(copy, hold))
         try:
