@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.base import FAILED, USAGE, complain, console, print_json, registry, settings
-from worker.cli.filters import ErrorText, FromFile, Labels, Reasons, Since, States, Until, Wanted
+from worker.cli.filters import Wanted, filtered
 from worker.core.filters import NEWEST, ONLY_WHEN_NAMED, Action, Filters, error_of
 
 if TYPE_CHECKING:
@@ -35,16 +35,11 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@filtered
 def retry(
     task_ids: Ids = None,
     *,
-    state: States = None,
-    reason: Reasons = None,
-    label: Labels = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
-    from_file: FromFile = None,
+    wanted: Wanted,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
@@ -53,54 +48,32 @@ def retry(
 
     Filters leave canceled tasks and rejected content out, unless --reason names them.
     """
-    wanted = Wanted(
-        state=state, reason=reason, label=label, since=since, until=until, error=error,
-        from_file=from_file,
-    )  # fmt: skip
     _act(Action.RETRY, task_ids, wanted, _How(dry_run=dry_run, yes=yes, as_json=as_json))
 
 
+@filtered
 def cancel(
     task_ids: Ids = None,
     *,
-    state: States = None,
-    reason: Reasons = None,
-    label: Labels = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
-    from_file: FromFile = None,
+    wanted: Wanted,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """End waiting or copying tasks. Exit code 1 if any cannot be."""
-    wanted = Wanted(
-        state=state, reason=reason, label=label, since=since, until=until, error=error,
-        from_file=from_file,
-    )  # fmt: skip
     _act(Action.CANCEL, task_ids, wanted, _How(dry_run=dry_run, yes=yes, as_json=as_json))
 
 
+@filtered
 def notify(
     task_ids: Ids = None,
     *,
-    state: States = None,
-    reason: Reasons = None,
-    label: Labels = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
-    from_file: FromFile = None,
+    wanted: Wanted,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Tell the ends of tasks again, to all who asked. Exit code 1 if any cannot be told."""
-    wanted = Wanted(
-        state=state, reason=reason, label=label, since=since, until=until, error=error,
-        from_file=from_file,
-    )  # fmt: skip
     # scripts have long used this form without --yes
     plain = "since" in wanted.given and wanted.given <= {"since", "until"} and not dry_run
     how = _How(dry_run=dry_run, yes=yes or plain, as_json=as_json, plain=plain)

@@ -6,8 +6,10 @@ import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,7 +19,7 @@ from worker.core.models import Reason, State
 from worker.registry import selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from worker.registry.registry import Registry
 
@@ -71,13 +73,13 @@ FromFile = Annotated[
 class Wanted:
     """The options as they were given."""
 
-    state: list[State] | None = None
-    reason: list[Reason] | None = None
-    label: list[str] | None = None
-    since: str | None = None
-    until: str | None = None
-    error: str | None = None
-    from_file: str | None = None
+    state: States = None
+    reason: Reasons = None
+    label: Labels = None
+    since: Since = None
+    until: Until = None
+    error: ErrorText = None
+    from_file: FromFile = None
 
     @property
     def given(self) -> frozenset[str]:
@@ -115,6 +117,26 @@ class Wanted:
             if len(found) > _MAX_IDS:
                 raise typer.BadParameter(f"more than {_MAX_IDS:,} ids", param_hint="--from-file")
         return list(found)
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :class:`Wanted`, which it gets as its argument ``wanted``."""
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+        for name, hint in get_type_hints(Wanted, include_extras=True).items()
+    ]
+    parameters: list[Parameter] = []
+    for one in signature(command, eval_str=True).parameters.values():
+        parameters += options if one.name == "wanted" else [one]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        wanted = Wanted(**{option.name: given.pop(option.name) for option in options})
+        command(wanted=wanted, **given)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 async def say_bound(registry: Registry, filters: Filters) -> None:

@@ -20,18 +20,7 @@ from worker.cli.base import (
     settings,
     span,
 )
-from worker.cli.filters import (
-    ErrorText,
-    FromFile,
-    Labels,
-    Reasons,
-    Since,
-    States,
-    Until,
-    Wanted,
-    read_ids,
-    say_bound,
-)
+from worker.cli.filters import Wanted, filtered, read_ids, say_bound
 from worker.cli.show import FEW, Report, last_time, refused_table, show, tasks_table
 from worker.core import jsontext, manifest
 from worker.core.models import FINAL_STATES, Priority, Reason, State
@@ -211,15 +200,10 @@ async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, i
         return manifest.shown(record, await fleet.held_up(task_id)), await fleet.now()
 
 
+@filtered
 def list_tasks(
     *,
-    state: States = None,
-    reason: Reasons = None,
-    label: Labels = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
-    from_file: FromFile = None,
+    wanted: Wanted,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -235,13 +219,9 @@ def list_tasks(
     as_json: Json = False,
 ) -> None:
     """List tasks, newest first; with --since oldest first."""
-    wanted = Wanted(
-        state=state, reason=reason, label=label, since=since, until=until, error=error,
-        from_file=from_file,
-    )  # fmt: skip
     if refused and (dead or wanted.given):
         raise typer.BadParameter("--refused goes with --limit and --json only")
-    if dead and ({*(state or ())} - {State.FAILED} or reason):
+    if dead and ({*(wanted.state or ())} - {State.FAILED} or wanted.reason):
         raise typer.BadParameter("--dead lists failed tasks")
     if dead:
         wanted = replace(wanted, state=[State.FAILED], reason=[Reason.POISONED])
@@ -251,7 +231,7 @@ def list_tasks(
     if refused:
         asyncio.run(_list_refused(chosen, limit or FEW, as_json))
         return
-    if limit is None and since is None and ids is None:
+    if limit is None and wanted.since is None and ids is None:
         limit = FEW
     asyncio.run(_list(chosen, wanted, ids, limit, as_json))
 

@@ -12,18 +12,7 @@ import simplejson
 import typer
 
 from worker.cli.base import FAILED, complain, console, moment, print_json, registry, settings, size
-from worker.cli.filters import (
-    ErrorText,
-    FromFile,
-    Labels,
-    Reasons,
-    Since,
-    States,
-    Until,
-    Wanted,
-    parse_since,
-    say_bound,
-)
+from worker.cli.filters import Wanted, filtered, parse_since, say_bound
 from worker.cli.show import FEW
 from worker.cli.tasks import passing
 from worker.core import manifest
@@ -229,21 +218,12 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
 # -- export --------------------------------------------------------------------------------------
 
 
+@filtered
 def export(
     *,
-    state: States = None,
-    reason: Reasons = None,
-    label: Labels = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
-    from_file: FromFile = None,
+    wanted: Wanted,
 ) -> None:
     """Print records as JSON Lines, one a line, oldest first within each state."""
-    wanted = Wanted(
-        state=state, reason=reason, label=label, since=since, until=until, error=error,
-        from_file=from_file,
-    )  # fmt: skip
     wanted.check()
     asyncio.run(_export(settings(), wanted, wanted.ids()))
 
