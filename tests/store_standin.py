@@ -19,6 +19,8 @@ from xml.sax.saxutils import escape
 import pytest
 from aiohttp import web
 
+from tests.support import eventually
+
 BUCKET = "media"
 
 Refusal = tuple[int, str, str]
@@ -34,8 +36,10 @@ class Traits:
     """``put_sha256`` and ``part_sha256``: ``keep`` (check and give back), ``check``, ``ignore``,
     ``echo`` (give back unchecked) or a refusal. ``…_md5``: ``check``, ``ignore`` or a refusal.
     Conditions: ``honour``, ``ignore`` or a refusal. ``listing``: ``yes``, ``exact`` (of the very
-    key alone), ``empty`` or a refusal. ``objects``: ``v2``, ``v1`` (knows no ``list-type``) or
-    ``stuck`` (begins again and again). ``etag``: ``md5``, ``upper`` or ``random``.
+    key alone), ``empty`` or a refusal. ``objects``: ``v2``, ``v1`` (knows no ``list-type``),
+    ``silent`` and ``silent-v2`` (a page never says that there are more) or ``stuck`` (begins again
+    and again). ``head``: ``yes``, ``no-size`` or a refusal. ``etag``: ``md5``, ``upper`` or
+    ``random``.
     """
 
     path: Refusal | None = None
@@ -48,6 +52,7 @@ class Traits:
     part_md5: str | Refusal = "check"
     put_condition: str | Refusal = "honour"
     complete_condition: str | Refusal = "honour"
+    head: str | Refusal = "yes"
     head_mode: Refusal | None = None
     listing: str | Refusal = "yes"
     objects: str = "v2"
@@ -133,6 +138,18 @@ STORES: dict[str, Traits] = {
         put_sha256=(400, "BadRequest", "m"), part_sha256=(400, "InvalidRequest", "m"),
         create_sha256=(400, "UnsupportedHeader", "m"),
     ),
+    "fails-over-it": Traits(
+        put_sha256=(500, "InternalError", "m"), part_sha256=(502, "", ""), head_mode=(500, "", ""),
+        put_condition=(500, "InternalError", "m"), complete_condition=(500, "", ""),
+    ),
+    "denies-it": Traits(
+        put_sha256=(403, "AccessDenied", "m"), part_sha256=(403, "AccessDenied", "m"),
+        put_condition=(403, "", ""), complete_condition=(403, "AccessDenied", "m"),
+        head_mode=(403, "", ""),
+    ),
+    "no-head": Traits(head=(405, "MethodNotAllowed", "m")),
+    "no-head-501": Traits(head=(501, "", ""), put_sha256="ignore", part_sha256="ignore"),
+    "no-size": Traits(head="no-size"),
     "no-md5": Traits(put_md5=NOT_IMPLEMENTED, part_md5=NO_ARGUMENT),
     "nothing-proven": Traits(
         put_sha256="echo", part_sha256="echo", put_md5="ignore", part_md5="ignore", etag="random"
@@ -164,21 +181,32 @@ class _Open:
 
 @dataclass
 class StandIn:
-    """``damage`` so many of the next bodies that are worth it; ``fault`` may answer instead."""
+    """``damage`` so many of the next bodies that are worth it; ``fault`` may answer instead.
+
+    ``after`` may do so once the step is done. Those that are ``late`` are done once the client has
+    gone.
+    """
 
     traits: Traits
     damage: int = 0
     objects: dict[str, Stored] = field(default_factory=dict)
     uploads: dict[str, _Open] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
+    late: set[str] = field(default_factory=set)
     fault: Callable[[str, web.Request], web.Response | None] = lambda _step, _request: None
+    after: Callable[[str, web.Request], web.Response | None] = lambda _step, _request: None
     port: int = 0
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.read()
         step = _step(request)
         self.seen.append(step)
-        return self.fault(step, request) or self._answer(step, request, body)
+        if step in self.late:  # until nobody waits any more
+            await eventually(lambda: request.transport is None or request.transport.is_closing())
+        if fault := self.fault(step, request):
+            return fault
+        answer = self._answer(step, request, body)
+        return self.after(step, request) or answer
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -301,7 +329,8 @@ class StandIn:
     def _list(self, _: str, query: Any, __: Any, ___: bytes) -> web.Response:
         kind, most = self.traits.objects, self.traits.page
         keys = sorted(key for key in self.objects if key.startswith(query.get("prefix", "")))
-        after = query.get("continuation-token" if kind == "v2" else "marker", "")
+        name = {"v2": "continuation-token", "silent-v2": "start-after"}.get(kind, "marker")
+        after = query.get(name, "")
         keys = keys if kind == "stuck" else [key for key in keys if key > after]
         more, mark = len(keys) > most, ""
         if more and kind == "v2":
@@ -309,7 +338,9 @@ class StandIn:
         if more and kind == "stuck":
             mark = f"<NextContinuationToken>{secrets.token_hex(4)}</NextContinuationToken>"
         entries = "".join(f"<Contents><Key>{escape(key)}</Key></Contents>" for key in keys[:most])
-        head = f"<IsTruncated>{str(more).lower()}</IsTruncated>{mark}"
+        said = more and not kind.startswith("silent")
+        mark += "<KeyCount>9</KeyCount>" if kind.endswith("v2") else ""
+        head = f"<IsTruncated>{str(said).lower()}</IsTruncated><MaxKeys>{most}</MaxKeys>{mark}"
         return _document("ListBucketResult", head + entries)
 
     def _get(self, key: str, _: Any, headers: dict[str, str], __: bytes) -> web.Response:
@@ -320,12 +351,23 @@ class StandIn:
         kept |= {"Content-Type": there.headers.get("content-type", ""), "ETag": there.etag}
         if "x-amz-checksum-mode" in headers and there.checksum:
             kept["x-amz-checksum-sha256"] = there.checksum
+        if headers.get("range") == "bytes=0-0":
+            kept["Content-Range"] = f"bytes {'0-0' if there.body else '*'}/{len(there.body)}"
+            return web.Response(
+                status=206 if there.body else 416, body=there.body[:1], headers=kept
+            )
         return web.Response(body=there.body, headers=kept)
 
     def _head(self, key: str, query: Any, headers: dict[str, str], body: bytes) -> web.Response:
         if "x-amz-checksum-mode" in headers and self.traits.head_mode:
             return refused(self.traits.head_mode)
-        return self._get(key, query, headers, body)
+        if isinstance(self.traits.head, tuple):
+            return refused(self.traits.head)
+        answer = self._get(key, query, headers, body)
+        if self.traits.head == "no-size" and answer.status == 200:
+            answer = web.Response(headers=answer.headers)
+            answer.enable_chunked_encoding()
+        return answer
 
     def _etag(self, body: bytes) -> str:
         md5 = hashlib.md5(body).hexdigest()

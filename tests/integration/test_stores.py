@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.integration.test_copier import Bench, Claim, bench, clip, serving
 from tests.store_standin import (
@@ -25,6 +27,7 @@ from tests.store_standin import (
     refused,
     standing_in,
 )
+from tests.support import BOUND
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.capabilities import NAMES, Facts, Seen
 from worker.transfer.probe import probe
@@ -100,7 +103,8 @@ async def test_only_what_is_not_checked_is_read_back(traits: Traits, paired: Any
             await pair.copied(size, clip(SIZES[size]))
             proofs = getattr(facts, f"{kind}_sha256"), getattr(facts, f"{kind}_md5")
             read = [] if Seen.HONOURED in proofs else ["get"]
-            assert sorted(pair.there.seen) == sorted([*steps, "head", *read])
+            looks = ["head", "get"] if traits.head != "yes" else ["head"]
+            assert sorted(pair.there.seen) == sorted([*steps, *looks, *read])
 
 
 EXPECTED: dict[str, dict[str, Seen]] = {
@@ -216,6 +220,28 @@ async def test_a_refusal_that_no_feature_causes_teaches_nothing(paired: Any) -> 
         assert pair.there.seen.count("put") == 1 + 4  # as it is, and with less each time
 
 
+async def test_a_write_that_is_under_way_proves_no_condition(paired: Any) -> None:
+    async with paired(Traits()) as pair:
+        pair.there.fault = lambda step, request: (
+            refused((409, "ConditionalRequestConflict", "m"))
+            if step in ("put", "complete") and "if-none-match" in request.headers
+            else None
+        )
+        facts = (await probe(pair.it.store, "")).facts
+        assert (facts.put_condition, facts.complete_condition) == (Seen.UNKNOWN, Seen.UNKNOWN)
+
+
+@pytest.mark.parametrize("body", [b"", b"x"])
+async def test_a_size_is_asked_for_by_get_where_no_head_tells(body: bytes, paired: Any) -> None:
+    for name in ("no-head", "no-head-501", "no-size"):
+        async with paired(STORES[name]) as pair:
+            store = pair.it.store
+            assert await store.head("k") is None
+            await store.put("k", body, content_type="a/b", sha256=hashlib.sha256(body).digest())
+            found = await store.head("k")
+            assert (found.bytes, found.content_type) == (len(body), "a/b")
+
+
 async def test_an_etag_that_is_another_md5_is_looked_into(paired: Any) -> None:
     """A store that checks on the way in, and damages afterwards."""
     async with paired(STORES["gcs"]) as pair:
@@ -239,6 +265,45 @@ async def test_a_checksum_that_nobody_checked_lets_nothing_be_adopted(paired: An
         (key,) = pair.there.files
         pair.there.objects[key].body = b"x" * len(body)  # under the checksum of the right bytes
         assert await pair.copied("a", body) == 1
+
+
+# -- large objects that a store puts together late ---------------------------------------------
+
+
+@pytest.mark.parametrize("condition", ["honour", "ignore"])
+@pytest.mark.parametrize("how", ["late", "gateway", "reset"])
+async def test_a_large_file_arrives_although_its_completion_is_not_answered(
+    condition: str, how: str, paired: Any
+) -> None:
+    """As with stores that put parts together only then, and proxies that wait for less."""
+    async with paired(Traits(complete_condition=condition)) as pair:
+        pair.it.store.wire.deadline = 2.0
+        if how == "late":
+            pair.there.late.add("complete")
+        else:
+            pair.there.after = lambda step, request: (  # type: ignore[method-assign]
+                gone(how, request) if step == "complete" else None
+            )
+        assert await pair.copied("a", clip(SIZES["large"])) == 1
+        assert pair.there.seen.count("create") == 1
+        assert pair.there.uploads == {}
+
+
+def gone(how: str, request: web.Request) -> web.Response:
+    if how == "reset" and request.transport is not None:
+        request.transport.abort()
+    return refused((504, "", ""))
+
+
+async def test_another_object_is_not_taken_for_one_that_is_late(paired: Any) -> None:
+    body = clip(SIZES["large"])
+    async with paired(Traits(put_sha256="echo", part_sha256="echo")) as pair:
+        await pair.copied("a", body)
+        (key,) = pair.there.files
+        pair.there.objects[key].body = b"x" * len(body)
+        pair.there.fault = lambda step, _: refused((500, "", "")) if step == "complete" else None
+        with pytest.raises(StoreUnavailable, match="500"):
+            await pair.it.copier.copy(pair.it.job("a"), Claim())
 
 
 # -- options, addresses -----------------------------------------------------------------------
@@ -287,7 +352,7 @@ async def filled(
         await store.close()
 
 
-@pytest.mark.parametrize("objects", ["v1", "v2"])
+@pytest.mark.parametrize("objects", ["v1", "v2", "silent", "silent-v2"])
 @pytest.mark.parametrize("count", [0, 9, 10, 11, 35])
 async def test_a_list_is_read_to_its_end(
     objects: str, count: int, monkeypatch: pytest.MonkeyPatch
@@ -309,6 +374,48 @@ async def test_what_is_no_list_is_not_an_empty_one(monkeypatch: pytest.MonkeyPat
             there.fault = lambda *_, text=text: web.Response(text=text)  # type: ignore[misc]  # bound now
             with pytest.raises(StoreError):
                 [key async for key in store.keys("m/")]
+        await store.close()
+
+
+LISTED = st.lists(
+    st.sampled_from(
+        [
+            "<Key>m/1</Key>", "<Key/>", "<UploadId>u</UploadId>", "<UploadId/>", "<Size>x</Size>",
+            "<LastModified>99999999999999999999</LastModified>", "<LastModified>x</LastModified>",
+            "<Owner>x</Owner>", "<Contents>x</Contents>", "<IsTruncated>x</IsTruncated>", "text",
+            "<MaxKeys>x</MaxKeys>", "<MaxKeys>-1</MaxKeys>", "<Initiated>-1e999</Initiated>",
+        ]
+    )
+)  # fmt: skip
+
+
+async def test_a_list_of_anything_is_read_or_fails_as_a_store_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is not a store's error would crash the task that clears up, again and again."""
+    async with standing_in(Traits(), monkeypatch) as there:
+        store = ObjectStore(BUCKET)
+
+        async def read(entries: list[list[str]], around: list[str]) -> None:
+            text = "".join(around)
+            for name, what in (("Contents", "ListBucketResult"), ("Upload", "ListUploads")):
+                inside = "".join(f"<{name}>{''.join(entry)}</{name}>" for entry in entries)
+                there.fault = lambda *_, a=what, b=text + inside: web.Response(
+                    text=f"<{a}>{b}</{a}>"
+                )  # type: ignore[misc]  # bound now
+                with contextlib.suppress(StoreError):
+                    assert all([key async for key in store.keys("m/")])
+                with contextlib.suppress(StoreError):
+                    assert all(upload.id for upload in await store.list_uploads("m/"))
+
+        loop = asyncio.get_running_loop()
+
+        @settings(max_examples=60)
+        @given(st.lists(LISTED, max_size=3), LISTED)
+        def anything(entries: list[list[str]], around: list[str]) -> None:
+            asyncio.run_coroutine_threadsafe(read(entries, around), loop).result(BOUND)
+
+        await asyncio.to_thread(anything)
         await store.close()
 
 

@@ -78,6 +78,12 @@ def test_not_found_never_blames_what_is_being_written(call: str) -> None:
     assert judged(404, "NoSuchUpload", call=call) == (U, "")  # opened again, with all its parts
 
 
+@pytest.mark.parametrize("call", ["put_object", "upload_part"])
+def test_too_large_for_a_proxy_is_not_waited_for(call: str) -> None:
+    for lately in (False, True):
+        assert judged(413, "", call=call, lately=lately) == (R, "")
+
+
 @given(
     st.integers(500, 599).filter(lambda s: s != 501), st.text(max_size=20), st.sampled_from(CALLS)
 )

@@ -87,11 +87,13 @@ class Attempts:
         """The answer to a request with these extras, or with fewer; and those that it came with.
 
         An extra is left out after a refusal that may be of it, the one first that the complaint
-        names. Only one whose absence made the request succeed is known to be refused.
+        names. Only one whose absence made the request succeed is known to be refused; after a
+        failure that may have passed by itself, not even that.
         """
         first = answer = await self._once(call, params, body, extras, progress)
         left = list(extras)
         while left and self._may_blame(left, answer, call):
+            certain = complaints.may_be_unknown(answer.complaint)
             message = answer.complaint.message.lower()
             dropped = next((extra for extra in left if extra.word in message), left[0])
             left.remove(dropped)
@@ -101,7 +103,8 @@ class Attempts:
                 body = dropped.body
             answer = await self._once(call, params, body, left, progress)
             if answer.well(call) or exists(answer, left):
-                await self._learn(dropped)
+                if certain:
+                    await self._learn(dropped)
                 return answer, left
         # where nothing helped, the first complaint says most
         return (first, extras) if self._may_blame(extras, answer, call) else (answer, left)
@@ -121,9 +124,10 @@ class Attempts:
         """Whether a request may have failed for one of these extras."""
         if answer.well(call):
             return False
-        # some fail over an element that they do not know, as they would if they were out of order
-        untried = self.facts.part_sha256 is Seen.UNKNOWN and any(e.body is not None for e in extras)
-        return complaints.may_be_unknown(answer.complaint) or (answer.status >= 500 and untried)
+        # some fail over what they do not know as if they were out of order, or deny it
+        untried = any(getattr(self.facts, extra.fact) is Seen.UNKNOWN for extra in extras)
+        complaint = answer.complaint
+        return complaints.may_be_unknown(complaint) or (untried and complaints.may_fail(complaint))
 
     async def _learn(self, extra: Extra) -> None:
         """Note that a request succeeded once it came without this."""

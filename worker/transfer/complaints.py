@@ -95,6 +95,7 @@ _PASSING = frozenset(
         "XAmzContentSHA256Mismatch",
     }
 )
+_BUSY = frozenset({"ServiceUnavailable", "SlowDown", "TooManyRequests"})
 _PASSING_STATUS = frozenset({307, 408, 409, 429})
 _CONFLICT_CODES = frozenset(
     {"ConditionalRequestConflict", "FileAlreadyExists", "PreconditionFailed"}
@@ -104,6 +105,7 @@ _OF_THE_OBJECT = frozenset(
 )
 # Such a status says that the address, or something that every request carries, is wrong, ...
 _OF_ALL = frozenset({404, 405, 501})
+_TOO_LARGE = frozenset({413, 414})
 # ... and such a one that there is something in this request that the store does not know.
 _NOT_KNOWN = frozenset({400, 405, 406, 411, 415, 417, 422, 501})
 _NOT_KNOWN_CODES = frozenset({"MalformedXML", "MethodNotAllowed", "NotImplemented", "NotSupported"})
@@ -115,6 +117,11 @@ _OPTION = re.compile(r"storage[ -]?class|encryption|\bkms\b|\bacl\b|tagging", re
 def is_conflict(complaint: Complaint) -> bool:
     """Whether a conditional write was not made, since the object exists."""
     return complaint.status in (409, 412) or complaint.code in _CONFLICT_CODES
+
+
+def is_there(complaint: Complaint) -> bool:
+    """Whether that says that the object exists, and not that another write is under way."""
+    return complaint.status == 412 or complaint.code in ("FileAlreadyExists", "PreconditionFailed")
 
 
 def is_bad_digest(complaint: Complaint) -> bool:
@@ -130,6 +137,15 @@ def may_be_unknown(complaint: Complaint) -> bool:
     if code in _NOT_KNOWN_CODES:
         return complaint.status < 500 or complaint.status == 501
     return complaint.status in _NOT_KNOWN and not re.search("digest|mismatch", code, re.IGNORECASE)
+
+
+def may_fail(complaint: Complaint) -> bool:
+    """Whether a store that fails over what it does not know may say so, as in an outage."""
+    if complaint.code in _BLOCKED or complaint.code in _BUSY or is_conflict(complaint):
+        return False
+    return complaint.status == 403 or (
+        complaint.status >= 500 and complaint.status not in (503, 504)
+    )
 
 
 def judge(
@@ -153,6 +169,8 @@ def judge(
             # a 404 never blames an object that is being written
             return (Verdict.UNAVAILABLE if status == 404 else Verdict.REFUSED), ""
         return Verdict.BLOCKED, "options" if options and status == 501 else "address"
+    if status in _TOO_LARGE and not code:  # of a proxy in front of the store
+        return Verdict.REFUSED, ""
     # a late error has status 200, and an answer to HEAD has no code
     if status >= 500 or status in _PASSING_STATUS or status < 400 or not code:
         return Verdict.UNAVAILABLE, ""

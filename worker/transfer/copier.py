@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol
@@ -24,7 +25,7 @@ from worker.transfer.objects import Outcome, composite_checksum
 from worker.transfer.part import PartBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 
     from worker.transfer.budget import Budget, Room
     from worker.transfer.objects import Part, StoredObject, Upload
@@ -39,6 +40,9 @@ PART_BYTES = 8 * 1024 * 1024
 _PARTS_AT_ONCE = 2  # on their way; more of them slow a store on the same machine down
 _PART_SECONDS = 600.0
 _ABORT_SECONDS = 10.0
+_LATE_SECONDS = 600.0  # at most, for an object whose completion was not answered
+_LATE_RATE = 4 * 1024 * 1024  # bytes a second that a store is thought to put together
+_LATE_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,7 @@ class Copier:
         part_seconds: float = _PART_SECONDS,
         content_types: Sequence[str] = ("*",),
         put_options: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._store = store
@@ -140,6 +145,7 @@ class Copier:
         self._part_seconds = part_seconds
         self._content_types = tuple(content_types)
         self._options = put_options
+        self._clock = clock
         self._aborting: set[asyncio.Task[None]] = set()
 
     @property
@@ -293,16 +299,40 @@ class Copier:
             content = _Content(
                 size=download.received, sha256=part.whole(), checksum=composite_checksum(parts)
             )
-            await hold.check()
-            outcome = await self._store.complete(upload, parts)
+            outcome = await self._complete(upload, parts, content, hold)
             if outcome is Outcome.EXISTS:
-                if await self._is_there(file.key, content, hold):
-                    await self._abort(upload)
-                    return file.stored(content)
-                await hold.check()
-                outcome = await self._store.complete(upload, parts, create_only=False)
+                await self._abort(upload)
+                return file.stored(content)
         await self._verify(file.key, content, hold, outcome)
         return file.stored(content)
+
+    async def _complete(
+        self, upload: Upload, parts: Sequence[Part], content: _Content, hold: Hold
+    ) -> Outcome:
+        """Make the object; :attr:`Outcome.EXISTS` if the very bytes are there already.
+
+        Some stores put a large object together only now. One that does not answer in time, or
+        before a proxy gives up, may still have it soon.
+        """
+        await hold.check()
+        try:
+            outcome = await self._store.complete(upload, parts)
+            if outcome is not Outcome.EXISTS:
+                return outcome
+            if await self._is_there(upload.key, content, hold):
+                return outcome
+            await hold.check()
+            return await self._store.complete(upload, parts, create_only=False)
+        except StoreUnavailable:
+            until = self._clock() + min(_LATE_SECONDS, content.size / _LATE_RATE)
+            while True:
+                with contextlib.suppress(StoreError):
+                    if await self._is_there(upload.key, content, hold):
+                        return Outcome.EXISTS
+                if self._clock() >= until:
+                    raise
+                await asyncio.sleep(_LATE_PAUSE)
+                await hold.check()
 
     async def _send_parts(
         self, upload: Upload, download: Download, part: PartBuffer, room: Room, hold: Hold

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from worker.errors import StoreRefused
+from worker.errors import StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
+_FULL = 1000  # entries of a page that does not say how many it may have
 _EMPTY_PAGES = 1000  # in a row: a store that filters as it goes may send some
 
 
@@ -36,6 +37,14 @@ class _Progress:
         return StoreRefused(f"the store does not go on with its list of {self._what}")
 
 
+def _entries(page: Mapping[str, Any], name: str, *members: str) -> list[dict[str, Any]]:
+    """The entries of a page; raises ``StoreUnavailable`` if one lacks what it is about."""
+    found: list[dict[str, Any]] = page.get(name, [])
+    if not all(entry.get(member) for entry in found for member in members):
+        raise StoreUnavailable(f"the store's list of {name.lower()} holds an entry without a name")
+    return found
+
+
 async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str, Any]]:
     """All objects below a prefix.
 
@@ -43,16 +52,26 @@ async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str,
     that.
     """
     params = {"Bucket": bucket, "Prefix": prefix}
-    call, more = "list_objects_v2", dict[str, str]()
+    call, more, doubted = "list_objects_v2", dict[str, str](), ""
     progress = _Progress(f"objects below {prefix!r}")
     while True:
         page = await ask(call, params | more)
-        entries = page.get("Contents", [])
+        entries = _entries(page, "Contents", "Key")
+        if doubted and entries and entries[0]["Key"] <= doubted:
+            return  # it has begun again: that was all
         for entry in entries:
             yield entry
-        token = page.get("NextContinuationToken")
+        token, doubted = page.get("NextContinuationToken"), ""
         if not page.get("IsTruncated", bool(token)):
-            return
+            # some fall silent after a full page
+            if not entries or len(entries) < (page.get("MaxKeys") or _FULL):
+                return
+            doubted = entries[-1]["Key"]
+            if "KeyCount" in page:
+                call, more = "list_objects_v2", {"StartAfter": doubted}
+            else:
+                call, more = "list_objects", {"Marker": doubted}
+            continue
         progress.turned(entries[0]["Key"] if entries else None)
         if call == "list_objects_v2" and token:
             more = {"ContinuationToken": token}
@@ -69,7 +88,7 @@ async def uploads(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str,
     progress = _Progress(f"uploads below {prefix!r}")
     while True:
         page = await ask("list_multipart_uploads", params | more)
-        entries = page.get("Uploads", [])
+        entries = _entries(page, "Uploads", "Key", "UploadId")
         for entry in entries:
             yield entry
         if not page.get("IsTruncated"):

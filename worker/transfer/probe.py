@@ -14,6 +14,7 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -23,7 +24,7 @@ from worker.transfer.attempts import ALGORITHM, is_md5, md5
 from worker.transfer.capabilities import Facts, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from worker.core.providers import Addressing
     from worker.transfer.store import ObjectStore
@@ -110,6 +111,24 @@ class _Look:
         described = {"ContentType": "text/plain", **(self._store.options if options else {})}
         return await self._ask("put_object", {**described, **params}, _BODY)
 
+    async def _surely(
+        self,
+        ask: Callable[[Mapping[str, str]], Awaitable[Answer | None]],
+        params: Mapping[str, str],
+    ) -> Answer | None:
+        """The answer to a request with a feature.
+
+        A failure is taken for a refusal if it comes twice, and not without the feature.
+        """
+        answer = await ask(params)
+        if answer is None or not complaints.may_fail(answer.complaint):
+            return answer
+        again, without = await ask(params), await ask({})
+        fails = again is not None and complaints.may_fail(again.complaint)
+        if fails and without is not None and 200 <= without.status < 300:
+            return replace(answer, status=501, body=b"")
+        return again
+
     async def baseline(self) -> None:
         """An object goes in and comes back: with its MD5, or without any proof."""
         call = "put_object"
@@ -121,7 +140,7 @@ class _Look:
         )
         if not answer.well(call):
             self._note(put_md5=_check(call, False, answer))
-            refused = self.facts.put_md5 is Seen.REFUSED
+            refused = self.facts.put_md5 is Seen.REFUSED or complaints.may_fail(answer.complaint)
             if not refused or not _taken(call, await self._put({})):
                 await self._blame(answer)
         if await self._store.get(self._key, max_bytes=len(_BODY)) != _BODY:
@@ -144,7 +163,7 @@ class _Look:
         call = "put_object"
         if self._plain:
             self._note(put_md5=_check(call, True, await self._put(_WRONG_MD5)))
-        right = await self._put(_RIGHT_SHA256)
+        right = await self._surely(self._put, _RIGHT_SHA256)
         taken = _taken(call, right)
         wrong = await self._put(_WRONG_SHA256) if taken else right
         self._note(put_sha256=_check(call, taken, wrong))
@@ -163,12 +182,15 @@ class _Look:
             kept = given == _RIGHT_SHA256["ChecksumSHA256"]
             if sent or self.facts.put_sha256 is Seen.REFUSED:
                 self._note(head_checksum=Seen.HONOURED if kept else Seen.IGNORED)
-        elif answer is not None and _taken(call, await self._ask(call, {})):
+            return
+        bare = None if answer is None else await self._ask(call, {})
+        # where HEAD is not known at all, objects are looked at by GET
+        if bare is not None and (bare.well(call) or complaints.may_be_unknown(bare.complaint)):
             self._note(head_checksum=Seen.REFUSED)
 
     async def condition(self) -> None:
         """Whether an object that is there is written over."""
-        answer = await self._put({**self._plain, **_CONDITION})
+        answer = await self._surely(self._put, {**self._plain, **_CONDITION})
         self._note(put_condition=_condition("put_object", answer))
 
     async def uploads(self) -> None:
@@ -182,7 +204,7 @@ class _Look:
                 seen = complaint is not None and complaints.may_be_unknown(complaint)
                 self._note(part_sha256=Seen.REFUSED if seen else Seen.UNKNOWN)
                 return
-            right = await self._part(upload, _RIGHT_SHA256)
+            right = await self._surely(partial(self._part, upload), _RIGHT_SHA256)
             taken = _taken("upload_part", right)
             wrong = await self._wrong_part(_WRONG_SHA256, ALGORITHM.params) if taken else right
             checked = _check("upload_part", taken, wrong)
@@ -200,7 +222,7 @@ class _Look:
         async with self._upload({}) as (upload, _):
             if not upload:
                 return
-            right = await self._part(upload, _RIGHT_MD5)
+            right = await self._surely(partial(self._part, upload), _RIGHT_MD5)
             taken = _taken("upload_part", right)
             wrong = await self._wrong_part(_WRONG_MD5, {}) if taken else right
             self._note(part_md5=_check("upload_part", taken, wrong))
@@ -210,7 +232,7 @@ class _Look:
             self._note(part_etag=_etag(bare))
             await self._listing(upload)
             etag = bare.headers.get("etag", "")
-            answer = await self._complete(upload, etag, _CONDITION)
+            answer = await self._surely(partial(self._complete, upload, etag), _CONDITION)
             self._note(complete_condition=_condition("complete_multipart_upload", answer))
 
     async def _wrong_part(self, proof: Mapping[str, str], more: Mapping[str, str]) -> Answer | None:
@@ -292,7 +314,7 @@ def _condition(call: str, answer: Answer | None) -> Seen:
         return Seen.UNKNOWN
     if answer.well(call):
         return Seen.IGNORED
-    if complaints.is_conflict(answer.complaint):
+    if complaints.is_there(answer.complaint):
         return Seen.HONOURED
     return Seen.REFUSED if complaints.may_be_unknown(answer.complaint) else Seen.UNKNOWN
 

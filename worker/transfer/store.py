@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
@@ -193,21 +194,23 @@ class ObjectStore:
         row, facts = (await self.provider())[1], self.facts
         asks = row.sha256 and facts.head_checksum is not Seen.REFUSED
         extras = [MODE] if asks else []
-        try:
-            answer, _ = await self._attempts.make("head_object", self.wire.named(key), b"", extras)
-        except StoreUnavailable as error:
-            # Swift sends a body with the answer to a HEAD of nothing, and no client can read that
-            if isinstance(error.__cause__, aiohttp.ClientResponseError) and await self._no_key(key):
-                return None
-            raise
-        if answer.status == HTTPStatus.NOT_FOUND:
+        answer, size = await self._attempted_head(key, extras), None
+        if answer is not None and answer.status != HTTPStatus.NOT_FOUND:
+            size = _number(answer.headers.get("content-length", ""))
+        if answer is None or (answer.well("head_object") and size is None):
+            answer = await self.wire.send(
+                "get_object", {**self.wire.named(key), "Range": "bytes=0-0"}, most=1
+            )
+            size = _whole(answer)
+        if answer.status == HTTPStatus.NOT_FOUND and _is_missing(answer):
             return None
-        self._expect(answer, "head_object", key)
-        headers = answer.headers  # read as they are: botocore's parser costs as much as the request
-        if not headers.get("content-length", "").isdecimal():
+        if size is None or answer.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            self._expect(answer, "head_object", key)
+        if size is None:
             raise StoreUnavailable(f"the store does not say how large {key} is")
+        headers = answer.headers  # read as they are: botocore's parser costs as much as the request
         return StoredObject(
-            bytes=int(headers["content-length"]),
+            bytes=size,
             content_type=headers.get("content-type", ""),
             metadata={
                 name[len(_METADATA) :].lower(): value
@@ -218,10 +221,20 @@ class ObjectStore:
             checksum=headers.get("x-amz-checksum-sha256"),
         )
 
-    async def _no_key(self, key: str) -> bool:
-        """Whether a GET says that there is no such object."""
-        answer = await self.wire.send("get_object", {**self.wire.named(key), "Range": "bytes=0-0"})
-        return answer.status == HTTPStatus.NOT_FOUND and _is_missing(answer)
+    async def _attempted_head(self, key: str, extras: Sequence[Extra]) -> Answer | None:
+        """The answer to a HEAD; ``None`` if a GET has to tell instead.
+
+        Some know no HEAD, and Swift sends a body with the answer to a HEAD of nothing, which no
+        client can read.
+        """
+        call = "head_object"
+        try:
+            answer, _ = await self._attempts.make(call, self.wire.named(key), b"", extras)
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, aiohttp.ClientResponseError):
+                return None
+            raise
+        return None if complaints.may_be_unknown(answer.complaint) else answer
 
     async def get(self, key: str, max_bytes: int) -> bytes | None:
         """The bytes of an object; ``None`` if there is none, or none that may be read.
@@ -446,6 +459,18 @@ class ObjectStore:
 
 def _of(wire: Wire, upload: Upload) -> dict[str, Any]:
     return wire.named(upload.key) | {"UploadId": upload.id}
+
+
+def _number(text: str) -> int | None:
+    """The number that a header holds, if it is one that an object's size may be."""
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _whole(answer: Answer) -> int | None:
+    """The size of an object whose first byte was asked for, if the answer tells it."""
+    if answer.status == HTTPStatus.OK:
+        return _number(answer.headers.get("content-length", ""))
+    return _number(answer.headers.get("content-range", "").rpartition("/")[2])
 
 
 def _is_missing(answer: Answer) -> bool:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError, create_parser
+from botocore.parsers import create_parser
 from yarl import URL
 
 from worker.core.redact import one_line
 from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.http import BROKEN, CHUNK_BYTES, connector, describe, hung_up, make_session, read_some
-from worker.offload import Aside
+from worker.offload import Aside, offload
 from worker.transfer import complaints
 from worker.transfer.signer import Request, Signer, make_signer
 
@@ -191,8 +191,9 @@ class Wire:
         shape = (await self.ready()).model(call).output_shape
         given = {"status_code": answer.status, "headers": answer.headers, "body": answer.body}
         try:
-            return cast("dict[str, Any]", _PARSER.parse(given, shape))
-        except (ResponseParserError, ValueError) as exc:
+            found = await offload(len(answer.body), _PARSER.parse, given, shape)
+            return cast("dict[str, Any]", found)
+        except Exception as exc:  # it raises anything over elements that are not as they should be
             raise StoreUnavailable(f"the store's answer to {call} is unreadable") from exc
 
     @contextlib.contextmanager
