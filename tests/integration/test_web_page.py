@@ -397,6 +397,25 @@ async def test_a_token_that_may_only_read_shows_no_buttons(
         await expect(page.locator("#task-actions button")).to_be_hidden()
 
 
+async def test_a_file_that_a_browser_cannot_reach_is_told_in_words(
+    browser: Browser, base: str, registry: Registry
+) -> None:
+    """As at an endpoint that only workers know; see HARVESTER_PRESIGN_ENDPOINT."""
+    await lost(registry, "some-lost")
+    files = [
+        {"name": "a", "content_type": kind, "url": "http://store.invalid:8333/media/a?X=1"}
+        for kind in ("image/png", "video/mp4", "audio/wav")
+    ]
+    async with tab(browser, "about:blank") as page:
+        answer = {"files": files, "expires": 3600}
+        await page.route("**/urls", lambda route: route.fulfill(json=answer))
+        await page.goto(f"{base}/tasks/some-lost")
+        told = page.locator(
+            "#gallery figure", has_text="could not be loaded from store.invalid:8333"
+        )
+        await expect(told).to_have_count(3)
+
+
 # -- the fleet -------------------------------------------------------------------------------------
 
 

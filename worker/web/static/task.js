@@ -83,7 +83,7 @@ async function gallery(task) {
     const known = about.get(file.name) || {};
     const link = known === file ? file.name : make("a", file.name, { href: file.url, rel: "noreferrer", target: "_blank" });
     const size = [file.content_type, known.width && `${known.width} × ${known.height}`, known.duration && `${known.duration} s`, bytes(known.bytes)].filter(Boolean).join(" · ");
-    return make("figure", [(known !== file && media(file, { preload: n < 8 ? "metadata" : "none" })) || "", make("figcaption", [link, make("span", size, { class: "dim" })])]);
+    return make("figure", [(known !== file && media(file, { told: true, preload: n < 8 ? "metadata" : "none" })) || "", make("figcaption", [link, make("span", size, { class: "dim" })])]);
   });
   const rest = figures.splice(FILES);
   $("gallery").replaceChildren(...figures.map((made) => made()));

@@ -61,7 +61,7 @@ const ZH = table({
   "Newest tasks": "最新任务", "All tasks": "所有任务", "No task yet. Submit one:": "还没有任务。提交一个：", "No task fits this filter.": "没有符合条件的任务。",
   "No task among those that were looked at fits this filter.": "已查看的任务中没有符合条件的。", "{stored} of {all}": "{stored} / {all}",
   "Only the newest {n} are shown; a filter finds others.": "仅显示最新的 {n} 个；可用筛选查找其他任务。",
-  "{n} change since": "此后有 {n} 处变化", "{n} changes since": "此后有 {n} 处变化", "Show the newest": "显示最新", "cannot be shown": "无法显示",
+  "{n} change since": "此后有 {n} 处变化", "{n} changes since": "此后有 {n} 处变化", "Show the newest": "显示最新", "cannot be shown": "无法显示", "could not be loaded from {host}": "无法从 {host} 加载",
   // task
   "Retry": "重试", "queued for retry": "已排队重试", "Cancel": "取消任务", "cancellation requested": "已请求取消", "Send callbacks again": "重新发送回调",
   "callbacks queued": "回调已排队", "Ask now": "立即查询", "asked about as soon as possible": "将尽快查询", "Cancel this task?": "取消此任务？", "Cancel the task": "取消任务",
