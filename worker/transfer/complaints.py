@@ -144,7 +144,7 @@ def may_fail(complaint: Complaint) -> bool:
     if complaint.code in _BLOCKED or complaint.code in _BUSY or is_conflict(complaint):
         return False
     return complaint.status == 403 or (
-        complaint.status >= 500 and complaint.status not in (503, 504)
+        complaint.status >= 500 and complaint.status not in (501, 503, 504)
     )
 
 
