@@ -48,6 +48,7 @@ POLL_SLOTS = 384
 LOOK_SLOTS = 16
 COPY_SLOTS = 16
 TELL_SLOTS = 16
+TELL_RESERVE = 96  # a silent target holds a slot for 30 s, and is known as one after 3 s
 _POLL_TIMEOUT = 30.0
 
 
@@ -113,7 +114,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
             ),
             copying(Kind.COPY, LOOK_SLOTS),
             copying(Kind.FETCH, copy_slots(settings.memory_budget)),
-            TellWork(channels, slots=TELL_SLOTS, gaps=gaps),
+            TellWork(channels, slots=TELL_SLOTS, reserve=TELL_RESERVE, gaps=gaps),
         ),
         intake=Intake(registry, make_policy(settings), wake=wake),
         close=close,

@@ -18,8 +18,8 @@ from celery import Celery
 from redis.asyncio import Redis
 from standardwebhooks import Webhook as Oracle
 
-from tests.integration.test_registry import claim, claim_one, due, finish, make, submission
-from tests.support import BOUND, eventually
+from tests.integration.test_registry import claim_one, due, finish, make, submission
+from tests.support import BOUND
 from worker.core.schedule import Gaps
 from worker.errors import TellError, TellRejected
 from worker.registry.records import Kind
@@ -27,7 +27,6 @@ from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook, message_id
 from worker.transfer.guard import Guard
-from worker.work import shares
 from worker.work.claim import Claim
 from worker.work.tell import TellWork
 
@@ -261,51 +260,3 @@ async def test_a_settled_telling_starts_the_time_to_live(
     assert await redis.ttl(registry.key("task", "t1")) > 0
     assert (await due(registry))[Kind.TELL] == 0
     assert '"exact":1.10' in listener.calls[0][1]
-
-
-class Silent:
-    """A channel whose one host does not answer."""
-
-    def __init__(self) -> None:
-        self.answers = asyncio.Event()
-        self.waiting = 0
-        self.told: list[str] = []
-
-    async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        if "silent" in callback["target"]:
-            self.waiting += 1
-            await self.answers.wait()
-        self.told.append(callback["target"])
-
-
-async def test_a_host_that_does_not_answer_leaves_slots_to_others(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shares, "LINGERS", 0.0)
-    targets = [
-        *(f"https://silent.example:{4000 + n}/{n}" for n in range(8)),
-        "https://good.example/",
-    ]
-    await registry.submit(
-        [submission(f"t{n}", callbacks=[to(url)]) for n, url in enumerate(targets)]
-    )
-    for job in await claim(registry, Kind.COPY):
-        await finish(registry, job)
-    channel = Silent()
-    work = TellWork({"webhook": channel}, slots=2, gaps=Gaps())
-    jobs = {job.task_id: job for job in await claim(registry, Kind.TELL)}
-    running = []
-    for number in range(8):
-        running.append(asyncio.create_task(work(Claim(registry, jobs[f"t{number}"]))))
-        await eventually(
-            lambda: channel.waiting + sum(one.done() for one in running) == len(running)
-        )
-    assert channel.waiting == 6
-    assert [await one for one in running if one.done()] == ["again"] * 2
-    assert await work(Claim(registry, jobs["t8"])) == "told"
-    assert channel.told == ["https://good.example/"]
-    record = await registry.record("t7")
-    assert record is not None
-    assert [entry["attempts"] for entry in json.loads(record["told"])] == [0]
-    channel.answers.set()
-    assert [await one for one in running[:6]] == ["told"] * 6

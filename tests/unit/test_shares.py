@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.work import shares
-from worker.work.shares import FLOOR, Shares, Speed
+from worker.work.shares import FEW, FLOOR, LINGERS, Lanes, Shares, Speed
 
 
 @pytest.fixture
@@ -118,3 +118,55 @@ def test_who_has_made_room_has_longer(now: list[float], times: int, seconds: flo
     assert not speed.slow
     now[0] += 2
     assert speed.slow
+
+
+CALLS = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.floats(0, 2 * shares.LINGERS), st.booleans()),
+    max_size=200,
+)
+
+
+@given(CALLS, st.integers(1, 20), st.integers(0, 20))
+def test_lanes_are_narrow_until_a_target_has_answered_promptly(
+    calls: list[tuple[str, float, bool]], slots: int, reserve: int
+) -> None:
+    """Each step waits, then calls a target or ends the oldest call."""
+    time, few = [0.0], max(1, slots * 3 // 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: Loop(time))
+        lanes = Lanes(slots, reserve)
+        held: list[tuple[str, float, contextlib.ExitStack]] = []
+        known: dict[str, int] = {}
+        for target, seconds, ends in calls:
+            time[0] += seconds
+            if ends and held:
+                ended, began, call = held.pop(0)
+                call.close()
+                before = known.pop(ended, FEW)
+                if time[0] - began < LINGERS:
+                    known[ended] = min(slots, 2 * before)
+                elif before >= 2 * FEW:
+                    known[ended] = before // 2
+                continue
+            mine = sum(one == target for one, _, _ in held)
+            strange = [began for one, began, _ in held if one not in known]
+            fresh = sum(began > time[0] - LINGERS for began in strange)
+            if lanes.fits(target):
+                call = contextlib.ExitStack()
+                call.enter_context(lanes.taken(target))
+                held.append((target, time[0], call))
+                assert mine < known.get(target, FEW)
+                assert target in known or (len(strange) < few + reserve and fresh < few)
+            else:  # a target that answers always has a call
+                assert mine or (target not in known and len(strange) >= few)
+        for _, _, call in held:
+            call.close()
+        assert not lanes._calls
+
+
+def test_lanes_remember_some_targets(now: list[float]) -> None:
+    lanes = Lanes(16, 0)
+    for number in range(5000):
+        with lanes.taken(str(number)):
+            pass
+    assert len(lanes._prompt) == shares._KNOWN

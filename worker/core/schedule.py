@@ -90,7 +90,8 @@ class Gaps:
     the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
     store refused the object. ``fresh``: before the first, second, third… fresh address of a file
     that is gone. ``rejected``: before a file that breaks a rule is looked at again. ``crowded``:
-    before a task is due again whose host has its share of the slots. ``unsettled``: until the clock
+    before a task is due again whose host has its share of the slots. ``busy``: before a callback is
+    whose target has. ``unsettled``: until the clock
     may be believed. ``newer``: until a newer worker may take what only it can read. ``webhook``:
     after each failed attempt of a callback; three days in all.
     """
@@ -105,6 +106,7 @@ class Gaps:
     fresh: tuple[float, ...] = (0.0, 15.0, 30.0)
     rejected: float = 2.0
     crowded: float = 10.0
+    busy: float = 1.0
     unsettled: float = 10.0
     newer: float = 5.0
     webhook: tuple[float, ...] = (
@@ -126,6 +128,7 @@ class Gaps:
             fresh=(0.0, 0.0, 0.0),
             rejected=0,
             crowded=0,
+            busy=0,
             unsettled=0,
             newer=0,
             webhook=(0.0,) * 14,

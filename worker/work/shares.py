@@ -1,4 +1,4 @@
-"""How the hosts of files share the transfers of a process, and which of them are slow."""
+"""How the hosts of files and of webhooks share a process, and which of them are slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ FLOOR = 64 * 1024
 FLOOR_SECONDS = 60.0
 """Over how many seconds that is measured; twice as many each time that a file has made room."""
 
+FEW = 4
+"""Calls that a target may have at once before it has answered promptly."""
+
 _CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
+_KNOWN = 1000
 _MOST_DOUBLINGS = 3
 _WEIGHT = 3  # a host may hold so many slots for each free one
 
@@ -59,6 +63,56 @@ class Shares:
             self._jobs[host].remove(began)
             if not self._jobs[host]:
                 del self._jobs[host]
+
+
+class Lanes:
+    """How many calls each target may have at once: a few, and more once it answers promptly.
+
+    One that does may have all ``slots``. Those that do not have three quarters of them together,
+    whatever their number, and ``reserve`` more for calls that have lasted for a while.
+    """
+
+    def __init__(self, slots: int, reserve: int) -> None:
+        self._slots = slots
+        self._strangers = max(1, slots * 3 // 4)
+        self._reserve = reserve
+        self._calls: dict[str, list[float]] = {}
+        self._prompt: dict[str, int] = {}
+
+    def fits(self, target: str) -> bool:
+        """Whether a target may have one more call."""
+        mine = len(self._calls.get(target, ()))
+        if target in self._prompt:
+            return mine < self._prompt[target]
+        lately = asyncio.get_running_loop().time() - LINGERS
+        strange = [
+            at for each, calls in self._calls.items() if each not in self._prompt for at in calls
+        ]
+        fresh = sum(at > lately for at in strange)
+        return (
+            mine < FEW
+            and fresh < self._strangers
+            and len(strange) < self._strangers + self._reserve
+        )
+
+    @contextlib.contextmanager
+    def taken(self, target: str) -> Iterator[None]:
+        """Call a target, and learn from how long that takes."""
+        began = asyncio.get_running_loop().time()
+        self._calls.setdefault(target, []).append(began)
+        try:
+            yield
+        finally:
+            self._calls[target].remove(began)
+            if not self._calls[target]:
+                del self._calls[target]
+            prompt = asyncio.get_running_loop().time() - began < LINGERS
+            allowed = self._prompt.pop(target, FEW)
+            allowed = min(self._slots, 2 * allowed) if prompt else allowed // 2
+            if prompt or allowed >= FEW:  # one slow answer makes no stranger of a host
+                self._prompt[target] = allowed
+            if len(self._prompt) > _KNOWN:
+                del self._prompt[next(iter(self._prompt))]
 
 
 class Speed:

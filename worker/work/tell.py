@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import random
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -13,22 +14,26 @@ from worker.core import manifest, schedule
 from worker.core.redact import one_line, origin, strip_query
 from worker.core.submission import callback_id
 from worker.errors import TellRejected
+from worker.http import host_of
 from worker.offload import offload
 from worker.registry.records import Kind
-from worker.work import shares
-from worker.work.shares import Shares
+from worker.work.shares import Lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from worker.work.claim import Claim
 
 log = structlog.get_logger("harvester.tell")
 
 _BOUND = 60.0
-_RESERVE = 3
 _LOGGED = 10
 """Attempts of a callback that are kept, the newest."""
+
+_CROWD = 0.005  # seconds that each task that is due adds to the wait of one without room
+_LARGE = 256 * 1024
+_LARGE_RECORDS = "large records"
+"""The lane of records over ``_LARGE`` characters, which bounds what is held in memory."""
 
 
 class Channel(Protocol):
@@ -41,8 +46,7 @@ class Channel(Protocol):
 class TellWork:
     """Delivers a final record over every channel its callbacks name.
 
-    A target that does not answer keeps one of ``slots`` for as long as an attempt may take, so as
-    many more are in reserve for those that take long, and a host has only its share of all.
+    Jobs that take long do not count against ``slots``, up to ``reserve`` of them.
     """
 
     kind = Kind.TELL
@@ -52,58 +56,78 @@ class TellWork:
         channels: Mapping[str, Channel],
         *,
         slots: int,
+        reserve: int = 0,
         gaps: schedule.Gaps,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._channels = channels
-        self.reserve = _RESERVE * slots
-        self.slots = slots + self.reserve
-        self._shares = Shares(self.slots)
+        self.slots = slots + reserve
+        self.reserve = reserve
+        self._lanes = Lanes(slots, reserve)
         self._gaps = gaps
         self._chance = chance
 
     async def __call__(self, claim: Claim) -> str:
-        """Call every channel that is due, and note how it went."""
+        """Call every channel that is due and has room for one more, and note how it went."""
         job = claim.job
         callbacks = job.options["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
-        record = await offload(len(job.record.get("result", "")), manifest.for_targets, job.record)
-        waits = []
-        for callback in callbacks:
-            entry = told.setdefault(
-                callback_id(callback),
-                {
-                    "id": callback_id(callback),
-                    "channel": callback["channel"],
-                    "target": _target(callback),
-                    "attempts": 0,
-                    "last_error": "",
-                    "done_at": None,
-                    "next_at": 0,
-                    "log": [],
-                },
-            )
-            if entry["done_at"] is None and entry["next_at"] <= job.claimed_at:
-                host = _host(callback)
-                if not self._shares.fits(host):
-                    others = await claim.others(self.kind)
-                    waits.append(shares.crowd_wait(self._gaps.crowded, others))
-                    continue
-                claim.alive(_BOUND)
-                with self._shares.taken(host):
-                    await self._tell(callback, record, entry, claim)
-                attempt = {"at": job.claimed_at, "error": entry["last_error"]}
-                # an entry written by an older version has no log
-                entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
-            if entry["done_at"] is None:
-                waits.append(max(0.0, (entry["next_at"] - job.claimed_at) / 1000))
+        large = sum(map(len, job.record.values())) >= _LARGE
+        if large and not self._lanes.fits(_LARGE_RECORDS):
+            crowded = True
+        else:
+            with self._lanes.taken(_LARGE_RECORDS) if large else contextlib.nullcontext():
+                crowded = not await self._call(callbacks, told, claim)
+        waits = [
+            max(0.0, (told[ident]["next_at"] - job.claimed_at) / 1000)
+            for ident in map(callback_id, callbacks)
+            if ident in told and told[ident]["done_at"] is None
+        ]
+        if crowded:
+            waits.append(max(self._gaps.busy, _CROWD * await claim.others(self.kind)))
         await claim.told(
             told=json.dumps(list(told.values())),
             settled=not waits,
             delay=min(waits, default=0),
             callbacks=len(callbacks),
         )
-        return "again" if waits else "told"
+        return "crowded" if crowded else "again" if waits else "told"
+
+    async def _call(
+        self, callbacks: Sequence[Mapping[str, str]], told: dict[str, Any], claim: Claim
+    ) -> bool:
+        """Make the calls that are due, at the same time; false if one had no room."""
+        record = await offload(
+            len(claim.job.record.get("result", "")), manifest.for_targets, claim.job.record
+        )
+        claim.alive(_BOUND)
+
+        async def one(callback: Mapping[str, str]) -> bool:
+            ident, lane = callback_id(callback), _lane(callback)
+            entry = told.get(ident) or {
+                "id": ident,
+                "channel": callback["channel"],
+                "target": _target(callback),
+                "attempts": 0,
+                "last_error": "",
+                "done_at": None,
+                "next_at": 0,
+                "log": [],
+            }
+            now = claim.job.claimed_at
+            if entry["done_at"] is not None or entry["next_at"] > now:
+                return True
+            if not self._lanes.fits(lane):
+                return False
+            with self._lanes.taken(lane):
+                await self._tell(callback, record, entry, claim)
+            # an entry written by an older version has no log
+            attempt = {"at": now, "error": entry["last_error"]}
+            entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
+            told[ident] = entry
+            return True
+
+        return all(await asyncio.gather(*map(one, callbacks)))
 
     async def _tell(
         self,
@@ -150,14 +174,9 @@ def _logged(entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _host(callback: Mapping[str, str]) -> str:
-    """Whose slots an attempt takes: those of a webhook's host, or of the broker."""
-    if callback["channel"] != "webhook":
-        return ""
-    try:
-        return urlsplit(callback["target"]).hostname or ""
-    except ValueError:  # told as refused
-        return ""
+def _lane(callback: Mapping[str, str]) -> str:
+    """What shares room with others: the host of a webhook, the broker for all replies."""
+    return host_of(callback["target"]) if callback["channel"] == "webhook" else callback["channel"]
 
 
 def _target(callback: Mapping[str, str]) -> str:
