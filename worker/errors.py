@@ -20,10 +20,20 @@
     │   └── TellRejected         the target does not want to be told, ever
     ├── LeaseLost                another worker owns the task now; drop the work, write nothing
     └── RegistryUnavailable      Redis is out of reach, read-only, full or busy
-        └── RegistryUnfit        Redis refuses us until somebody changes rights or settings
+        ├── RegistryUnfit        Redis refuses us until somebody changes rights or settings
+        └── RegistryUnconfirmed  it is written, and no replica has confirmed it
 
 Library exceptions are translated into these where the library is called, and nowhere else.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.core.submission import Refusal
 
 
 class HarvesterError(Exception):
@@ -137,3 +147,15 @@ class RegistryUnfit(RegistryUnavailable):
 
     A program that starts ends with exit code 2; one that runs waits, as for any other outage.
     """
+
+
+class RegistryUnconfirmed(RegistryUnavailable):
+    """What was submitted is written, and no replica has confirmed it: a failover may lose it.
+
+    ``new`` says of each id whether its record is new, ``refused`` which callbacks were refused.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.new: Mapping[str, bool] = {}
+        self.refused: Sequence[Refusal] = ()

@@ -24,7 +24,7 @@ from worker.cli.filters import Wanted, filtered, read_ids, say_bound
 from worker.cli.show import FEW, Report, last_time, refused_table, show, tasks_table
 from worker.core import jsontext, manifest
 from worker.core.models import FINAL_STATES, Priority, Reason, State
-from worker.errors import RegistryUnavailable
+from worker.errors import RegistryUnavailable, RegistryUnconfirmed
 from worker.registry import selection
 
 if TYPE_CHECKING:
@@ -103,26 +103,40 @@ def submit(
     }
     chosen = settings()
     ids = _chain(task_ids or [], read_ids(from_file))
-    new, refused = asyncio.run(_submit(chosen, ids, options))
+    new: dict[str, bool] = {}
+    refused: dict[Refusal, None] = {}  # each thing once: a refused option comes with every message
+    try:
+        asyncio.run(_submit(chosen, ids, options, new, refused))
+    except RegistryUnavailable:
+        if new:  # of these it is known that they exist
+            _tell_submitted(new, refused, as_json=as_json)
+        raise
     if not as_json:
         _tell_submitted(new, refused)
     report = _wait_for(chosen, list(new), None, quiet=as_json) if wait_for_it and new else None
     if as_json:
-        tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
-        ended: list[dict[str, Any]] = [{}] * len(tasks)
-        if report is not None:
-            ended = report.documents()
-        print_json(
-            {
-                "tasks": [task | end for task, end in zip(tasks, ended, strict=True)],
-                "refused": [asdict(refusal) for refusal in refused],
-            }
-        )
+        _tell_submitted(new, refused, report.documents() if report else None, as_json=True)
     if refused or (report is not None and not report.all_stored):
         raise typer.Exit(FAILED)
 
 
-def _tell_submitted(new: Mapping[str, bool], refused: Sequence[Refusal]) -> None:
+def _tell_submitted(
+    new: Mapping[str, bool],
+    refused: Iterable[Refusal],
+    ended: list[dict[str, Any]] | None = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    if as_json:
+        tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
+        both = zip(tasks, ended or [{}] * len(tasks), strict=True)
+        print_json(
+            {
+                "tasks": [task | end for task, end in both],
+                "refused": [asdict(refusal) for refusal in refused],
+            }
+        )
+        return
     for refusal in refused:
         complain(f"{refusal.what} {refusal.value!r}: {refusal.reason}")
     if len(new) <= FEW:
@@ -152,23 +166,32 @@ def _chain(*parts: Iterable[str]) -> Iterator[str]:
 
 
 async def _submit(
-    chosen: Settings, ids: Iterator[str], options: Mapping[str, Any]
-) -> tuple[dict[str, bool], list[Refusal]]:
-    """Accept ids a message at a time; which are new, and what was refused, each thing once."""
+    chosen: Settings,
+    ids: Iterator[str],
+    options: Mapping[str, Any],
+    new: dict[str, bool],
+    refused: dict[Refusal, None],
+) -> None:
+    """Accept ids a message at a time; add which are ``new``, and what was ``refused``."""
     from worker.core.submission import MAX_IDS, read_submission
     from worker.wiring import make_policy
 
     policy = make_policy(chosen)
-    new: dict[str, bool] = {}
-    refused: dict[Refusal, None] = {}  # a refused option comes with every message
+
+    def note(flags: Mapping[str, bool], refusals: Iterable[Refusal]) -> None:
+        refused.update(dict.fromkeys(refusals))
+        for task_id, is_new in flags.items():
+            new.setdefault(task_id, is_new)
+
     async with registry(chosen) as fleet:
         while batch := list(islice(ids, MAX_IDS)):
             accepted, refusals = read_submission(batch, options, policy)
-            flags, too_many = await fleet.submit(accepted)
-            refused |= dict.fromkeys((*refusals, *too_many))
-            for task_id, is_new in flags.items():
-                new.setdefault(task_id, is_new)
-    return new, list(refused)
+            try:
+                flags, too_many = await fleet.submit(accepted)
+            except RegistryUnconfirmed as error:
+                note(error.new, (*refusals, *error.refused))
+                raise
+            note(flags, (*refusals, *too_many))
 
 
 # -- status and list -----------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import secrets
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,19 @@ from worker.core.looks import Look
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
 from worker.core.submission import Refusal, Submission, merge_callbacks
-from worker.errors import InvalidSubmission, LeaseLost, RegistryUnavailable, RegistryUnfit
+from worker.errors import (
+    InvalidSubmission,
+    LeaseLost,
+    RegistryUnavailable,
+    RegistryUnconfirmed,
+    RegistryUnfit,
+)
 from worker.registry.client import WRONG_TYPE, outage
 from worker.registry.clock import Clock
 from worker.registry.intake import REFUSED_KEPT, Stream
 from worker.registry.lines import read_lines
 from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
+from worker.registry.replicas import Replicas
 from worker.registry.requests import Requests
 from worker.registry.scripts import Scripts
 from worker.registry.tally import Tally
@@ -44,10 +50,7 @@ _CHUNK = 100
 _NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
 _RECONCILED = 500
 _RECONCILE_STEPS = 20
-_WAIT_MS = 1000
 _DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be halved
-_REPLICA_LAG = 10  # seconds since its last word, as with Redis' own min-replicas-max-lag
-_REPLICAS_KNOWN = 10.0  # seconds for which the number of replicas is believed
 
 
 _CIRCUITS = {
@@ -78,25 +81,6 @@ def _whole(text: str | int) -> int:
         return int(float(text))
     except (ValueError, OverflowError):
         return 0
-
-
-def acknowledging(replication: Mapping[str, Any]) -> int:
-    """How many replicas confirm what they get, by ``INFO replication``.
-
-    Others read along as well (a migration tool, a backup); these never confirm anything.
-    """
-    entries = [value for name, value in replication.items() if re.fullmatch(r"slave\d+", name)]
-    return sum(
-        isinstance(entry, dict)
-        and entry.get("state") == "online"
-        and _number(entry.get("offset")) > 0
-        and 0 <= _number(entry.get("lag")) <= _REPLICA_LAG
-        for entry in entries
-    )
-
-
-def _number(value: object) -> float:
-    return value if isinstance(value, int | float) else -1
 
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -142,8 +126,7 @@ class Registry:
         self._scripts = Scripts(redis, namespace)
         self._requests = Requests(self, self._scripts, deadline=deadline)
         self.intake = Stream(redis, self._scripts, namespace)
-        self._replicas = 0
-        self._replicas_until = 0.0
+        self._replicas = Replicas(redis, self.key("said", "replicated"))
 
     def key(self, *parts: str) -> str:
         """The Redis key ``namespace:part:…``."""
@@ -169,7 +152,8 @@ class Registry:
         """Accept ids: for each whether it is new, and the callbacks that were refused.
 
         A known id is left as it is, except that a callback it does not have yet is added, as long
-        as there are not too many.
+        as there are not too many. Raises ``RegistryUnconfirmed`` if it is done, and no replica
+        confirms it.
         """
         groups: dict[tuple[str, str, str], list[str]] = {}
         for item in submissions:
@@ -196,32 +180,12 @@ class Registry:
                                 Refusal(what="callback", value=task_id, reason=str(error))
                             )
         if new:
-            await self._replicated()
+            try:
+                await self._replicas.confirm()
+            except RegistryUnconfirmed as error:
+                error.new, error.refused = new, refused
+                raise
         return new, refused
-
-    async def _replicated(self) -> None:
-        """Wait until a replica has what was written, if any acknowledges at all.
-
-        ``WAIT`` counts what its own connection has written, so one small write goes before it;
-        replication keeps the order. Raises ``RegistryUnavailable`` if none confirms within 1 s.
-        """
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._replicas_until:
-            info = await self.redis.info("replication")
-            self._replicas = acknowledging(info)
-            self._replicas_until = loop.time() + _REPLICAS_KNOWN
-        if not self._replicas:
-            return
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.set(self.key("said", "replicated"), "1", px=60_000)
-            pipe.execute_command("WAIT", 1, _WAIT_MS)
-            _, confirmed = await pipe.execute()
-        if not confirmed:
-            self._replicas_until = 0.0
-            raise RegistryUnavailable(
-                f"no replica has confirmed within {_WAIT_MS / 1000:g} s what was written; it is "
-                "safe to submit it again"
-            )
 
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:
