@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -25,7 +26,7 @@ from config import logging as log_config
 from config.celery import celery_config
 from config.settings import environment, load_settings, shut_side_doors, unknown_settings
 from worker import broker, memory, process, wiring
-from worker.engine import Engine
+from worker.engine import Engine, Parts
 from worker.errors import RegistryUnavailable, SettingsError
 from worker.registry.records import Kind
 
@@ -57,11 +58,17 @@ def _only_ours(sender: Celery, **_: Any) -> None:
 _HINT_EVERY = 1.0
 
 
+async def _build(wake: Callable[[Kind], None]) -> Parts:
+    parts = await wiring.build(settings, app, wake)
+    broker.reports_to(parts.registry.reach)
+    return parts
+
+
 @cache
 def engine() -> Engine:
     """The engine of this process, started when first asked for."""
     started = Engine(
-        lambda wake: wiring.build(settings, app, wake),
+        _build,
         grace=settings.shutdown_grace,
         hint=_Hints().send,
         heartbeat=settings.heartbeat,

@@ -45,7 +45,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.core.message import read_call, unreadable
 from worker.core.redact import one_line
+from worker.core.services import Service
 from worker.core.submission import MAX_BODY_BYTES
+from worker.core.trace import traceparent
+from worker.reach import Reach
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -119,6 +122,13 @@ class _Kept:
 
 
 _kept = _Kept()
+_reach = Reach()
+
+
+def reports_to(reach: Reach) -> None:
+    """Tell ``reach`` from now on whether the broker answers."""
+    global _reach  # noqa: PLW0603  kombu makes its connections by itself
+    _reach = reach
 
 
 class _QoS(kombu_redis.QoS):
@@ -166,18 +176,24 @@ class _Tolerant(_Base):
 
     def _brpop_start(self, *args: Any, **options: Any) -> None:
         if _kept.put_back(self):
+            _reach.expect(Service.BROKER)  # answered every second, if only that there is nothing
             super()._brpop_start(*args, **options)  # type: ignore[misc]  # kombu is untyped
 
     def _brpop_read(self, **options: Any) -> Any:
         before = set(self.qos._delivered or ())
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
+            found = super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
+        except Empty:
+            _reach.heard(Service.BROKER)
+            raise
         except _MALFORMED as error:
             # one that got as far as being handed out would take up a place until it is acknowledged
             for tag in set(self.qos._delivered or ()) - before:
                 self.qos.ack(tag)
             _unreadable(error, source="celery")
             raise Empty from None
+        _reach.heard(Service.BROKER)
+        return found
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:
@@ -331,7 +347,10 @@ def _plain(message: Any) -> Any:
     message.errors, message.body, message.properties = [], b"", {}
     message.content_type = message.content_encoding = None
     # Celery prints these instead of the arguments
-    message.headers = {"task": call.task, "id": call.ident, "argsrepr": "-", "kwargsrepr": "-"}
+    headers = {"task": call.task, "id": call.ident, "argsrepr": "-", "kwargsrepr": "-"}
+    if parent := traceparent(call.options.get("traceparent")):
+        headers["traceparent"] = parent  # for instrumentation in this process
+    message.headers = headers
     # an object with "args", as between Celery's protocols, is taken as it is and not decoded again
     message._decoded_cache = {"args": [call.args, call.options, call.refusals], "kwargs": {}}
     return message
@@ -363,9 +382,38 @@ class _Node(pidbox.Node):
 class Connection(kombu_connection.Connection):
     """Looks for a lost broker every few seconds; Celery would wait for up to half a minute."""
 
+    _received = 0
+
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         """As kombu's, with shorter pauses."""
-        return super().ensure_connection(*args, **{"interval_max": _RETRY_SECONDS, **options})
+        options = {"interval_max": _RETRY_SECONDS, **options}
+        given = args[0] if args else options.pop("errback", None)
+
+        def errback(error: Exception, interval: float) -> None:
+            _reach.failed(Service.BROKER, described(error))
+            if given is not None:
+                given(error, interval)
+
+        try:
+            made = super().ensure_connection(errback, *args[1:], **options)
+        except Exception as error:
+            _reach.failed(Service.BROKER, described(error))
+            raise
+        _reach.heard(Service.BROKER)
+        return made
+
+    def heartbeat_check(self, *args: Any, **options: Any) -> None:
+        """As kombu's, which raises if RabbitMQ has been silent for long."""
+        super().heartbeat_check(*args, **options)
+        received = getattr(self.connection, "bytes_recv", 0)
+        if received != self._received:
+            self._received = received
+            _reach.heard(Service.BROKER)
+
+
+def described(error: Exception) -> str:
+    """What went wrong with the broker, as one line."""
+    return one_line(f"the broker does not answer: {type(error).__name__}: {error}".rstrip(": "))
 
 
 class AMQP(amqp.AMQP):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from config import log_writer
+from worker.core import trace
 from worker.errors import LeaseLost, RegistryUnavailable
 from worker.process import worker_name
 from worker.registry.records import Kind
@@ -181,7 +182,7 @@ class Drain:
 
     async def _do(self, entry: _InHand) -> None:
         job, outcome = entry.claim.job, "crashed"
-        with structlog.contextvars.bound_contextvars(task_id=job.task_id, run=job.run):
+        with structlog.contextvars.bound_contextvars(**_named(job)):
             try:
                 outcome = await self.work(entry.claim)
             except LeaseLost:
@@ -272,6 +273,14 @@ class Drain:
                     entry.lost = True
                     entry.task.cancel()
                     log.warning("lease.lost", kind=job.kind, task_id=job.task_id)
+
+
+def _named(job: Job) -> dict[str, object]:
+    """What every log line about a job has."""
+    named: dict[str, object] = {"task_id": job.task_id, "run": job.run}
+    if parent := trace.of_record(job.record):
+        named["trace_id"] = trace.trace_id(parent)
+    return named
 
 
 class _Watchdog(threading.Thread):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from config.settings import Settings
+    from worker.reach import Reach
     from worker.registry.client import Client
 
 POLL_SLOTS = 384
@@ -56,9 +58,10 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
     """Everything that runs on the loop; must be called on it, after any fork."""
     registry = make_registry(settings, owner=worker_name())
     upstream = upstream_session()
-    gateway = make_gateway(settings, upstream)
+    gateway = make_gateway(settings, upstream, reach=registry.reach)
     files, source = make_source(settings)
     store = ObjectStore.from_settings(settings)
+    store.wire.reach = registry.reach
     copier = Copier(
         source,
         store,
@@ -122,7 +125,11 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
 
 
 def make_gateway(
-    settings: Settings, session: aiohttp.ClientSession, *, timeout: float = _POLL_TIMEOUT
+    settings: Settings,
+    session: aiohttp.ClientSession,
+    *,
+    timeout: float = _POLL_TIMEOUT,
+    reach: Reach | None = None,
 ) -> Gateway:
     """The upstream, over an :func:`upstream_session`; ``timeout`` in seconds bounds a call."""
     return Gateway(
@@ -131,6 +138,7 @@ def make_gateway(
         app_key=settings.speedpix_app_key,
         app_secret=settings.speedpix_app_secret.get_secret_value(),
         timeout=timeout,
+        reach=reach,
     )
 
 
@@ -162,6 +170,7 @@ def make_registry(settings: Settings, *, owner: str = "") -> Registry:
         record_ttl=settings.record_ttl,
         events_maxlen=settings.events_maxlen,
         owner=owner,
+        version=version("comfy-harvester"),
         clock=Clock(settled=settings.clock_settled),
     )
 

@@ -694,6 +694,23 @@ async def test_doctor_survives_services_that_talk_nonsense(
     assert set(levels(result).values()) <= {"wrong", "unreachable", "warning"}
 
 
+async def test_doctor_shows_outages_that_workers_have_seen(
+    run: Run, redis: Redis, namespace: str
+) -> None:
+    now = round(time.time() * 1000)
+    fields = {"broker:since": now - 90_000, "broker:at": now, "broker:said": "reset"}
+    await redis.hset(f"{namespace}:services", mapping=fields)
+    await redis.hset(f"{namespace}:webhooks", "shop.example", f"{now - 60_000} {now} HTTP 500")
+    result = await run("doctor", "--json")
+    assert result.exit_code == 1
+    found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert "no usable answer from the broker since" in found["Outage"]["detail"]
+    assert found["Outage"]["detail"].endswith(": reset")
+    assert "CELERY_BROKER_URL" in found["Outage"]["remedy"]
+    assert found["Webhooks"]["level"] == "warning"
+    assert "shop.example" in found["Webhooks"]["detail"]
+
+
 async def test_doctor_shows_open_circuits(run: Run, redis: Redis, namespace: str) -> None:
     circuit = {"kind": "account", "message": "the account is overdue", "gap": "5000"}
     await redis.hset(f"{namespace}:circuit:upstream", mapping=circuit)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from tests.model.harness import Server, on_test_clock
+from worker.core.services import REPLIES, STORE_READS, Service
 from worker.registry.scripts import source
 
 LEASE = 60_000
@@ -198,12 +199,17 @@ def test_times_of_callbacks_are_set_back(steps: Steps) -> None:
 def test_other_times_do_not_stay_in_the_future(steps: Steps, set_name: str) -> None:
     steps.claim("copy")
     steps.client.zadd(f"{steps.namespace}:{set_name}", {"a": steps.now, "b": steps.now - DAY})
-    steps.client.hset(f"{steps.namespace}:services", "upstream", steps.now)
+    services = f"{steps.namespace}:services"
+    for name in (*Service, STORE_READS, REPLIES):
+        for part in ("", ":since", ":at"):
+            steps.client.hset(services, f"{name}{part}", steps.now)
+    steps.client.hset(f"{steps.namespace}:webhooks", "a.example", f"{steps.now} {steps.now} no")
     steps.step(-HOUR)
     steps.repair()
     found = steps.client.zrange(f"{steps.namespace}:{set_name}", 0, -1, withscores=True)
     assert dict(found) == {"a": steps.now, "b": steps.now + HOUR - DAY}
-    assert steps.client.hget(f"{steps.namespace}:services", "upstream") == str(steps.now)
+    assert set(steps.client.hvals(services)) == {str(steps.now)}
+    assert not steps.client.exists(f"{steps.namespace}:webhooks")
 
 
 @settings(

@@ -455,7 +455,7 @@ async def test_expired_records_leave_their_indexes(redis: Redis, namespace: str)
     await eventually(swept)
     assert await registry.record("t1") is None
     left = {key.partition(":")[2] for key in await redis.keys(f"{namespace}:*")}
-    assert left <= {"events", "counters", "workers", "rate", "services", "clock"} | {
+    assert left <= {"events", "counters", "workers", "rate", "services", "clock", "versions"} | {
         key for key in left if key.startswith("claim:")
     }
 

@@ -21,6 +21,7 @@ from worker.cli.checks import Level, _rate
 from worker.cli.stats import draw, sparkline
 from worker.core.durations import Durations, Histogram, Lesson, bucket
 from worker.core.models import State
+from worker.core.services import Outlook, Service
 from worker.registry.records import Kind
 from worker.registry.registry import Registry
 from worker.registry.stats import Stats, read_stats
@@ -135,15 +136,44 @@ async def test_no_rate_is_blamed_for_an_upstream_that_does_not_answer(registry: 
     assert _rate(busy).level is Level.WARNING  # nothing was asked yet
     asked = replace(busy, calls=100)
     assert _rate(asked).level is Level.GOOD
-    assert _rate(replace(asked, unanswered=59)).level is Level.WARNING
-    assert _rate(replace(asked, unanswered=61)).level is Level.GOOD
-    circuits = {"upstream": {"message": "the key is refused"}}
-    assert _rate(replace(asked, unanswered=1, circuits=circuits)).level is Level.GOOD
-    store = {"store": {"message": "the key is refused"}}
-    assert _rate(replace(asked, unanswered=1, circuits=store)).level is Level.WARNING
+
+    def heard(seconds: int, service: Service = Service.UPSTREAM, **outage: Any) -> Stats:
+        last = asked.at - seconds * 1000
+        upstream = Outlook(service=Service.UPSTREAM, last_success=last)
+        changed = Outlook(service=service, last_success=last, **outage)
+        return replace(asked, services={Service.UPSTREAM: upstream, service: changed})
+
+    assert _rate(heard(59)).level is Level.WARNING
+    assert _rate(heard(61)).level is Level.GOOD
+    assert _rate(heard(1, since=asked.at, trouble="the key is refused")).level is Level.GOOD
+    store = heard(1, Service.STORE, since=asked.at, trouble="the key is refused")
+    assert _rate(store).level is Level.WARNING
     await registry.redis.hset(registry.key("services"), "upstream", await registry.now() - 90_000)
-    assert (await read_stats(registry)).unanswered >= 90  # type: ignore[operator]
-    assert "unanswered" not in quiet.document()
+    found = await read_stats(registry)
+    assert found.services[Service.UPSTREAM].last_success <= found.at - 90_000  # type: ignore[operator]
+
+
+async def test_outages_and_hosts_that_fail_are_shown(registry: Registry) -> None:
+    now = await registry.now()
+    fields = {"store:since": now - 90_000, "store:at": now, "store:said": "[bold]507"}
+    await registry.redis.hset(registry.key("services"), mapping=fields)
+    failing = {f"h{n}.example": f"{now - n * 60_000} {now} HTTP 500" for n in range(1, 31)}
+    await registry.redis.hset(registry.key("webhooks"), mapping=failing)
+    await registry.redis.xadd(registry.key("intake"), {"body": "{}"})
+    found = await read_stats(registry)
+    document = json.loads(json.dumps(found.document()))
+    assert document["services"].keys() == set(Service)
+    store = document["services"]["store"]
+    assert (store["out_of_reach_since"], store["trouble"]) == (now - 90_000, "[bold]507")
+    named = [host["host"] for host in document["webhook_hosts"]]
+    assert named == [f"h{number}.example" for number in range(30, 10, -1)]
+    assert document["webhook_hosts_failing"] == 30
+    assert document["intake"] == 1
+    output = StringIO()
+    Console(width=200, file=output).print(draw(found))
+    assert "1 min 30 s: [bold]507" in output.getvalue()
+    assert store["meanwhile"] in output.getvalue()
+    assert "h30.example has failed for 30 min: HTTP 500" in output.getvalue()
 
 
 async def test_few_files_say_nothing_of_one_in_twenty(registry: Registry) -> None:

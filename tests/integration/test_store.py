@@ -23,6 +23,7 @@ from botocore.credentials import RefreshableCredentials
 from config.settings import PUT_OPTIONS
 from tests.strict_store import error_document
 from tests.support import BOUND, BucketEnv
+from worker.core.services import Service
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.capabilities import Facts, Seen
 from worker.transfer.objects import Outcome, Upload, composite_checksum
@@ -109,7 +110,11 @@ async def test_an_object_is_created_once(store: ObjectStore, prefix: str) -> Non
 async def test_a_damaged_body_is_not_stored(store: ObjectStore, prefix: str) -> None:
     with pytest.raises(StoreUnavailable, match="BadDigest"):
         await put(store, f"{prefix}bad", b"damaged", sha256=sha256(b"whole"))
+    heard = store.wire.reach.outlook(Service.STORE, 0)
+    assert (heard.last_success, heard.trouble) == (None, "")  # it has read what came
     assert await store.head(f"{prefix}bad") is None
+    await put(store, f"{prefix}good", b"good")
+    assert store.wire.reach.outlook(Service.STORE, 0).last_success is not None
 
 
 async def test_md5_is_sent_where_sha256_is_not_checked(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -260,3 +261,32 @@ async def test_a_settled_telling_starts_the_time_to_live(
     assert await redis.ttl(registry.key("task", "t1")) > 0
     assert (await due(registry))[Kind.TELL] == 0
     assert '"exact":1.10' in listener.calls[0][1]
+
+
+async def test_attempts_are_counted_and_hosts_that_fail_are_named(
+    registry: Registry, redis: Redis, listener: Listener, webhook: Webhook
+) -> None:
+    await registry.submit([submission(callbacks=[to(listener.url)])])
+    await finish(registry, await claim_one(registry, Kind.COPY))
+    work = TellWork({"webhook": webhook}, slots=1, gaps=Gaps(webhook=(0.0,)))
+
+    async def attempt(status: int) -> str:
+        listener.status = status
+        await redis.zadd(registry.key("due", "tell"), {"t1": 0})
+        said = await work(Claim(registry, await claim_one(registry, Kind.TELL)))
+        await registry.tick("a:1")
+        return said
+
+    assert await attempt(503) == "again"
+    (host,) = (await registry.overview()).hosts
+    assert (host.host, host.trouble) == (urlsplit(listener.url).netloc, "HTTP 503")
+    assert await attempt(503) == "told"  # given up
+    assert await registry.notify("t1") == "ok"
+    assert await attempt(410) == "told"
+    assert (await registry.overview()).hosts == []  # it answers
+    assert await registry.notify("t1") == "ok"
+    assert await attempt(200) == "told"
+    counters = (await registry.overview()).counters
+    assert {n: v for n, v in counters.items() if n.startswith("callbacks:")} == {
+        f"callbacks:webhook:{outcome}": 1 for outcome in ("failed", "given_up", "rejected", "told")
+    }

@@ -35,6 +35,9 @@ METRICS = {
     "harvester_copy_seconds", "harvester_url_life_left_seconds", "harvester_due",
     "harvester_due_lag_seconds", "harvester_leases_expired", "harvester_stale_writes",
     "harvester_circuit_open", "harvester_workers", "harvester_poll_price_seconds",
+    "harvester_worker_info", "harvester_last_success_timestamp_seconds",
+    "harvester_out_of_reach", "harvester_webhook_hosts_failing", "harvester_endings",
+    "harvester_callbacks", "harvester_refused", "harvester_intake_entries",
 }  # fmt: skip
 
 
@@ -339,15 +342,16 @@ async def test_silence_of_redis_is_said_and_costs_no_event(
         finally:
             closed.set()
 
-    said = stream._outspoken(source())
+    silent = "event: unavailable\n\n"
+    said = stream._outspoken(source(), lambda: silent)
     assert await anext(said) == "first"
-    assert [await anext(said) for _ in range(3)] == [stream._UNAVAILABLE] * 3
+    assert [await anext(said) for _ in range(3)] == [silent] * 3
     goes_on.set()
     after = [await anext(said)]
-    while after[-1] == stream._UNAVAILABLE:
+    while after[-1] == silent:
         after.append(await anext(said))
     assert after[-1] == "second"
-    assert await anext(said) == stream._UNAVAILABLE
+    assert await anext(said) == silent
     await said.aclose()
     assert closed.is_set()
 
@@ -427,10 +431,19 @@ async def test_redis_away_is_said(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     async with serving() as web:
-        for path in ("/api/stats", "/readyz", "/metrics"):
+        for path in ("/api/stats", "/readyz"):
             answer = await web.get(path)
             assert answer.status_code == 503
             assert "Redis" in answer.json()["detail"]
+        redis = (await web.get("/api/stats")).json()["services"]["redis"]
+        assert redis["out_of_reach_since"] <= redis["trouble_at"]
+        assert "out of reach" in redis["trouble"]
+        assert redis["remedy"]
+        assert redis["meanwhile"]
+        answer = await web.get("/metrics")
+        assert answer.status_code == 200
+        assert 'harvester_out_of_reach{service="redis"} 1.0' in answer.text
+        assert "harvester_tasks" not in answer.text
         assert (await web.get("/healthz")).status_code == 200
 
 

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.core.models import State
+from worker.core.services import Outlook, Service
 from worker.registry.records import Kind, Overview
 from worker.web.metrics import exposition
 
@@ -37,6 +38,8 @@ def labels() -> dict[str, set[str]]:
         rate=20,
         rate_factor=1,
         circuits={},
+        services={s: Outlook(service=s, last_success=1) for s in Service},
+        intake=1,
     )
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(exposition(fleet).decode()):
@@ -56,6 +59,14 @@ def test_every_metric_and_label_exists(target: dict[str, str]) -> None:
     grouped = re.findall(r"by \((\w+)\)", target["expr"])
     shown = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
     assert {*selected, *grouped, *shown} <= known
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_several_replicas_double_nothing(target: dict[str, str]) -> None:
+    expr = target["expr"]
+    figures = re.findall(r"\b(?:rate\()?harvester_\w+", expr)
+    maxima = re.findall(r"\bmax(?: by \([^)]*\))? ?\((?:rate\()?harvester_\w+", expr)
+    assert len(figures) == len(maxima) > 0
 
 
 def test_every_metric_is_shown() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from aiohttp import web
 from tests.support import BOUND
 from worker.core import jsontext
 from worker.core.models import NotFound, Pending, Succeeded
-from worker.errors import UpstreamBlocked, UpstreamThrottled, UpstreamUnavailable
+from worker.core.services import Service
+from worker.errors import UpstreamBlocked, UpstreamError, UpstreamThrottled, UpstreamUnavailable
+from worker.reach import SILENCE, Reach
 from worker.sandbox.simulator.gateway import Doorkeeper
 from worker.upstream.gateway import Gateway
 from worker.wiring import upstream_session
@@ -398,3 +400,52 @@ async def test_skew_is_told_from_the_last_reply(
         assert asking.clock_skew is None
         await asking.get_result("task-1")
         assert asking.clock_skew == skew
+
+
+# -- what the fleet hears of it ---------------------------------------------------------------
+
+
+async def test_only_answers_that_can_be_used_speak_for_the_upstream(
+    session: aiohttp.ClientSession,
+) -> None:
+    reach = Reach()
+    replies = [
+        web.json_response(RUNNING),
+        web.Response(status=503),
+        refusal("Invalid Signature"),
+        web.Response(status=404),
+        web.json_response({"status": 20, "data": {"status": "succeeded"}}),
+    ]
+    said = []
+    async with canned(*replies) as upstream:
+        asked = gateway(session, upstream.endpoint, reach=reach)
+        for _ in replies:
+            with suppress(UpstreamError):
+                await asked.get_result("t1")
+            outlook = reach.outlook(Service.UPSTREAM, 0)
+            said.append((outlook.last_success is not None, outlook.trouble.partition(":")[0]))
+    assert said[0] == (True, "")
+    assert said[1] == (True, "the upstream fails")
+    assert said[2][1].startswith("the upstream refuses")
+    # a bare refusal, and an answer that cannot be used, may be about this id alone
+    assert said[2] == said[3] == said[4]
+
+
+async def test_a_call_that_hangs_is_heard_of_before_it_ends(session: aiohttp.ClientSession) -> None:
+    now = 0.0
+    reach, asked, over = Reach(lambda: now), asyncio.Event(), asyncio.Event()
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        asked.set()
+        await over.wait()
+        return running()
+
+    async with serve(hang) as endpoint:
+        call = asyncio.create_task(gateway(session, endpoint, reach=reach).get_result("t1"))
+        await asyncio.wait_for(asked.wait(), BOUND)
+        now = SILENCE + 1
+        ((name, *_, trouble),) = reach.take()
+        assert (name, trouble) == ("upstream", "no answer for 16 s so far")
+        over.set()
+        await call
+    assert [report[-1] for report in reach.take()] == [""]

@@ -214,22 +214,29 @@ async def test_a_task_that_an_open_circuit_holds_up_says_what_the_circuit_says(
     await house.waiting("polled")
     await house.submitted("new")
     registry = house.registry
-    assert await registry.held_up("polled") == {}
+    assert await registry.held_up("polled") is None
     await registry.trip("upstream", kind="credentials", message="no such key", probe=False)
     held = await registry.held_up("polled")
     found = manifest.shown(await house.record("polled"), held)
     assert found["last_error"] == "waiting for the upstream: no such key"
-    assert found["last_error_at"] == int(held["opened_at"])
-    assert await registry.held_up("new") == {}  # its first look is at the bucket
+    assert held is not None
+    assert found["last_error_at"] == held.since
+    assert found["held_up_by"] == {
+        "service": "upstream", "since": held.since, "trouble": "no such key"
+    }  # fmt: skip
+    assert await registry.held_up("new") is None  # its first look is at the bucket
     await registry.trip("store", kind="store", message="no bucket", probe=False)
     held = await registry.held_up("new")
-    assert held["name"] == "store"
+    assert held is not None
+    assert held.service == "store"
     assert "no bucket" in str(manifest.shown(await house.record("new"), held)["last_error"])
     await registry.redis.zadd(registry.key("due", "fetch"), {"copied": 0})
-    assert (await registry.held_up("copied"))["name"] == "store"
-    assert await registry.held_up("unknown") == {}
+    held = await registry.held_up("copied")
+    assert held is not None
+    assert held.service == "store"
+    assert await registry.held_up("unknown") is None
     await registry.close_circuit("upstream")
-    assert await registry.held_up("polled") == {}
+    assert await registry.held_up("polled") is None
 
 
 # -- what is shown ------------------------------------------------------------------------------

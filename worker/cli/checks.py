@@ -22,9 +22,10 @@ from config.celery import celery_config
 from config.redis import unfit
 from config.settings import BROKER_SCHEMES, shut_side_doors
 from worker.cli import proxies
-from worker.cli.base import FAILED, UNREACHABLE, redis_hosts, span
+from worker.cli.base import FAILED, UNREACHABLE, moment, redis_hosts, span
 from worker.core.models import NotFound, State
 from worker.core.redact import one_line, strip_query
+from worker.core.services import REMEDIES
 from worker.errors import (
     RegistryUnavailable,
     RegistryUnfit,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from config.settings import Settings
+    from worker.core.services import Outlook
     from worker.registry.records import Overview
     from worker.registry.registry import Registry
     from worker.registry.stats import Stats
@@ -117,7 +119,7 @@ def _agreed(findings: list[Finding]) -> list[Finding]:
     """The findings, none of which advises to correct what another one has just seen to work."""
     if not any(found.name == "Upstream" and found.level is Level.GOOD for found in findings):
         return findings
-    disproved = {UPSTREAM_REMEDIES[kind] for kind in ("credentials", "clock", "request")}
+    disproved = {REMEDIES[kind] for kind in ("credentials", "clock", "request")}
     remedy = "The upstream answers this machine now; the fleet's next probe closes the circuit."
     return [
         replace(found, remedy=remedy)
@@ -415,12 +417,6 @@ async def _in_thread(work: Callable[[], Exception | None]) -> Exception | None:
 # -- upstream ------------------------------------------------------------------------------------
 
 _RECENTLY = 300.0  # seconds for which a usable answer to the fleet speaks for the endpoint
-UPSTREAM_REMEDIES = {
-    "credentials": "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET.",
-    "clock": "Let NTP set this machine's clock; signatures hold for 15 minutes.",
-    "account": "Settle it with the vendor: balance, quota, or a barred account.",
-    "request": "Correct SPEEDPIX_ENDPOINT.",
-}
 
 
 async def _upstream(settings: Settings, registry: Registry) -> Findings:
@@ -436,7 +432,7 @@ async def _upstream(settings: Settings, registry: Registry) -> Findings:
         except UpstreamRefused as error:
             found = [await _refused(registry, where, error)]
         except UpstreamBlocked as error:
-            remedy = UPSTREAM_REMEDIES[error.kind]
+            remedy = REMEDIES[error.kind]
             found = [_bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)]
         except UpstreamUnavailable as error:
             remedy = "Check SPEEDPIX_ENDPOINT and the network; the fleet waits until it is back."
@@ -458,7 +454,7 @@ async def _refused(registry: Registry, where: str, error: UpstreamRefused) -> Fi
     except RegistryUnavailable:
         ago = None
     if ago is None or ago > _RECENTLY:
-        remedy = UPSTREAM_REMEDIES[error.kind]
+        remedy = REMEDIES[error.kind]
         return _bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)
     detail = f"{where} refused an id that does not exist, and answered the fleet {span(ago)} ago: "
     remedy = "Nothing, unless tasks of your own are refused too (upstream.refused in the log)."
@@ -595,11 +591,6 @@ def _conditional(facts: Facts) -> Finding:
 
 # -- the fleet -----------------------------------------------------------------------------------
 
-_CIRCUIT_REMEDIES = {
-    **UPSTREAM_REMEDIES,
-    "store": "Correct the bucket's settings; the fleet tries again by itself.",
-}
-
 
 def _rate(found: Stats) -> Finding:
     """Whether the rate allows each waiting task its look in time."""
@@ -628,11 +619,27 @@ async def _workers(registry: Registry) -> Findings:
     if fleet.clock_step:
         remedy = "Have NTP slew the clock of its machine instead of stepping it."
         found.append(_bad("Redis clock", Level.WARNING, fleet.clock_step, remedy))
-    for name, circuit in fleet.circuits.items():
-        detail = f"waiting for the {name}: {circuit.get('message', '')}"
-        remedy = _CIRCUIT_REMEDIES.get(circuit.get("kind", ""), "")
-        found.append(_bad("Circuit", Level.WRONG, detail, remedy))
+    for outlook in stats.outages:
+        found.append(_outage(outlook, fleet.now))
+    for host in fleet.hosts[:_SHOWN]:
+        since = span((fleet.now - host.since) / 1000)
+        detail = f"{host.host} accepts none for {since}: {host.trouble}"
+        remedy = "Each is tried for three days; ask the owner of the host."
+        found.append(_bad("Webhooks", Level.WARNING, detail, remedy))
     return found
+
+
+def _outage(outlook: Outlook, now: int) -> Finding:
+    """What the workers say of a service that does not answer them, or refuses every call."""
+    if outlook.kind:
+        detail = f"waiting for the {outlook.service}: {outlook.trouble}"
+        return _bad("Circuit", Level.WRONG, detail, outlook.remedy)
+    since = outlook.since or now
+    detail = (
+        f"the fleet has no usable answer from the {outlook.service} since {moment(since)}, for "
+        f"{span((now - since) / 1000)}: {outlook.trouble}"
+    )
+    return _bad("Outage", Level.WRONG, detail, outlook.remedy)
 
 
 def _ticking(fleet: Overview) -> Finding:

@@ -8,10 +8,11 @@ import time
 from typing import TYPE_CHECKING
 
 from worker.cli.base import moment, size, span
-from worker.cli.checks import DEADLINE, UPSTREAM_REMEDIES, Finding, Level
+from worker.cli.checks import DEADLINE, Finding, Level
 from worker.core import finding, jsontext, samples
 from worker.core.models import Doubtful, NotFound
 from worker.core.redact import one_line, strip_query
+from worker.core.services import REMEDIES
 from worker.errors import (
     SourceError,
     SourceGone,
@@ -70,7 +71,7 @@ def _class(reading: Reading) -> Finding:
         detail += f" ({reading.said})"
     level, remedy = Level.GOOD, ""
     if isinstance(reading.error, UpstreamBlocked):
-        level, remedy = Level.WRONG, UPSTREAM_REMEDIES[reading.error.kind]
+        level, remedy = Level.WRONG, REMEDIES[reading.error.kind]
     elif isinstance(reading.error, UpstreamThrottled):
         level, remedy = Level.WARNING, "If this lasts, lower HARVESTER_POLL_RATE."
     elif reading.error is not None:

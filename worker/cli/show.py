@@ -61,6 +61,9 @@ def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
 
     if record.get("error"):
         yield "error", str(record["error"])
+    if outage := record.get("held_up_by"):
+        since = int(outage["since"])
+        yield "held up", f"the {outage['service']} is out of reach since {moment(since)}"
     if record.get("last_error"):
         yield "last error", f"{record['last_error']}, {ago(int(record['last_error_at']), now)}"
     if record.get("label"):

@@ -13,6 +13,7 @@ from worker.cancelling import heed
 from worker.cli.base import (
     STATE_STYLES,
     console,
+    moment,
     print_json,
     print_json_line,
     registry,
@@ -21,6 +22,8 @@ from worker.cli.base import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import RenderableType
 
     from config.settings import Settings
@@ -80,7 +83,13 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("tasks", " · ".join(f"{count:,} {name}" for name, count in found.states.items()))
-    facts.add_row("workers", str(found.workers))
+    for name, said, style in _troubles(found):
+        facts.add_row(name, plain(said, style))
+    versions = ", ".join(f"{n} of {v or '0.1'}" for v, n in sorted(found.versions.items()))
+    mixed = f": {versions}" if len(found.versions) > 1 else ""
+    facts.add_row("workers", f"{found.workers}{mixed}")
+    if found.intake:
+        facts.add_row("intake stream", f"{found.intake:,} entries to be read")
     for kind, count in found.due.items():
         late = f", late by {span(found.late[kind])}" if count else ""
         facts.add_row(f"due to {kind}", f"{count:,}{late}")
@@ -101,8 +110,6 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
         facts.add_row("calls a task", f"{found.calls_a_task:.1f}")
         facts.add_row("seen done after", f"{found.detection_lag:.2f} s, in the mean")
     facts.add_row("leases", f"{found.leases_expired:,} expired · {found.stale_writes:,} refused")
-    for name, circuit in found.circuits.items():
-        facts.add_row("circuit", plain(f"{name} is open: {circuit.get('message', '')}", "red"))
     if found.clock_step:
         facts.add_row("clock", plain(found.clock_step, "red"))
     if not found.labels:
@@ -118,6 +125,20 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
         cells = [str(counts.get(state, "")) for state in found.states]
         table.add_row(plain(label or "(none)"), *cells, sparkline(history))
     return Group(facts, "", table)
+
+
+def _troubles(found: Stats) -> Iterator[tuple[str, str, str]]:
+    """Rows about services that do not answer, and their style."""
+    for outlook in found.outages:
+        since = outlook.since or found.at
+        for_so_long = span((found.at - since) / 1000)
+        said = f"out of reach since {moment(since)}, for {for_so_long}: {outlook.trouble}"
+        yield outlook.service, said, "bold red"
+        yield "", outlook.remedy, "red"
+        yield "", outlook.meanwhile, ""
+    for host in found.hosts[:_BEHIND]:
+        for_so_long = span((found.at - host.since) / 1000)
+        yield "webhooks", f"{host.host} has failed for {for_so_long}: {host.trouble}", "red"
 
 
 def sparkline(history: Histogram) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from worker.core import jsontext
 from worker.core.jsontext import Json
 from worker.core.models import State
 from worker.core.redact import one_line, origin, strip_query
+
+if TYPE_CHECKING:
+    from worker.core.services import Outlook
 
 SCHEMA = 1
 MAX_BYTES = 64 * 1024 * 1024
@@ -60,20 +63,22 @@ def record_document(
     return document
 
 
-def shown(
-    record: Mapping[str, str], circuit: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Json]:
+def shown(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str, Json]:
     """A record as callers see it, whichever way: its document, with ``told`` and ``restored``.
 
-    ``circuit`` is the open one that the task waits for, with its ``name``, if there is one: it is
-    then why the task waits.
+    ``outage`` is the service that the task waits for, if one is out of reach: it is then why the
+    task waits.
     """
     document = record_document(record) | last_error(record)
-    if circuit:
-        why = f"waiting for the {circuit['name']}: {circuit.get('message', '')}"
+    if outage is not None and outage.since is not None:
         document |= {
-            "last_error": one_line(why),
-            "last_error_at": int(circuit.get("opened_at") or record["updated_at"]),
+            "last_error": one_line(f"waiting for the {outage.service}: {outage.trouble}"),
+            "last_error_at": outage.since,
+            "held_up_by": {
+                "service": str(outage.service),
+                "since": outage.since,
+                "trouble": outage.trouble,
+            },
         }
     document["told"] = jsontext.loads(record.get("told") or "[]", max_bytes=MAX_BYTES)
     if record.get("restored"):

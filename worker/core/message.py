@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from worker.core import jsontext
 from worker.core.jsontext import Json
 from worker.core.redact import one_line
-from worker.core.submission import MAX_BODY_BYTES, Refusal
+from worker.core.submission import MAX_BODY_BYTES, Refusal, traced
 
 SUBMIT = "harvester.submit"
 TASKS = frozenset({SUBMIT, "harvester.look", "harvester.poll", "harvester.copy", "harvester.tell"})
@@ -81,6 +81,8 @@ def read_call(headers: object, content_type: object, encoding: object, body: obj
     if not isinstance(args, list) or not isinstance(options, dict):
         return unreadable(start, "not the arguments of a Celery task")
     ident = headers.get("id")
+    if task == SUBMIT:
+        options = traced(options, headers.get("traceparent"))
     return Call(
         task=task,
         ident=ident if isinstance(ident, str) and _IDENT.fullmatch(ident) else str(uuid.uuid4()),

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import simplejson
 
-from worker.core import jsontext
+from worker.core import jsontext, trace
 from worker.core.jsontext import Json
 from worker.core.keys import check_prefix, short_hash
 from worker.core.layout import Layout
@@ -86,6 +86,7 @@ class Options:
     callback_url: str = field(default="", repr=False)
     reply_task: str = ""
     reply_queue: str = ""
+    traceparent: str = ""
 
     def to_json(self) -> str:
         """The record's ``options``: those given, and ``callbacks``, which is always a list."""
@@ -94,6 +95,7 @@ class Options:
             "deadline": self.deadline,
             "priority": self.priority,
             "expected_seconds": self.expected_seconds,
+            "traceparent": self.traceparent or None,
         }
         callbacks: list[dict[str, str]] = []
         if self.callback_url:
@@ -363,6 +365,19 @@ def _celery_name(value: object, _: Policy) -> str:
     return value
 
 
+def _traceparent(value: object, _: Policy) -> str:
+    parent = trace.traceparent(value)
+    if not parent:
+        raise InvalidSubmission("must be a traceparent of W3C Trace Context")
+    return parent
+
+
+def traced(options: Mapping[str, Json], parent: object) -> dict[str, Json]:
+    """The options of a message that came with this ``traceparent``, which may be anything."""
+    found = trace.traceparent(parent)
+    return {"traceparent": found, **options} if found else dict(options)
+
+
 _CONTAINERS = (dict, list, tuple)
 _JSON_TYPES = (*_CONTAINERS, str, int, float, type(None), simplejson.RawJSON)
 _READERS: Mapping[str, Callable[[object, Policy], object]] = {
@@ -375,6 +390,7 @@ _READERS: Mapping[str, Callable[[object, Policy], object]] = {
     "reply_task": _celery_name,
     "reply_queue": _celery_name,
     "priority": _priority,
+    "traceparent": _traceparent,
 }
 
 

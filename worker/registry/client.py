@@ -75,6 +75,15 @@ def outage(error: Exception) -> RegistryUnavailable | None:
     return None
 
 
+async def each_answer(pipe: Pipeline) -> list[Any]:
+    """The answers of a pipeline; ``None`` where something else has overwritten the key."""
+    answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception) and WRONG_TYPE not in str(answer):
+            raise answer
+    return [None if isinstance(answer, Exception) else answer for answer in answers]
+
+
 @contextmanager
 def _seam(*passing: type[Exception]) -> Iterator[None]:
     try:

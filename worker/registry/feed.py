@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from worker.cancelling import heed
+from worker.core.services import Service
 from worker.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ async def follow(
         try:
             page = await registry.events(after)
             answered = loop.time()
-        except RegistryUnavailable:
+        except RegistryUnavailable as error:
+            registry.reach.failed(Service.REDIS, error)
             if loop.time() - answered >= patience:
                 raise
             yield None

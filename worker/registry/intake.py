@@ -7,9 +7,12 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from redis.exceptions import ResponseError
+
 from worker.core import jsontext
 from worker.core.redact import one_line
 from worker.core.submission import MAX_BODY_BYTES
+from worker.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +39,7 @@ class Entry:
 
     ``body`` is ``None`` unless ``verdict`` is ``body``. ``strikes`` counts the workers that died
     with the entry in hand before; ``size`` is in bytes, of an entry that is too large.
+    ``traceparent`` is the field of that name, unchecked.
     """
 
     id: str
@@ -43,6 +47,7 @@ class Entry:
     strikes: int = 0
     size: int = 0
     body: bytes | None = None
+    traceparent: str = ""
 
 
 class Stream:
@@ -57,6 +62,7 @@ class Stream:
         self.key = f"{namespace}:intake"
         self._strikes = f"{namespace}:intake:strikes"
         self._refused = f"{namespace}:refused"
+        self._counters = f"{namespace}:counters"
         self._token = secrets.token_hex(8)
 
     async def take(self) -> Entry | str:
@@ -79,6 +85,7 @@ class Stream:
             strikes=int(strikes),
             size=int(rest[0]) if said == "large" else 0,
             body=rest[0] if said == "body" else None,
+            traceparent=rest[1].decode("ascii", "replace") if said == "body" else "",
         )
 
     async def settle(self, entry_ids: Sequence[str]) -> None:
@@ -95,6 +102,13 @@ class Stream:
         """Take back the strike that an entry got with :meth:`take`: its worker has not died."""
         # a command that a full Redis takes too
         await self._redis.hdel(self._strikes, f"{entry.id}/{entry.strikes + 1}")
+
+    async def length(self) -> int | None:
+        """How many entries are still to be read; ``None`` if Redis does not tell."""
+        try:
+            return int(await self._redis.xlen(self.key))
+        except (RegistryUnavailable, ResponseError):  # another type, or a right of late
+            return None
 
     async def is_closed(self) -> bool:
         """Whether an entry has the highest id there is, so that ``XADD`` takes no other."""
@@ -118,6 +132,7 @@ class Stream:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.lpush(self._refused, *entries)
             pipe.ltrim(self._refused, 0, REFUSED_KEPT - 1)
+            pipe.hincrby(self._counters, f"refused:{source}", len(entries))
             await pipe.execute()
 
     async def refused(self, limit: int) -> list[dict[str, Any]]:

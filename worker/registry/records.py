@@ -12,6 +12,7 @@ from worker.core.models import State
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from worker.core.services import Host, Outlook, Service
 
 ALIVE = 15.0
 """Seconds since its last tick for which a worker counts as alive."""
@@ -145,6 +146,9 @@ class Overview:
     a second, of which throttling leaves ``rate_factor``; ``circuits`` are the open ones. ``clock``
     is what is known of Redis' clock: its last step and when that was. ``lines`` are the labels
     whose overdue tasks wait for their turn, the longest first; of many labels only some.
+    ``services`` says what is known of each service, ``hosts`` whose webhooks fail, the longest
+    first; ``versions`` what each worker runs, as far as it says. ``intake`` is the length of the
+    intake stream, ``None`` if Redis does not tell.
     """
 
     now: int
@@ -158,6 +162,10 @@ class Overview:
     circuits: Mapping[str, Mapping[str, str]]
     clock: Mapping[str, str] = field(default_factory=dict)
     lines: Sequence[Line] = ()
+    services: Mapping[Service, Outlook] = field(default_factory=dict)
+    hosts: Sequence[Host] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    intake: int | None = None
 
     @property
     def behind(self) -> float:

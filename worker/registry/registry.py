@@ -20,6 +20,7 @@ from worker.core.filters import Action
 from worker.core.looks import Look
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
+from worker.core.services import Service, judge
 from worker.core.submission import Refusal, Submission, merge_callbacks
 from worker.errors import (
     InvalidSubmission,
@@ -28,11 +29,12 @@ from worker.errors import (
     RegistryUnconfirmed,
     RegistryUnfit,
 )
-from worker.registry.client import WRONG_TYPE, outage
+from worker.reach import Reach
+from worker.registry.client import WRONG_TYPE, each_answer, outage
 from worker.registry.clock import Clock
 from worker.registry.intake import REFUSED_KEPT, Stream
-from worker.registry.lines import read_lines
-from worker.registry.records import Batch, Job, Kind, Overview, Unsaved
+from worker.registry.overview import CIRCUITS, read_overview
+from worker.registry.records import Batch, Job, Kind, Unsaved
 from worker.registry.replicas import Replicas
 from worker.registry.requests import Requests
 from worker.registry.scripts import Scripts
@@ -41,10 +43,10 @@ from worker.registry.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from redis.asyncio.client import Pipeline
-
     from worker.core.durations import Durations, Lesson
+    from worker.core.services import Outlook
     from worker.registry.client import Client
+    from worker.registry.records import Overview
 
 _CHUNK = 100
 _NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
@@ -64,15 +66,6 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [part for pair in fields.items() for part in pair]
-
-
-async def _each(pipe: Pipeline) -> list[Any]:
-    """Answers about one task each: ``None`` where something else has overwritten its key."""
-    answers = await pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception) and WRONG_TYPE not in str(answer):
-            raise answer
-    return [None if isinstance(answer, Exception) else answer for answer in answers]
 
 
 def _whole(text: str | int) -> int:
@@ -95,7 +88,7 @@ class Registry:
     """The fleet's memory.
 
     ``lease``, ``deadline`` and ``record_ttl`` are in seconds, ``poll_rate`` in calls a second.
-    ``owner`` names the process that claims, for people to read.
+    ``owner`` names the process that claims, for people to read, and ``version`` what it runs.
     """
 
     def __init__(
@@ -109,9 +102,11 @@ class Registry:
         record_ttl: int,
         events_maxlen: int,
         owner: str = "",
+        version: str = "",
         clock: Clock | None = None,
     ) -> None:
         self.owner = owner
+        self._version = version
         self.clock = clock or Clock()
         self.redis = redis
         self.namespace = namespace
@@ -123,6 +118,7 @@ class Registry:
         self._ttl = record_ttl * 1000
         self._events_maxlen = events_maxlen
         self.tally = Tally()
+        self.reach = Reach()
         self._scripts = Scripts(redis, namespace)
         self._requests = Requests(self, self._scripts, deadline=deadline)
         self.intake = Stream(redis, self._scripts, namespace)
@@ -203,6 +199,11 @@ class Registry:
         """Keep what was refused, newest first, the last 1,000 of them."""
         if refusals:
             await self.intake.refuse(refusals, source=source, at=await self.now())
+
+    async def count_refused(self, count: int, *, source: str) -> None:
+        """Count refusals that their sender has been told of, and that are not kept."""
+        if count:
+            await self.redis.hincrby(self.key("counters"), f"refused:{source}", count)
 
     async def refused(self, limit: int = REFUSED_KEPT) -> list[dict[str, Any]]:
         """What was refused lately, newest first (see :meth:`Stream.refused`)."""
@@ -527,18 +528,20 @@ class Registry:
     # -- ticking ------------------------------------------------------------------------------
 
     async def tick(self, worker: str) -> None:
-        """Note that a worker lives and what it counted, forget the silent, sweep the expired."""
-        now = await self.now()
-        counts = self.tally.take()
+        """Note that a worker lives, what it heard and counted; forget the silent, the expired."""
+        await self.now()
+        counts, heard = self.tally.take(), self.reach.take()
         try:
+            words = [word for report in heard for word in report]
+            await self._scripts.call("heard", worker, self._version, *words)
+            heard = []
             async with self.redis.pipeline(transaction=False) as pipe:
-                pipe.zadd(self.key("workers"), {worker: now})
-                pipe.zremrangebyscore(self.key("workers"), "-inf", now - 3_600_000)
                 for name, by in counts.items():
                     pipe.hincrby(self.key("counters"), name, by)
                 await pipe.execute()
         except RegistryUnavailable:
             self.tally.put_back(counts)
+            self.reach.put_back(heard)
             raise
         if self.clock.settled:
             await self._scripts.call("sweep", 500)
@@ -576,19 +579,23 @@ class Registry:
         fields: Any = await self.redis.hgetall(self.key("task", task_id))
         return fields or None
 
-    async def held_up(self, task_id: str) -> dict[str, str]:
-        """The open circuit that a task waits for, with its ``name``; empty if there is none."""
+    async def held_up(self, task_id: str) -> Outlook | None:
+        """The service that a task waits for, if that is out of reach."""
         kinds = (Kind.POLL, Kind.COPY, Kind.FETCH)
+        now = await self.now()
         async with self.redis.pipeline(transaction=False) as pipe:
             for kind in kinds:
                 pipe.zscore(self.key("due", kind), task_id)
-                pipe.hgetall(self.key("circuit", _CIRCUITS[kind]))
-            answers = iter(await pipe.execute())
-        for kind in kinds:
-            due, circuit = next(answers), next(answers)
-            if due is not None and circuit:
-                return {**circuit, "name": _CIRCUITS[kind]}
-        return {}
+            for name in CIRCUITS:
+                pipe.hgetall(self.key("circuit", name))
+            pipe.hgetall(self.key("services"))
+            *due, upstream, store, fields = await pipe.execute()
+        found = judge(now, fields, {"upstream": upstream, "store": store})
+        for kind, at in zip(kinds, due, strict=True):
+            outlook = found[Service(_CIRCUITS[kind])]
+            if at is not None and outlook.since is not None:
+                return outlook
+        return None
 
     async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
         """The records of several tasks, in order."""
@@ -597,7 +604,7 @@ class Registry:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + _CHUNK]:
                     pipe.hgetall(self.key("task", task_id))
-                found += [fields or None for fields in await _each(pipe)]
+                found += [fields or None for fields in await each_answer(pipe)]
         return found
 
     async def fields(
@@ -612,7 +619,7 @@ class Registry:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + _CHUNK]:
                     pipe.hmget(self.key("task", task_id), names)
-                rows = await _each(pipe)
+                rows = await each_answer(pipe)
             found += [
                 {n: v for n, v in zip(names, row or (), strict=bool(row)) if v is not None} or None
                 for row in rows
@@ -627,7 +634,7 @@ class Registry:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in chunk:
                     pipe.hget(self.key("task", task_id), "state")
-                states = await _each(pipe)
+                states = await each_answer(pipe)
             found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
         return found
 
@@ -717,46 +724,13 @@ class Registry:
 
     async def overview(self) -> Overview:
         """What the fleet as a whole is doing, at the same cost however many tasks there are."""
-        now = await self.now()
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for state in State:
-                pipe.zcard(self.key("index", state))
-            for kind in Kind:
-                pipe.zcard(self.key("due", kind))
-                pipe.zrange(self.key("due", kind), 0, 0, withscores=True)
-                pipe.zcount(self.key("due", kind), "-inf", now)
-            pipe.zrange(self.key("workers"), 0, -1, withscores=True)
-            pipe.hgetall(self.key("counters"))
-            for name in ("upstream", "store"):
-                pipe.hgetall(self.key("circuit", name))
-            pipe.hgetall(self.key("clock"))
-            answers = iter(await pipe.execute())
-        counts = {state: int(next(answers)) for state in State}
-        lines = await read_lines(self, now)
-        due: dict[Kind, tuple[int, float]] = {}
-        overdue: dict[Kind, int] = {}
-        for kind in Kind:
-            size, first = next(answers), next(answers)
-            # a task in line comes due by itself if no worker looks
-            overdue[kind] = max(int(next(answers)), lines.waiting[kind])
-            late = max(0.0, (now - first[0][1]) / 1000) if first else 0.0
-            due[kind] = int(size), max(late, lines.late(kind))
-        workers = {str(name): int(score) for name, score in next(answers)}
-        counters = {str(name): int(value) for name, value in next(answers).items()}
-        circuits = {name: next(answers) for name in ("upstream", "store")}
-        return Overview(
-            now=now,
-            counts=counts,
-            due=due,
-            overdue=overdue,
-            workers=workers,
-            counters=counters,
-            rate=self.poll_rate,
-            rate_factor=await self.rate(now) / self.poll_rate,
-            circuits={name: fields for name, fields in circuits.items() if fields},
-            clock=next(answers),
-            lines=lines.lines,
-        )
+        try:
+            found = await read_overview(self)
+        except RegistryUnavailable as error:
+            self.reach.failed(Service.REDIS, error)
+            raise
+        self.reach.heard(Service.REDIS)
+        return found
 
     async def overdue(self, kind: Kind) -> int:
         """How many tasks of a kind are due and not claimed."""

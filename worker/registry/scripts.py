@@ -26,6 +26,7 @@ NAMES = (
     "clock",
     "close",
     "finish",
+    "heard",
     "intake",
     "look",
     "notify",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from worker.core import schedule
 from worker.core.models import State
+from worker.core.services import Service, glance
 from worker.registry.tally import quantile, values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from worker.core.durations import Durations, Histogram
+    from worker.core.services import Host, Outlook
     from worker.registry.records import Line
     from worker.registry.registry import Registry
 
@@ -39,8 +41,8 @@ class Stats:
     ``calls_a_task`` and ``detection_lag`` are means over the tasks that succeeded, ``None`` without
     any. One in twenty files was copied when its address would have worked no longer than
     ``url_life_left``. ``clock_step`` tells of a step of Redis' clock within the last hour; empty if
-    there was none. ``unanswered`` is the time since the upstream gave a usable answer, ``None``
-    before the first one.
+    there was none. ``services``, ``hosts`` and ``intake`` are as in :class:`Overview`; ``versions``
+    counts the workers by what they run.
     """
 
     at: int
@@ -62,16 +64,24 @@ class Stats:
     durations: dict[str, Durations]
     clock_step: str = ""
     behind: Sequence[Line] = ()
-    unanswered: float | None = None
+    services: Mapping[Service, Outlook] = field(default_factory=dict)
+    hosts: Sequence[Host] = ()
+    intake: int | None = None
+    versions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def outages(self) -> list[Outlook]:
+        """The services that are out of reach."""
+        return [outlook for outlook in self.services.values() if outlook.since is not None]
 
     @property
     def _answers(self) -> bool:
         """Whether the upstream answers, as far as is known: its waiting tasks are asked about."""
-        if "upstream" in self.circuits:
-            return False
-        if self.unanswered is None:
+        outlook = self.services.get(Service.UPSTREAM)
+        if outlook is None or outlook.last_success is None:
             return not self.calls
-        return self.unanswered <= schedule.LONGEST
+        unanswered = (self.at - outlook.last_success) / 1000
+        return outlook.since is None and unanswered <= schedule.LONGEST
 
     @property
     def once_round(self) -> float:
@@ -101,11 +111,12 @@ class Stats:
 
     def document(self) -> dict[str, Any]:
         """As JSON; histograms by their quantiles."""
-        found = asdict(self) | {
+        found = asdict(replace(self, services={}, hosts=())) | {
             "once_round": round(self.once_round, 1),
             "too_slow": self.too_slow,
+            **glance(self.services, self.hosts, self.intake),
         }
-        del found["unanswered"]
+        del found["hosts"]
         found["behind"] = [
             {"set": line.kind, "label": line.label, "count": line.count, "late": line.late}
             for line in self.behind
@@ -161,5 +172,8 @@ async def read_stats(registry: Registry) -> Stats:
         durations={label: await registry.durations(label) for label in most},
         clock_step=fleet.clock_step,
         behind=fleet.lines[:LABELS],
-        unanswered=await registry.since_usable("upstream"),
+        services=fleet.services,
+        hosts=fleet.hosts,
+        intake=fleet.intake,
+        versions=Counter(fleet.versions.get(name, "") for name in fleet.alive),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu import Queue
 
-from worker.core import jsontext
+from worker.core import jsontext, trace
 from worker.core.redact import one_line
 from worker.errors import TellError
 from worker.offload import Aside
@@ -32,17 +32,19 @@ class CeleryReply:
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
         """Publish the call; raises ``TellError`` if the broker does not take it."""
-        given = callback["task"], callback["queue"], plain(record)
+        parent = trace.traceparent(record.get("options", {}).get("traceparent"))
+        headers = {"traceparent": parent} if parent else {}
+        given = callback["task"], callback["queue"], plain(record), headers
         try:
             await self._threads.run(self._send, *given)
         except Exception as error:  # each transport has its own, and kombu wraps only some
             raise TellError(one_line(f"{type(error).__name__}: {error}")) from error
 
-    def _send(self, task: str, queue: str, record: Any) -> None:
+    def _send(self, task: str, queue: str, record: Any, headers: dict[str, str]) -> None:
         # RabbitMQ refuses to have a queue declared in another way than it was made (as a quorum
         # queue, with a length limit): one that is there is sent to as it is
         target: Any = Queue(queue, no_declare=True) if self._is_there(queue) else queue
-        self._app.send_task(task, args=[record], queue=target, retry=False)
+        self._app.send_task(task, args=[record], queue=target, headers=headers, retry=False)
 
     def _is_there(self, queue: str) -> bool:
         """Whether RabbitMQ has the queue; false with Redis, where queues are not made."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from standardwebhooks import Webhook as Signer
 
-from worker.core import jsontext
+from worker.core import jsontext, trace
 from worker.core.submission import callback_id
 from worker.errors import SourceError, TellError, TellRejected
 from worker.http import BROKEN, describe
@@ -64,6 +64,8 @@ class Webhook:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(one.sign(ident, now, body) for one in self._signers),
         }
+        if parent := trace.traceparent(record.get("options", {}).get("traceparent")):
+            headers["traceparent"] = parent
         try:
             self._guard.check_url(url)
             request = self._client.build_request("POST", url, content=body, headers=headers)

@@ -173,6 +173,7 @@ class ObjectStore:
         extras += await proof_of("put", proof, body, sha256)
         answer, left = await self._attempts.make("put_object", params, body, extras, progress)
         if exists(answer, left):
+            self._heard("put_object")
             return Outcome.EXISTS
         self._expect(answer, "put_object", key)
         proven = self._attempts.proven("put", answer, left)
@@ -203,6 +204,7 @@ class ObjectStore:
             )
             size = _whole(answer)
         if answer.status == HTTPStatus.NOT_FOUND and _is_missing(answer):
+            self._heard("head_object")
             return None
         if size is None or answer.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             self._expect(answer, "head_object", key)
@@ -244,6 +246,8 @@ class ObjectStore:
         """
         answer = await self.wire.send("get_object", self.wire.named(key), most=max_bytes)
         if _is_missing(answer):
+            if answer.status == HTTPStatus.NOT_FOUND:  # what is forbidden may be so for all
+                self._heard("get_object")
             return None
         self._expect(answer, "get_object", key)
         if len(answer.body) > max_bytes:
@@ -368,6 +372,7 @@ class ObjectStore:
             body = listed(parts, checksums=True)
         answer, left = await self._attempts.make(call, _of(self.wire, upload), body, extras)
         if exists(answer, left):
+            self._heard(call)
             return Outcome.EXISTS
         self._expect(answer, call, upload.key)
         proven = bool(parts) and all(part.proven for part in parts)
@@ -432,8 +437,12 @@ class ObjectStore:
         """Raise unless the request succeeded."""
         if not answer.well(call):
             raise self.error(answer.complaint, call, key)
+        self._heard(call)
         if call in complaints.WRITES:
             self._wrote_at[call] = self._clock()
+
+    def _heard(self, call: str) -> None:
+        self.wire.reach.heard(wire.service_of(call))
 
     def error(self, complaint: Complaint, call: str, key: str) -> StoreError:
         """The error that a complaint comes out as."""
@@ -452,6 +461,8 @@ class ObjectStore:
                 self.wire.forget()  # keys may have been replaced
                 return StoreBlocked(text, about=about)
             case complaints.Verdict.UNAVAILABLE:
+                if not complaints.is_bad_digest(complaint):  # it has read the bytes
+                    self.wire.reach.failed(wire.service_of(call), text)
                 return StoreUnavailable(text)
             case complaints.Verdict.REFUSED:
                 return StoreRefused(text)

@@ -13,9 +13,11 @@ from botocore.parsers import create_parser
 from yarl import URL
 
 from worker.core.redact import one_line
+from worker.core.services import STORE_READS, Service
 from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.http import BROKEN, CHUNK_BYTES, connector, describe, hung_up, make_session, read_some
 from worker.offload import Aside, offload
+from worker.reach import SILENCE, Reach
 from worker.transfer import complaints
 from worker.transfer.signer import Request, Signer, make_signer
 
@@ -35,6 +37,11 @@ _CONNECT = 10.0
 _ANSWER_BYTES = 4 * 1024 * 1024
 _THREADS = 4  # a refresh of credentials leaves the old ones to others while they are valid
 _PARSER = create_parser("rest-xml")
+
+
+def service_of(call: str) -> str:
+    """What a request tells of: whether the store takes objects, or whether it gives them."""
+    return Service.STORE if call in complaints.WRITES else STORE_READS
 
 
 def nothing() -> None:
@@ -68,7 +75,8 @@ class Wire:
     :func:`~worker.transfer.signer.make_signer`. No request takes longer than
     ``deadline`` seconds, except for those of :meth:`opened`. Every method may raise
     :class:`StoreBlocked` for credentials or an endpoint that cannot be used, and
-    :class:`StoreUnavailable` for a store that does not answer.
+    :class:`StoreUnavailable` for a store that does not answer. ``reach`` is told of
+    what gets no answer.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class Wire:
     ) -> None:
         self.bucket = bucket
         self.deadline = deadline
+        self.reach = Reach()
         self.signer: Signer | None = None
         self._store = storage, presign_endpoint
         self._session: aiohttp.ClientSession | None = None
@@ -124,17 +133,29 @@ class Wire:
         # twice if a connection was closed, except for what would then be open twice
         again = call != "create_multipart_upload"
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    try:
-                        async with self.opened(request, body, progress) as response:
-                            return await read(response, most)
-                    except BROKEN as exc:
-                        if not again or not hung_up(exc):
-                            raise
-                        again = False
+            # to put parts together may take a store long
+            patience = self.deadline if call == "complete_multipart_upload" else SILENCE
+            with self.reach.asking(service_of(call), patience) as asked:
+
+                def moved() -> None:
+                    asked.moved()
+                    progress()
+
+                async with asyncio.timeout(seconds):
+                    while True:
+                        try:
+                            async with self.opened(request, body, moved) as response:
+                                answer = await read(response, most)
+                                break
+                        except BROKEN as exc:
+                            if not again or not hung_up(exc):
+                                raise
+                            again = False
         except BROKEN as exc:
-            raise unavailable(exc) from exc
+            error = unavailable(exc)
+            self.reach.failed(service_of(call), error)
+            raise error from exc
+        return answer
 
     @contextlib.asynccontextmanager
     async def opened(

@@ -12,11 +12,14 @@ import aiohttp
 from yarl import URL
 
 from worker.core import jsontext, samples
+from worker.core.models import Doubtful
 from worker.core.redact import one_line, strip_query
 from worker.core.samples import Reply
-from worker.errors import UpstreamBlocked, UpstreamUnavailable
+from worker.core.services import Service
+from worker.errors import UpstreamBlocked, UpstreamError, UpstreamRefused, UpstreamUnavailable
 from worker.http import BROKEN, read_some
 from worker.offload import offload
+from worker.reach import Reach
 from worker.upstream.signature import date_header, sign
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Gateway:
     """The upstream, over a session of :func:`worker.http.make_session`.
 
     ``endpoint`` is an http(s) URL, with a base path or without. ``timeout`` in seconds bounds one
-    :meth:`get_result` as a whole. ``clock`` gives Unix seconds.
+    :meth:`get_result` as a whole. ``clock`` gives Unix seconds. ``reach`` is told of each answer.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Gateway:
         timeout: float = 30.0,
         clock: Callable[[], float] = time.time,
         new_nonce: Callable[[], str] = _new_nonce,
+        reach: Reach | None = None,
     ) -> None:
         self._session = session
         self._url = URL(endpoint.rstrip("/") + _RESULT)
@@ -58,6 +62,7 @@ class Gateway:
         self._timeout = timeout
         self._clock = clock
         self._new_nonce = new_nonce
+        self._reach = reach or Reach()
         self._last_date = ("", 0.0)
 
     def __repr__(self) -> str:
@@ -91,10 +96,21 @@ class Gateway:
         Raises ``UpstreamThrottled``, ``UpstreamUnavailable`` or ``UpstreamBlocked``.
         """
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._ask(task_id)
+            with self._reach.asking(Service.UPSTREAM):
+                async with asyncio.timeout(self._timeout):
+                    answer = await self._ask(task_id)
         except TimeoutError as exc:
-            raise self._too_late() from exc
+            late = self._too_late()
+            self._reach.failed(Service.UPSTREAM, late)
+            raise late from exc
+        except UpstreamRefused:  # whether all calls would be is for the registry to say
+            raise
+        except UpstreamError as error:
+            self._reach.failed(Service.UPSTREAM, error)
+            raise
+        if not isinstance(answer.observation, Doubtful):
+            self._reach.heard(Service.UPSTREAM)
+        return answer
 
     def _too_late(self) -> UpstreamUnavailable:
         return UpstreamUnavailable(f"the upstream gave no full answer within {self._timeout:g} s")

@@ -15,11 +15,11 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.security import HTTPBearer
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from worker.core import jsontext, manifest
+from worker.core import jsontext, manifest, services
 from worker.core.looks import TEXTS, Look
 from worker.core.models import State
 from worker.core.schedule import price
-from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission
+from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission, traced
 from worker.errors import RegistryUnavailable, StoreError
 from worker.registry import endings
 from worker.registry.selection import newest
@@ -106,11 +106,13 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     async def submit_tasks(request: Request, desk: AtDesk) -> Response:
         """Hand in task ids. An answer of 2xx says that the records of ``tasks`` exist."""
         task_ids, options = read_body(await body(request, MAX_BODY_BYTES))
+        options = traced(options, request.headers.get("traceparent"))
         accepted, refusals = read_submission(task_ids, options, desk.policy)
         new, too_many = await desk.registry.submit(accepted)
         refused = [
             {"what": r.what, "value": r.value, "reason": r.reason} for r in (*refusals, *too_many)
         ]
+        await desk.registry.count_refused(len(refused), source="http")
         if not new:
             raise Problem(422, "nothing was accepted", refused=refused)
         tasks = [{"task_id": task_id, "new": is_new} for task_id, is_new in new.items()]
@@ -202,7 +204,10 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     @routes.get("/api/stats", responses=answers(documents.Fleet))
     async def get_stats(request: Request, desk: AtDesk) -> Response:
         """The fleet at a glance."""
-        fleet = glance(await desk.registry.overview())
+        try:
+            fleet = glance(await desk.overview())
+        except RegistryUnavailable as error:
+            raise Problem(503, str(error), **desk.without_redis()) from error
         return answer({**fleet, "may_act": may_act(request.scope)})
 
     @routes.get("/api/endings", responses=answers(documents.Endings, 422))
@@ -239,7 +244,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         ``Last-Event-ID`` takes up where a lost connection ended.
         """
         last = request.headers.get("last-event-id") or after
-        return await stream.respond(desk.registry, last, glance)
+        return await stream.respond(desk.registry, last, glance, desk.without_redis)
 
     @routes.get(
         "/metrics",
@@ -248,7 +253,10 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     )
     async def get_metrics(desk: AtDesk) -> Response:
         """The fleet's figures, for Prometheus."""
-        text = metrics.exposition(await desk.registry.overview())
+        try:
+            text = metrics.exposition(await desk.overview())
+        except RegistryUnavailable:  # the figure that says so has to arrive all the same
+            text = metrics.without_redis(desk.redis_alone())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @probes.get("/healthz", responses=answers(documents.Health))
@@ -329,7 +337,12 @@ def glance(fleet: Overview) -> dict[str, Any]:
             for kind, (size, late) in fleet.due.items()
         },
         "workers": [
-            {"name": name, "last_tick": tick, "alive": name in alive}
+            {
+                "name": name,
+                "last_tick": tick,
+                "alive": name in alive,
+                "version": fleet.versions.get(name, ""),
+            }
             for name, tick in sorted(fleet.workers.items())
         ],
         "rate": {
@@ -347,6 +360,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
         },
         "clock_step": fleet.clock_step,
         "counters": dict(sorted(fleet.counters.items())),
+        **services.glance(fleet.services, fleet.hosts, fleet.intake),
     }
 
 

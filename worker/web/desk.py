@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,19 +13,24 @@ from fastapi import Path as InPath
 from starlette.responses import Response
 
 from worker.core import jsontext
+from worker.core.services import Service
+from worker.errors import RegistryUnavailable
 from worker.web import documents, problems
 from worker.web.problems import Problem
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from worker.core.services import Outlook
     from worker.core.submission import Policy
+    from worker.registry.records import Overview
     from worker.registry.registry import Registry
     from worker.transfer.store import ObjectStore
 
 READY_FOR = 10.0
 """Seconds for which a look at the store is believed."""
 
+_PATIENCE = 4.0  # seconds for which Redis' answer is awaited
 _BODIES = 64 * 1024 * 1024  # bytes of bodies that may arrive at once
 
 TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
@@ -42,6 +48,25 @@ class Desk:
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     looked: float = field(default=-math.inf)
     fault: str = ""
+
+    async def overview(self) -> Overview:
+        """The fleet; a Redis that takes long is out of reach, before the caller loses patience."""
+        reading = asyncio.ensure_future(self.registry.overview())
+        await asyncio.wait([reading], timeout=_PATIENCE)
+        if reading.done():
+            return reading.result()
+        reading.cancel()
+        error = RegistryUnavailable(f"Redis gives no answer within {_PATIENCE:.0f} s")
+        self.registry.reach.failed(Service.REDIS, error)
+        raise error
+
+    def redis_alone(self) -> Outlook:
+        """What is known of Redis while it does not answer."""
+        return self.registry.reach.outlook(Service.REDIS, round(time.time() * 1000))
+
+    def without_redis(self) -> dict[str, Any]:
+        """The members of a document that tell of it."""
+        return {"services": {Service.REDIS: self.redis_alone().document()}}
 
     async def close(self) -> None:
         """Close the connections."""

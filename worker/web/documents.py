@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from worker.core.looks import Look
 from worker.core.models import Priority, Reason, State
+from worker.core.services import Service
 from worker.core.submission import MAX_IDS, TASK_ID
 
 _TASK_ID = Annotated[str, Field(pattern=f"^{TASK_ID.pattern}$")]
@@ -150,6 +151,14 @@ class File(BaseModel):
     error: str = ""
 
 
+class HeldUp(BaseModel):
+    """The service that a task waits for, which is out of reach."""
+
+    service: Service
+    since: Milliseconds
+    trouble: str
+
+
 class Record(BaseModel):
     """A task's record, see ``docs/contract.md``. What it does not have yet is left out."""
 
@@ -168,6 +177,7 @@ class Record(BaseModel):
     polls: int = Field(ge=0)
     last_error: str = ""
     last_error_at: Milliseconds | None = None
+    held_up_by: HeldUp | None = None
     upstream: dict[str, Any] = {}
     files: list[File] = []
     result: dict[str, Any] = {}
@@ -218,6 +228,7 @@ class Process(BaseModel):
     name: str
     last_tick: Milliseconds
     alive: bool
+    version: str = Field(description="What it runs; empty if it does not say.")
 
 
 class Rate(BaseModel):
@@ -236,6 +247,27 @@ class Circuit(BaseModel):
     opened_at: Milliseconds = Field(description="0 if the worker that opened it has not said.")
 
 
+class Outlook(BaseModel):
+    """Whether a service answers."""
+
+    last_success: Milliseconds | None = Field(description="Its last usable answer.")
+    out_of_reach_since: Milliseconds | None = Field(description="Null unless it is out of reach.")
+    trouble: str = Field(description="What went wrong last; empty if nothing has since.")
+    trouble_at: Milliseconds | None
+    kind: str = Field(description="Of the open circuit, if there is one.")
+    remedy: str
+    meanwhile: str = Field(description="What goes on meanwhile.")
+
+
+class Host(BaseModel):
+    """A host whose webhooks fail."""
+
+    host: str
+    since: Milliseconds
+    trouble: str
+    trouble_at: Milliseconds
+
+
 class Fleet(BaseModel):
     """The fleet at a glance."""
 
@@ -250,6 +282,10 @@ class Fleet(BaseModel):
     )
     counters: dict[str, int]
     may_act: bool = Field(True, description="Whether the token may do more than read.")
+    services: dict[Service, Outlook]
+    webhook_hosts: list[Host] = Field(description="The worst 20.")
+    webhook_hosts_failing: int
+    intake: int | None = Field(description="Entries of the intake stream still to be read.")
 
 
 class Span(BaseModel):
@@ -302,6 +338,7 @@ class Submission(BaseModel):
     reply_task: str | None = None
     reply_queue: str | None = None
     priority: Priority | None = None
+    traceparent: str | None = None
 
 
 COMPONENTS = (Problem, Submission, BulkIds)

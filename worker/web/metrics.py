@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,12 +14,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from worker.core.models import FINAL_STATES, Reason, State
 from worker.core.schedule import price
 from worker.registry.tally import HISTOGRAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from worker.core.services import Outlook
     from worker.registry.records import Overview
 
 _HISTOGRAMS = {
@@ -41,11 +44,47 @@ _COUNTERS = {
 }
 
 
+_CHANNELS = ("webhook", "reply")
+_OUTCOMES = ("told", "failed", "given_up", "rejected")
+_SOURCES = ("celery", "stream", "http")
+_UNRECORDED = "unrecorded"  # of endings that a worker of 0.1 wrote
+
+
 def exposition(fleet: Overview) -> bytes:
     """The text of a scrape."""
+    return _text(_Snapshot(fleet))
+
+
+def without_redis(outlook: Outlook) -> bytes:
+    """The text of a scrape while Redis does not answer: nothing but that."""
+    return _text(_Services([outlook]))
+
+
+def _text(collector: Collector) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(fleet))
+    registry.register(collector)
     return generate_latest(registry)
+
+
+class _Services(Collector):
+    def __init__(self, outlooks: Iterable[Outlook]) -> None:
+        self._outlooks = list(outlooks)
+
+    def collect(self) -> Iterator[Metric]:
+        last = GaugeMetricFamily(
+            "harvester_last_success_timestamp_seconds",
+            "When a service last gave a usable answer",
+            labels=["service"],
+        )
+        out = GaugeMetricFamily(
+            "harvester_out_of_reach", "1 while a service is out of reach", labels=["service"]
+        )
+        for outlook in self._outlooks:
+            if outlook.last_success is not None:
+                last.add_metric([outlook.service], outlook.last_success / 1000)
+            out.add_metric([outlook.service], int(outlook.since is not None))
+        yield last
+        yield out
 
 
 class _Snapshot(Collector):
@@ -85,6 +124,38 @@ class _Snapshot(Collector):
         for circuit in ("upstream", "store"):
             circuits.add_metric([circuit], int(circuit in fleet.circuits))
         yield circuits
+        yield from _Services(fleet.services.values()).collect()
+        yield _endings(counters)
+        callbacks = CounterMetricFamily(
+            "harvester_callbacks", "Attempts to tell a callback", labels=["channel", "outcome"]
+        )
+        for channel, outcome in product(_CHANNELS, _OUTCOMES):
+            count = counters.get(f"callbacks:{channel}:{outcome}", 0)
+            callbacks.add_metric([channel, outcome], count)
+        yield callbacks
+        refused = CounterMetricFamily(
+            "harvester_refused", "What was refused of submissions", labels=["source"]
+        )
+        for source in _SOURCES:
+            refused.add_metric([source], counters.get(f"refused:{source}", 0))
+        yield refused
+        if fleet.intake is not None:
+            yield GaugeMetricFamily(
+                "harvester_intake_entries",
+                "Entries of the intake stream still to be read",
+                value=fleet.intake,
+            )
+        yield GaugeMetricFamily(
+            "harvester_webhook_hosts_failing",
+            "Hosts whose webhooks fail, 200 at most",
+            value=len(fleet.hosts),
+        )
+        info = GaugeMetricFamily(
+            "harvester_worker_info", "A worker that ticked lately", labels=["worker", "version"]
+        )
+        for name in fleet.alive:
+            info.add_metric([name, fleet.versions.get(name, "")], 1)
+        yield info
         yield GaugeMetricFamily(
             "harvester_poll_price_seconds",
             "The lag at which a call to the upstream is worth it",
@@ -93,6 +164,19 @@ class _Snapshot(Collector):
         yield GaugeMetricFamily(
             "harvester_workers", "Workers that ticked lately", value=len(fleet.alive)
         )
+
+
+def _endings(counters: Mapping[str, int]) -> CounterMetricFamily:
+    """Endings by state and reason; a worker of 0.1 counts them by state alone."""
+    found = CounterMetricFamily("harvester_endings", "Runs that ended", labels=["state", "reason"])
+    for state in sorted(FINAL_STATES):
+        rest, before = counters.get(f"final:{state}", 0), f"ended:{state}:"
+        known = [Reason.NONE] if state is State.STORED else [r for r in Reason if r]
+        reasons = {str(reason): counters.get(f"{before}{reason}", 0) for reason in known}
+        reasons[_UNRECORDED] = max(0, rest - sum(reasons.values()))
+        for reason, count in reasons.items():
+            found.add_metric([state, reason], count)
+    return found
 
 
 def _histogram(

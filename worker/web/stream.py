@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import StreamingResponse
 
+from worker.core.services import Service
 from worker.errors import RegistryUnavailable
 from worker.registry import feed
 from worker.web.problems import Problem
@@ -28,28 +29,38 @@ ENTRY = "^[0-9]{1,19}(-[0-9]{1,19})?$"
 
 _STATS = 2.0  # seconds between two stats
 _SILENT = 3.0  # seconds without a word from Redis after which it counts as out of reach
-_UNAVAILABLE = "event: unavailable\ndata: {}\n\n"
 _open = 0
 
 
 async def respond(
-    registry: Registry, last: str | None, glance: Callable[[Overview], dict[str, Any]]
+    registry: Registry,
+    last: str | None,
+    glance: Callable[[Overview], dict[str, Any]],
+    unavailable: Callable[[], dict[str, Any]],
 ) -> StreamingResponse:
-    """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if too many."""
+    """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if too many.
+
+    ``unavailable`` says what is known while Redis does not answer.
+    """
     if _open >= _MOST:
         raise Problem(503, f"{_MOST} streams are open already")
     if last is not None and not re.fullmatch(ENTRY, last):
         raise Problem(422, "Last-Event-ID is not an entry id of the event stream")
     start = last or await registry.newest_event()
+
+    def silent() -> str:
+        registry.reach.failed(Service.REDIS, f"Redis gives no answer within {_SILENT:.0f} s")
+        return _event("unavailable", unavailable())
+
     return StreamingResponse(
-        _outspoken(_events(registry, start, glance)),
+        _outspoken(_events(registry, start, glance, unavailable), silent),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _outspoken(source: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    """What ``source`` yields, and that Redis is out of reach while it yields nothing.
+async def _outspoken(source: AsyncGenerator[str], silent: Callable[[], str]) -> AsyncGenerator[str]:
+    """What ``source`` yields, and what ``silent`` says of Redis while it yields nothing.
 
     A Redis that is frozen, or behind a link that swallows everything, gives no error for long.
     """
@@ -58,7 +69,7 @@ async def _outspoken(source: AsyncGenerator[str]) -> AsyncGenerator[str]:
         while True:
             done, _ = await asyncio.wait({pending}, timeout=_SILENT)
             if not done:
-                yield _UNAVAILABLE
+                yield silent()
                 continue
             yield pending.result()
             pending = asyncio.ensure_future(anext(source))
@@ -69,7 +80,10 @@ async def _outspoken(source: AsyncGenerator[str]) -> AsyncGenerator[str]:
 
 
 async def _events(
-    registry: Registry, last: str, glance: Callable[[Overview], dict[str, Any]]
+    registry: Registry,
+    last: str,
+    glance: Callable[[Overview], dict[str, Any]],
+    unavailable: Callable[[], dict[str, Any]],
 ) -> AsyncGenerator[str]:
     global _open  # noqa: PLW0603  a process has one loop
     _open += 1
@@ -78,16 +92,18 @@ async def _events(
     try:
         async for page in feed.follow(registry, last, patience=math.inf):
             if page is None:
-                yield _UNAVAILABLE
+                yield _event("unavailable", unavailable())
             for entry, fields in page or ():
                 yield f"id: {entry}\nevent: final\ndata: {json.dumps(fields)}\n\n"
             if loop.time() >= due:
                 due = loop.time() + _STATS
                 try:
-                    stats = json.dumps(glance(await registry.overview()))
+                    yield _event("stats", glance(await registry.overview()))
                 except RegistryUnavailable:
-                    yield _UNAVAILABLE
-                else:
-                    yield f"event: stats\ndata: {stats}\n\n"
+                    yield _event("unavailable", unavailable())
     finally:
         _open -= 1
+
+
+def _event(name: str, document: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(document)}\n\n"

@@ -49,7 +49,7 @@ class Claim:
 
     ``now`` is Redis time in Unix milliseconds, as last heard; ``clock`` says how far it may be
     believed. ``cancel`` is set when somebody asked
-    for the task's end.
+    for the task's end. ``reach`` and ``tally`` are those of this process.
     """
 
     def __init__(self, registry: Registry, job: Job) -> None:
@@ -58,6 +58,8 @@ class Claim:
         self.clock = registry.clock
         self.cancel = asyncio.Event()
         self.unsaved = Unsaved()
+        self.reach = registry.reach
+        self.tally = registry.tally
         self._registry = registry
         self._until = 0.0
         self.alive(registry.lease)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core.submission import MAX_BODY_BYTES, Refusal, read_body, read_submission, shown
+from worker.core.submission import (
+    MAX_BODY_BYTES,
+    Refusal,
+    read_body,
+    read_submission,
+    shown,
+    traced,
+)
+from worker.core.trace import trace_id
 from worker.errors import InvalidSubmission, RegistryUnavailable
 from worker.registry.records import Kind
 
@@ -42,7 +50,10 @@ class Intake:
         refusals = [*refusals, *too_many]
         await self.refuse(refusals, source=source)
         if new:
-            log.info("intake.accepted", source=source, ids=len(new), new=sum(new.values()))
+            traces = {"trace_id": found} if (found := trace_id(options.get("traceparent"))) else {}
+            log.info(
+                "intake.accepted", source=source, ids=len(new), new=sum(new.values()), **traces
+            )
             self._wake(Kind.COPY)
         return new, refusals
 
@@ -91,6 +102,7 @@ class Intake:
             except InvalidSubmission as error:
                 reason = str(error)
             else:
+                options = traced(options, entry.traceparent)
                 await self.submit(task_ids, options, source="stream")
                 reason = ""
         elif entry.verdict == "large":

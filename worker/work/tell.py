@@ -12,6 +12,7 @@ import structlog
 
 from worker.core import manifest, schedule
 from worker.core.redact import one_line, origin, strip_query
+from worker.core.services import REPLIES, Service
 from worker.core.submission import callback_id
 from worker.errors import TellRejected
 from worker.http import host_of
@@ -141,6 +142,7 @@ class TellWork:
         try:
             await self._channels[callback["channel"]].tell(callback, record)
         except TellRejected as error:
+            _noted(claim, callback, "rejected")
             entry |= {"done_at": now, "last_error": one_line(str(error))}
             log.warning("tell.rejected", **_logged(entry))
         except Exception as error:
@@ -148,6 +150,7 @@ class TellWork:
             gap = schedule.webhook_gap(entry["attempts"], self._gaps, chance=self._chance())
             if gap is None and not claim.clock.settled:
                 gap = self._gaps.unsettled
+            _noted(claim, callback, "failed" if gap is not None else "given_up", error)
             log.warning(
                 "tell.failed",
                 **_logged(entry),
@@ -160,6 +163,7 @@ class TellWork:
             else:
                 entry["next_at"] = now + round(gap * 1000)
         else:
+            _noted(claim, callback, "told")
             entry |= {"done_at": now, "last_error": ""}
             log.info("task.told", **_logged(entry))
 
@@ -177,6 +181,20 @@ def _logged(entry: Mapping[str, Any]) -> dict[str, str]:
 def _lane(callback: Mapping[str, str]) -> str:
     """What shares room with others: the host of a webhook, the broker for all replies."""
     return host_of(callback["target"]) if callback["channel"] == "webhook" else callback["channel"]
+
+
+def _noted(
+    claim: Claim, callback: Mapping[str, str], outcome: str, error: Exception | None = None
+) -> None:
+    """Count an attempt, and note whether broker or host answers."""
+    claim.tally.count(f"callbacks:{callback['channel']}:{outcome}")
+    service, host = REPLIES, ""
+    if callback["channel"] == "webhook":
+        service, host = Service.WEBHOOKS, host_of(callback["target"])
+    if error is None:
+        claim.reach.heard(service, host)
+    else:
+        claim.reach.failed(service, error, host)
 
 
 def _target(callback: Mapping[str, str]) -> str:

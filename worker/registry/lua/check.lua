@@ -19,8 +19,8 @@ local function hold(kind, ...)
   if #wrong == before then try(key, 'DEL', key) end
 end
 
-for _, name in ipairs({'rate', 'counters', 'services', 'circuit:upstream', 'circuit:store',
-  'intake:strikes', 'turn:poll', 'turn:copy', 'turn:fetch', 'turn:tell'}) do
+for _, name in ipairs({'rate', 'counters', 'services', 'webhooks', 'versions', 'circuit:upstream',
+  'circuit:store', 'intake:strikes', 'turn:poll', 'turn:copy', 'turn:fetch', 'turn:tell'}) do
   try(ns .. ':' .. name, 'HEXISTS', ns .. ':' .. name, '')
 end
 for _, name in ipairs({'due:poll', 'due:copy', 'due:fetch', 'due:tell', 'index:waiting', 'index:copying',

@@ -80,7 +80,13 @@ local function hash_back(key, names, most)
 end
 local function current() return now end
 hash_back(ns .. ':rate', {'at', 'looks'}, current)
-hash_back(ns .. ':services', {'upstream', 'store'}, current)
+local times = {}
+for _, name in ipairs({'upstream', 'store', 'store:reads', 'redis', 'broker', 'broker:replies',
+  'webhooks'}) do
+  for _, part in ipairs({'', ':since', ':at'}) do times[#times + 1] = name .. part end
+end
+hash_back(ns .. ':services', times, current)
+redis.call('DEL', ns .. ':webhooks')  -- hosts that fail are noted again at their next try
 for _, name in ipairs({'upstream', 'store', 'tell'}) do
   hash_back(ns .. ':circuit:' .. name, {'opened_at'}, current)
   hash_back(ns .. ':circuit:' .. name, {'probe_at'}, back)

@@ -31,6 +31,7 @@ if ARGV[9] == '1' then
 end
 redis.call('XADD', ns .. ':events', 'MAXLEN', '~', ARGV[8], '*', unpack(event))
 redis.call('HINCRBY', ns .. ':counters', 'final:' .. state, 1)
+redis.call('HINCRBY', ns .. ':counters', 'ended:' .. state .. ':' .. ARGV[5], 1)
 redis.call('ZREM', due_key('poll'), id)
 redis.call('ZREM', due_key('copy'), id)
 redis.call('ZREM', due_key('fetch'), id)

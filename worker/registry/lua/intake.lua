@@ -4,7 +4,8 @@
 -- holds the caller's token: a call that is repeated with it gets the same entry.
 -- ARGV: ns, token, ms until an unsettled entry is taken again, longest body, longest entry (bytes),
 -- strikes that are too many.
--- Returns what was found, the entry's id, its strikes before, and the rest: 'body' (the body), 'large'
+-- Returns what was found, the entry's id, its strikes before, and the rest: 'body' (the body, and the
+-- field 'traceparent', '' if there is none of up to 512 bytes), 'large'
 -- (bytes), 'struck', 'gone' (it was trimmed); without an entry 'empty', 'reopened' (the stream was
 -- closed) or 'blind' (whether it is closed cannot be seen; why).
 local stream, group, strikes = ns .. ':intake', 'harvester', ns .. ':intake:strikes'
@@ -70,11 +71,12 @@ end
 local before = 0
 while redis.call('HEXISTS', strikes, id .. '/' .. before + 1) == 1 do before = before + 1 end
 if before >= tonumber(ARGV[6]) then return {'struck', id, before} end
-local size, body = 0, ''
+local size, body, trace = 0, '', ''
 for i = 1, #fields, 2 do
   size = size + #fields[i] + #fields[i + 1]
   if fields[i] == 'body' then body = fields[i + 1] end
+  if fields[i] == 'traceparent' and #fields[i + 1] <= 512 then trace = fields[i + 1] end
 end
 if #body > tonumber(ARGV[4]) or size > tonumber(ARGV[5]) then return {'large', id, before, size} end
 redis.call('HSET', strikes, id .. '/' .. before + 1, ARGV[2])
-return {'body', id, before, body}
+return {'body', id, before, body, trace}

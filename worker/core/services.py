@@ -1,0 +1,201 @@
+"""The services that the fleet needs, and whether they are out of reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+class Service(StrEnum):
+    """What the fleet needs to get its work done."""
+
+    UPSTREAM = "upstream"
+    STORE = "store"
+    REDIS = "redis"
+    BROKER = "broker"
+    WEBHOOKS = "webhooks"
+
+
+STORE_READS = "store:reads"
+"""Reads of the store are judged apart: one that takes no objects may well answer them."""
+REPLIES = "broker:replies"
+"""Replies are judged apart: a broker that takes none may well deliver messages."""
+WORST_HOSTS = 20
+"""So many hosts of webhooks that fail are named."""
+
+_PROOF = 10_000  # ms that trouble lasts, at least, before a service counts as out of reach
+# ms after which trouble says nothing any more: every retry of a task that waits comes sooner
+_STALE = 300_000
+_STALE_CALLBACKS = 4_000_000
+_APART = {Service.STORE: STORE_READS, Service.BROKER: REPLIES}
+
+REMEDIES = MappingProxyType(
+    {
+        "credentials": "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET.",
+        "clock": "Let NTP set this machine's clock; signatures hold for 15 minutes.",
+        "account": "Settle it with the vendor: balance, quota, or a barred account.",
+        "request": "Correct SPEEDPIX_ENDPOINT.",
+        "store": "Correct the bucket's settings; the fleet tries again by itself.",
+    }
+)
+"""What to do about an open circuit, by its kind."""
+_REACH = {
+    Service.UPSTREAM: "Check SPEEDPIX_ENDPOINT and the network; the fleet goes on by itself.",
+    Service.STORE: "Check AWS_ENDPOINT_URL_S3, the network and the store's own log.",
+    Service.REDIS: "Start it, make room in it, or correct REDIS_URL.",
+    Service.BROKER: "Start it, or correct CELERY_BROKER_URL.",
+    Service.WEBHOOKS: "Ask the owners of the hosts; `harvester stats` names them.",
+}
+_MEANWHILE = {
+    Service.UPSTREAM: "Ids are accepted, and files are copied while their addresses work. Waiting "
+    "tasks keep waiting; none ends because of this.",
+    Service.STORE: "Ids are accepted, and tasks accepted before are asked about. Files wait, and "
+    "expired addresses are renewed afterwards; no task ends because of this.",
+    Service.REDIS: "No id is accepted and nothing new is begun. Nothing ends; workers go on by "
+    "themselves.",
+    Service.BROKER: "Polling, copying and webhooks go on, and ids are accepted over HTTP, the "
+    "stream and the command line. Celery messages and replies wait.",
+    Service.WEBHOOKS: "Everything else goes on. Each webhook is tried for three days.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of one service; times are Unix milliseconds.
+
+    ``last_success`` is its last usable answer. ``trouble`` is what went wrong last, empty if
+    nothing has since. ``since`` is set while the service counts as out of reach: a circuit is open
+    (of this ``kind``), or trouble has gone on for 10 s without a usable answer in between.
+    """
+
+    service: Service
+    last_success: int | None = None
+    since: int | None = None
+    trouble: str = ""
+    trouble_at: int | None = None
+    kind: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """What to do; empty unless it is out of reach."""
+        if self.since is None:
+            return ""
+        return REMEDIES.get(self.kind, _REACH[self.service])
+
+    @property
+    def meanwhile(self) -> str:
+        """What goes on; empty unless it is out of reach."""
+        return "" if self.since is None else _MEANWHILE[self.service]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "last_success": self.last_success,
+            "out_of_reach_since": self.since,
+            "trouble": self.trouble,
+            "trouble_at": self.trouble_at,
+            "kind": self.kind,
+            "remedy": self.remedy,
+            "meanwhile": self.meanwhile,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A host whose webhooks fail: since when, and what went wrong last; Unix milliseconds."""
+
+    host: str
+    since: int
+    trouble: str
+    trouble_at: int
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "host": self.host,
+            "since": self.since,
+            "trouble": self.trouble,
+            "trouble_at": self.trouble_at,
+        }
+
+
+def judge(
+    now: int, fields: Mapping[str, str], circuits: Mapping[str, Mapping[str, str]]
+) -> dict[Service, Outlook]:
+    """What is known of each service, from what the fleet has noted of them (``heard.lua``)."""
+    found = {}
+    for service in Service:
+        names = filter(None, (service, _APART.get(service)))
+        outlook = max((_heard(service, name, now, fields) for name in names), key=_badness)
+        if circuit := circuits.get(service):
+            outlook = _blocked(outlook, circuit, now)
+        found[service] = outlook
+    return found
+
+
+def _heard(service: Service, name: str, now: int, fields: Mapping[str, str]) -> Outlook:
+    # nothing comes from the future, whatever Redis' clock did
+    last, since, at = (_time(fields.get(name + part), now) for part in ("", ":since", ":at"))
+    if at is None or (last is not None and last >= at):
+        return Outlook(service=service, last_success=last)
+    since = max(since or at, last or 0)
+    stale = _STALE_CALLBACKS if name in (Service.WEBHOOKS, REPLIES) else _STALE
+    return Outlook(
+        service=service,
+        last_success=last,
+        since=since if at - since >= _PROOF and now - at < stale else None,
+        trouble=fields.get(f"{name}:said", ""),
+        trouble_at=at,
+    )
+
+
+def _badness(outlook: Outlook) -> tuple[bool, bool, int]:
+    """Of two parts of a service the one in trouble speaks for it, else the one heard of last."""
+    return outlook.since is not None, bool(outlook.trouble), outlook.last_success or 0
+
+
+def _blocked(outlook: Outlook, circuit: Mapping[str, str], now: int) -> Outlook:
+    opened = _time(circuit.get("opened_at"), now) or now
+    since = min(opened, outlook.since) if outlook.since is not None else opened
+    return Outlook(
+        service=outlook.service,
+        last_success=outlook.last_success,
+        since=since,
+        trouble=circuit.get("message", ""),
+        trouble_at=max(opened, outlook.trouble_at or 0),
+        kind=circuit.get("kind", ""),
+    )
+
+
+def _time(text: str | None, now: int) -> int | None:
+    return None if not text or not text.isdecimal() else min(int(text), now)
+
+
+def glance(
+    services: Mapping[Service, Outlook], failing: Sequence[Host], intake: int | None
+) -> dict[str, Any]:
+    """The members that tell of services in the documents of the command line and the API."""
+    return {
+        "services": {name: outlook.document() for name, outlook in services.items()},
+        "webhook_hosts": [host.document() for host in failing[:WORST_HOSTS]],
+        "webhook_hosts_failing": len(failing),
+        "intake": intake,
+    }
+
+
+def hosts(fields: Mapping[str, str]) -> list[Host]:
+    """The hosts whose webhooks fail, the longest first."""
+    return sorted(_hosts(fields), key=lambda host: (host.since, host.host))
+
+
+def _hosts(fields: Mapping[str, str]) -> Iterable[Host]:
+    for name, text in fields.items():
+        since, _, rest = text.partition(" ")
+        at, _, said = rest.partition(" ")
+        if since.isdecimal() and at.isdecimal():
+            yield Host(host=name, since=int(since), trouble=said, trouble_at=int(at))

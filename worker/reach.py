@@ -1,0 +1,167 @@
+"""What one process hears of the services, on its way to the fleet's notes in Redis."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.core.redact import one_line
+from worker.core.services import Outlook, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MOST_HOSTS = 200
+"""So many hosts of webhooks are kept; the one that was heard of longest ago goes first."""
+SILENCE = 15.0
+"""Seconds for which a call goes on without a sign of life before that counts as trouble."""
+
+_SHOWN = 200
+_LONGEST_HOST = 255
+_HOST = "@"  # before the name of a host
+
+
+@dataclass(slots=True)
+class _Heard:
+    """Seconds of the clock; ``first`` and ``last`` are those of trouble since ``well``."""
+
+    well: float | None = None
+    first: float | None = None
+    last: float | None = None
+    said: str = ""
+    new: bool = True
+
+
+@dataclass(slots=True)
+class Asked:
+    """A call that is not answered yet."""
+
+    _clock: Callable[[], float]
+    _patience: float
+    moved_at: float
+
+    def moved(self) -> None:
+        """Bytes have moved."""
+        self.moved_at = self._clock()
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was heard of it for too long."""
+        return self._clock() - self.moved_at >= self._patience
+
+
+class Reach:
+    """Since when each service answers, or does not; may be used from any thread.
+
+    ``clock`` gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._heard: dict[str, _Heard] = {}
+        self._asked: dict[str, list[Asked]] = {}
+        self._steady: set[str] = set()
+
+    def heard(self, service: str, host: str = "") -> None:
+        """A usable answer has come."""
+        with self._lock:
+            for name in _names(service, host):
+                self._keep(name, _Heard(well=self._clock()))
+
+    def expect(self, service: str) -> None:
+        """From now on the service gives one answer after another: silence is trouble, too."""
+        with self._lock:
+            self._steady.add(service)
+
+    def failed(self, service: str, error: object, host: str = "") -> None:
+        """There was none, and why."""
+        said = one_line(str(error), _SHOWN)
+        with self._lock:
+            now = self._clock()
+            for name in _names(service, host):
+                before = self._heard.get(name, _Heard())
+                first = now if before.first is None else before.first
+                self._keep(name, _Heard(before.well, first, now, said))
+
+    def _keep(self, name: str, heard: _Heard) -> None:
+        self._heard.pop(name, None)  # the newest stand last
+        self._heard[name] = heard
+        named = [name for name in self._heard if name.startswith(_HOST)]
+        if len(named) > MOST_HOSTS:
+            del self._heard[named[0]]
+
+    @contextmanager
+    def asking(self, service: str, patience: float = SILENCE) -> Iterator[Asked]:
+        """A call is under way: without an answer for ``patience`` seconds it counts as trouble."""
+        asked = Asked(self._clock, patience, self._clock())
+        with self._lock:
+            self._asked.setdefault(service, []).append(asked)
+        try:
+            yield asked
+        finally:
+            with self._lock:
+                self._asked[service].remove(asked)
+
+    def take(self) -> list[list[str | int]]:
+        """What is new, as words for ``heard.lua``: how long ago (ms) each was."""
+        with self._lock:
+            now = self._clock()
+            for service, since in list(self._waited_for(now)):
+                self._note_silence(service, since, now)
+            reports: list[list[str | int]] = []
+            for name, heard in self._heard.items():
+                if heard.new:
+                    heard.new = False
+                    times = (heard.well, heard.first, heard.last)
+                    ages = ["" if at is None else max(0, round((now - at) * 1000)) for at in times]
+                    reports.append([name, *ages, heard.said])
+            return reports
+
+    def _waited_for(self, now: float) -> Iterator[tuple[str, float]]:
+        """The services that are silent for too long, and since when."""
+        for service, calls in self._asked.items():
+            silent = [call.moved_at for call in calls if call.silent]
+            well = self._heard.get(service, _Heard()).well
+            if silent and (well is None or well < min(silent)):
+                yield service, min(silent)
+        for service in self._steady:
+            well = self._heard.get(service, _Heard()).well
+            if well is not None and now - well >= SILENCE:
+                yield service, well
+
+    def _note_silence(self, service: str, since: float, now: float) -> None:
+        before = self._heard.get(service, _Heard())
+        first = since if before.first is None else min(since, before.first)
+        said = f"no answer for {now - since:.0f} s so far"
+        self._keep(service, _Heard(before.well, first, now, said))
+
+    def outlook(self, service: Service, now: int) -> Outlook:
+        """What this process alone knows of a service; ``now`` is in Unix milliseconds."""
+        with self._lock:
+            heard, clock = self._heard.get(service, _Heard()), self._clock()
+
+        def moment(at: float | None) -> int | None:
+            return None if at is None else now - round((clock - at) * 1000)
+
+        return Outlook(
+            service=service,
+            last_success=moment(heard.well),
+            since=moment(heard.first),
+            trouble=heard.said,
+            trouble_at=moment(heard.last),
+        )
+
+    def put_back(self, reports: list[list[str | int]]) -> None:
+        """Keep what could not be handed over for the next time."""
+        with self._lock:
+            for name, *_ in reports:
+                if heard := self._heard.get(str(name)):
+                    heard.new = True
+
+
+def _names(service: str, host: str) -> list[str]:
+    return [service, _HOST + host[:_LONGEST_HOST]] if host else [service]

@@ -1,0 +1,100 @@
+"""The whole fleet at one moment, at the same cost however many tasks there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from worker.core.models import State
+from worker.core.services import Outlook, Service, hosts, judge
+from worker.errors import RegistryUnavailable
+from worker.registry.client import each_answer
+from worker.registry.lines import read_lines
+from worker.registry.records import Kind, Overview
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.registry.registry import Registry
+
+CIRCUITS = ("upstream", "store")
+"""Those that can be open."""
+
+
+async def read_overview(registry: Registry) -> Overview:
+    """Read it; raises ``RegistryUnavailable``."""
+    redis, key = registry.redis, registry.key
+    now = await registry.now()
+    async with redis.pipeline(transaction=False) as pipe:
+        for state in State:
+            pipe.zcard(key("index", state))
+        for kind in Kind:
+            pipe.zcard(key("due", kind))
+            pipe.zrange(key("due", kind), 0, 0, withscores=True)
+            pipe.zcount(key("due", kind), "-inf", now)
+        pipe.zrange(key("workers"), 0, -1, withscores=True)
+        pipe.hgetall(key("counters"))
+        for name in CIRCUITS:
+            pipe.hgetall(key("circuit", name))
+        pipe.hgetall(key("clock"))
+        answers = iter(await pipe.execute())
+    counts = {state: int(next(answers)) for state in State}
+    lines = await read_lines(registry, now)
+    due: dict[Kind, tuple[int, float]] = {}
+    overdue: dict[Kind, int] = {}
+    for kind in Kind:
+        size, first = next(answers), next(answers)
+        # a task in line comes due by itself if no worker looks
+        overdue[kind] = max(int(next(answers)), lines.waiting[kind])
+        late = max(0.0, (now - first[0][1]) / 1000) if first else 0.0
+        due[kind] = int(size), max(late, lines.late(kind))
+    workers = {str(name): int(score) for name, score in next(answers)}
+    counters = {str(name): int(value) for name, value in next(answers).items()}
+    circuits = {name: fields for name in CIRCUITS if (fields := next(answers))}
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hgetall(key("services"))
+        pipe.hgetall(key("webhooks"))
+        pipe.hgetall(key("versions"))
+        services, failing, versions = await each_answer(pipe)
+    return Overview(
+        now=now,
+        counts=counts,
+        due=due,
+        overdue=overdue,
+        workers=workers,
+        counters=counters,
+        rate=registry.poll_rate,
+        rate_factor=await registry.rate(now) / registry.poll_rate,
+        circuits=circuits,
+        clock=next(answers),
+        lines=lines.lines,
+        services=await _services(registry, now, services or {}, circuits),
+        hosts=hosts(failing or {}),
+        versions=versions or {},
+        intake=await registry.intake.length(),
+    )
+
+
+async def _services(
+    registry: Registry,
+    now: int,
+    fields: Mapping[str, str],
+    circuits: Mapping[str, Mapping[str, str]],
+) -> dict[Service, Outlook]:
+    found = judge(now, fields, circuits)
+    found[Service.REDIS] = await _redis(registry, now, found[Service.REDIS].last_success)
+    return found
+
+
+async def _redis(registry: Registry, now: int, written_at: int | None) -> Outlook:
+    """Whether Redis takes writes, by one; ``written_at`` is when a worker wrote last."""
+    try:
+        await registry.redis.set(registry.key("said", "writes"), "1", px=60_000)
+    except RegistryUnavailable as error:
+        return Outlook(
+            service=Service.REDIS,
+            last_success=written_at,
+            since=written_at or now,
+            trouble=str(error),
+            trouble_at=now,
+        )
+    return Outlook(service=Service.REDIS, last_success=now)
