@@ -8,6 +8,7 @@ local workers, versions = ns .. ':workers', ns .. ':versions'
 redis.call('ZADD', workers, ms(now), ARGV[2])
 redis.call('ZREMRANGEBYSCORE', workers, '-inf', ms(now - 3600000))
 redis.call('HSET', versions, ARGV[2], ARGV[3])
+redis.call('PEXPIRE', versions, 3600000)
 local named = redis.call('HKEYS', versions)
 if #named > redis.call('ZCARD', workers) then
   for _, name in ipairs(named) do
