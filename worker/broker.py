@@ -178,6 +178,8 @@ class _Tolerant(_Base):
         if _kept.put_back(self):
             _reach.expect(Service.BROKER)  # answered every second, if only that there is nothing
             super()._brpop_start(*args, **options)  # type: ignore[misc]  # kombu is untyped
+        else:
+            _reach.failed(Service.BROKER, "it takes no writes: a message cannot be put back")
 
     def _brpop_read(self, **options: Any) -> Any:
         before = set(self.qos._delivered or ())
