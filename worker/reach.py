@@ -88,7 +88,7 @@ class Reach:
                 self._keep(name, _Heard(before.well, first, now, said))
 
     def _keep(self, name: str, heard: _Heard) -> None:
-        self._heard.pop(name, None)  # the newest stand last
+        self._heard.pop(name, None)  # the newest is last
         self._heard[name] = heard
         named = [name for name in self._heard if name.startswith(_HOST)]
         if len(named) > MOST_HOSTS:

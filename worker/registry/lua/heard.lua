@@ -1,5 +1,5 @@
 -- A worker's sign of life, and what it has heard of the services since the one before. Invariant: of a
--- service the newest usable answer stands, the first trouble after it and the last; a call that is
+-- service the newest usable answer is kept, the first trouble after it and the last; a call that is
 -- repeated changes nothing. Of hosts of webhooks only those are kept that fail, 200 at most.
 -- ARGV: ns, worker, its version, then for each service or '@host' of a webhook: its name, how long ago
 --       (ms; '' = never) was the last usable answer, the first trouble since and the last, what it said
