@@ -136,7 +136,14 @@ lock: $(STAMP) ## Pin what the image installs (LOCK_ARGS=--upgrade takes the new
 	  --output-file deploy/image/requirements-sandbox.lock
 	$(LOCK) --group pyproject.toml:build --output-file deploy/image/build.lock
 
-bench-copy: $(STAMP) ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
+AIOBOTOCORE := $(VENV)/aiobotocore
+$(AIOBOTOCORE)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(AIOBOTOCORE)
+	$(AIOBOTOCORE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(AIOBOTOCORE)/bin/python -m pip install --quiet --group aiobotocore
+	@touch $@
+
+bench-copy: $(STAMP) $(AIOBOTOCORE)/.installed ## Compare copying with other tools (BENCH_ARGS; see docs/performance.md)
 	$(BIN)/python -m tests.bench.copy $(BENCH_ARGS)
 
 bench: $(STAMP) ## Compare policies of asking, then the cost of a poll with that of other designs (BENCH_ARGS)

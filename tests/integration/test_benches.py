@@ -65,9 +65,9 @@ def test_polling(tmp_path: Path) -> None:
 def test_copying(tmp_path: Path) -> None:
     plot = tmp_path / "pictures" / "copying.png"
     found = figures(tmp_path, "copy", "--plot", str(plot))
-    assert len(found) == 2
+    assert [title.rpartition(", ")[2] for title in found] == ["TLS"] * 2 + ["plain HTTP"] * 2
     for costs in found.values():
-        assert {"harvester", "put_object", "upload_fileobj"} <= costs.keys()
+        assert {"harvester", "obstore", "put_object", "upload_fileobj"} <= costs.keys()
         assert all(cost["cpu"] > 0 and cost["wall"] > 0 for cost in costs.values())
     assert is_png(plot)
 
