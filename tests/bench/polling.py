@@ -188,6 +188,24 @@ def _command(way: str) -> list[str]:
     return ["-m", "tests.bench.client", "256"]
 
 
+def _behind(redis: Redis) -> int:
+    """How many polls are overdue."""
+    seconds, micros = redis.time()
+    due = redis.zcount("harvester:due:poll", "-inf", seconds * 1000 + micros // 1000)
+    return int(due) + int(redis.hget("harvester:turn:poll", "waiting") or 0)
+
+
+def _caught_up(redis: Redis, ids: int) -> float:
+    """Seconds until what came due while the worker started has been worked off, if it ever is.
+
+    Polls are late until then, which says how long a worker takes to start and nothing else.
+    """
+    began = time.monotonic()
+    while _behind(redis) > ids / 100 and time.monotonic() < began + _START:
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
 def _lateness(before: dict[str, str], after: dict[str, str], share: float) -> float:
     """Within how many seconds so many polls were claimed between two moments."""
     since = {name: int(value) - int(before.get(name, 0)) for name, value in after.items()}
@@ -212,6 +230,7 @@ def measure(
         with running(_command(way), environment) as pid:
             started = upstream.ask("/calls")
             _calling(lambda: upstream.ask("/calls") >= started + min(100, ids // 4))
+            caught_up = _caught_up(redis, ids) if way == OURS else 0.0
             time.sleep(chosen.rest)
             counters = redis.hgetall("harvester:counters")
             calls, cpu, at = upstream.ask("/calls"), _cpu(pid), time.monotonic()
@@ -221,7 +240,10 @@ def measure(
             found = {"rate": calls / passed, "a CPU-second": calls / cpu, "MB": _rss(pid)}
             if way == OURS:
                 after = redis.hgetall("harvester:counters")
+                found["late p50"] = _lateness(counters, after, 0.5)
                 found["late p99"] = _lateness(counters, after, 0.99)
+                found["behind"] = _behind(redis)
+                found["s to catch up"] = caught_up
         return found
 
 

@@ -56,6 +56,9 @@ def test_polling(tmp_path: Path) -> None:
     assert len(found["medians"]) == 3
     for cost in found["medians"].values():
         assert min(cost["rate"], cost["a CPU-second"], cost["MB"]) > 0
+    ours = found["medians"]["harvester"]
+    assert 0 < ours["late p50"] <= ours["late p99"]
+    assert ours["behind"] < 1000  # the ids: some are asked about
     assert all(ratio > 0 for ratio in found["ratios"].values())
     assert found["memory"]["100"] > 0
     assert 0 < found["share"]["used"] <= 1.1
