@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 import trustme
 
-from tests.filehost import Caller, hosted
+from tests.filehost import Caller, Host, Script, hosted
 from tests.support import BOUND, eventually
 from worker.errors import SourceFault
 from worker.http import BROKEN
@@ -32,6 +32,23 @@ def authority() -> trustme.CA:
 
 
 @contextlib.asynccontextmanager
+async def serving(
+    script: Script, authority: trustme.CA | None, *, keep: bool = False
+) -> AsyncIterator[tuple[Host, aiohttp.ClientSession]]:
+    there = here = None
+    if authority is not None:
+        there = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(there)
+        here = ssl.create_default_context()
+        authority.configure_trust(here)
+    async with (
+        hosted(script, there, keep=keep) as host,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=here or True)) as session,
+    ):
+        yield host, session
+
+
+@contextlib.asynccontextmanager
 async def opened(
     authority: trustme.CA | None = None,
     *,
@@ -44,16 +61,7 @@ async def opened(
         if reset:
             call.reset()
 
-    there = here = None
-    if authority is not None:
-        there = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert("127.0.0.1").configure_cert(there)
-        here = ssl.create_default_context()
-        authority.configure_trust(here)
-    async with (
-        hosted(script, there) as host,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=here or True)) as session,
-    ):
+    async with serving(script, authority) as (host, session):
         response = await session.get(host.url())
         direct = DirectBody(response, size, stall=5)
         yield response, direct
@@ -145,3 +153,58 @@ async def test_a_session_closes_at_once_whatever_is_left_of_a_body(
         async with asyncio.timeout(BOUND), opened(papers) as (response, body):
             await body.fill(memoryview(bytearray(10)), lambda count: None)
             assert response.connection is not None
+
+
+@pytest.mark.parametrize("size", [1, 70_000, SIZE])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_connection_serves_the_next_request_once_its_body_is_here(
+    authority: trustme.CA, tls: bool, size: int
+) -> None:
+    async def script(call: Caller) -> None:
+        await call.whole(body=BODY[call.number : size])
+
+    async with serving(script, authority if tls else None, keep=True) as (host, session):
+        for number in range(3):
+            response = await session.get(host.url())
+            body = DirectBody(response, len(BODY[number:size]), stall=5)
+            assert await rest(body, size + 1) == BODY[number:size]
+            body.close()
+        assert len({call.writer for call in host.calls}) == 1
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_what_follows_a_body_is_no_answer_to_the_next_request(
+    authority: trustme.CA, tls: bool
+) -> None:
+    async def script(call: Caller) -> None:
+        await call.whole(body=BODY[: 500_000 + call.number])
+        if not call.number:
+            await call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+
+    async with serving(script, authority if tls else None, keep=True) as (host, session):
+        response = await session.get(host.url())
+        body = DirectBody(response, 500_000, stall=5)
+        assert await rest(body, SIZE) == BODY[:500_000]
+        await eventually(lambda: not _pooled(session))
+        response = await session.get(host.url())
+        assert await response.read() == BODY[:500_001]
+        assert len({call.writer for call in host.calls}) == 2
+
+
+@pytest.mark.parametrize("header", ["Connection: close", "Keep-Alive: timeout=0"])
+async def test_a_connection_that_the_host_closes_is_not_used_again(header: str) -> None:
+    async def script(call: Caller) -> None:
+        await call.whole(header, body=BODY)
+
+    async with serving(script, None) as (host, session):
+        for _ in range(2):
+            response = await session.get(host.url())
+            assert await rest(DirectBody(response, SIZE, stall=5), SIZE + 1) == BODY
+            await eventually(lambda: not _pooled(session))
+        assert len({call.writer for call in host.calls}) == 2
+
+
+def _pooled(session: aiohttp.ClientSession) -> list[object]:
+    """The connections that wait for a request."""
+    kept = session.connector._conns if session.connector else {}
+    return [proto for each in kept.values() for proto, _ in each if proto.is_connected()]

@@ -70,8 +70,8 @@ class ParsedBody:
 class DirectBody(asyncio.BufferedProtocol):
     """A long body of ``length`` bytes, received where it is to lie.
 
-    Takes the connection from aiohttp once the headers are read, which saves two copies and an
-    object for each piece. The connection serves no other request afterwards. ``stall`` is how many
+    Takes the connection from aiohttp once the headers are read, which saves copies and a wake-up of
+    the reader for each piece, and gives it back once all of the body is here. ``stall`` is how many
     seconds may pass without a byte.
     """
 
@@ -102,6 +102,8 @@ class DirectBody(asyncio.BufferedProtocol):
             await self._receive(room, arrived)
         if self._error is not None:
             raise self._error
+        if not self._left and not self._lost:
+            self._give_back()
 
     def close(self) -> None:
         """See :class:`Body`."""
@@ -121,6 +123,15 @@ class DirectBody(asyncio.BufferedProtocol):
         self._parser = transport.get_protocol()
         transport.pause_reading()
         transport.set_protocol(self)
+
+    def _give_back(self) -> None:
+        """Let the connection serve other requests, as aiohttp does after a body that it has read.
+
+        Its parser still waits for the body, so what comes before the next request closes it.
+        """
+        self._lost = True
+        self._transport.set_protocol(self._parser)
+        self._response.content.feed_eof()
 
     async def _receive(self, room: memoryview, arrived: Arrived) -> None:
         self._room, self._arrived = room, arrived

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from worker.transfer.guard import Guard
 
 MAX_REDIRECTS = 5
-LONG_BODY = 8 * 1024 * 1024
-"""Bytes from which on a body is worth a connection of its own."""
+LONG_BODY = 64 * 1024
+"""Bytes from which on it pays to receive a body where it is to lie."""
 
 _HEADER_BYTES = 64 * 1024  # of one line; the guard's connections bound all of them
 _HEADER_LINES = 1000
