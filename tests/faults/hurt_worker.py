@@ -107,7 +107,7 @@ def ask(nameserver: str) -> None:
     from worker.transfer import guard
 
     build = guard.Guard.__init__
-    build.__kwdefaults__["lookup"] = functools.partial(guard.lookup, nameservers=[nameserver])
+    build.__kwdefaults__["lookup"] = functools.partial(guard.Names, nameservers=[nameserver])
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ async def follow_feed(registry: Registry) -> None:
 
 
 async def follow_stream(registry: Registry) -> None:
-    async for _ in stream._events(registry, "0-0", lambda _: {}):
+    events = stream._events(registry, "0-0", lambda _: {}, dict)
+    async for _ in stream._outspoken(events, str):
         pass
 
 

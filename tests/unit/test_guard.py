@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import threading
@@ -15,9 +16,10 @@ from aiohttp.abc import AbstractResolver
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.nameserver import nameserver
 from tests.support import eventually
 from worker.errors import SourceFault, SourceRejected
-from worker.transfer.guard import Guard, is_public, lookup
+from worker.transfer.guard import Guard, Names, is_public
 
 PRIVATE = [
     "0.0.0.0",
@@ -379,53 +381,35 @@ async def test_timeouts_are_those_of_the_request(port: int) -> None:
         assert client.timeout == httpx.Timeout(5)
 
 
-class Names(asyncio.DatagramProtocol):
-    """A name server that knows one name, and is silent about all others."""
-
-    def __init__(self) -> None:
-        self.asked: set[bytes] = set()
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        end = data.index(b"\0", 12) + 5
-        question, kind = data[12:end], data[end - 4 : end - 2]
-        if not question.startswith(b"\4good"):
-            self.asked.add(question)
-            return
-        found = kind == b"\0\1"
-        answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\x7f\0\0\1" if found else b""
-        head = data[:2] + b"\x81\x80\0\1" + bytes([0, found]) + bytes(4)
-        self._transport.sendto(head + question + answer, addr)
-
-
 async def test_names_that_nobody_answers_for_hold_up_no_others(port: int) -> None:
-    loop = asyncio.get_running_loop()
-    transport, names = await loop.create_datagram_endpoint(Names, local_addr=("127.0.0.1", 0))
-    servers = {"nameservers": ["127.0.0.1"], "udp_port": transport.get_extra_info("sockname")[1]}
-    guard = Guard(["*"], ["*.internal"], lookup=lambda: lookup(**servers))
-    before = threading.active_count()
-    try:
-        async with guard.session() as session:
+    async with nameserver(lambda name: ["127.0.0.1"] if name == "good.internal" else None) as dns:
+        names = functools.partial(Names, nameservers=[dns.address])
+        before = threading.active_count()
+        async with Guard(["*"], ["*.internal"], lookup=names).session() as session:
             silent = [
                 asyncio.create_task(fetched(session, f"https://{number}.internal/"))
                 for number in range(120)
             ]
-            await eventually(lambda: len(names.asked) >= 120)
+            await eventually(lambda: len(set(dns.asked)) >= 120)
             await fetched(session, f"http://good.internal:{port}/")
-            # c-ares has one thread at most, whatever it waits for
-            assert threading.active_count() <= before + 1
+            # c-ares has one thread at most, whatever it waits for; two of them serve 121 names
+            assert threading.active_count() <= before + 2
             assert await asyncio.to_thread(lambda: "here") == "here"
             for one in silent:
                 one.cancel()
-            assert not [
-                answer
-                for answer in await asyncio.gather(*silent, return_exceptions=True)
-                if answer is None
-            ]
-    finally:
-        transport.close()
+            answers = await asyncio.gather(*silent, return_exceptions=True)
+            assert None not in answers
+
+
+async def test_answers_are_kept_for_a_while_and_none_is_lost_when_they_are_forgotten() -> None:
+    async with nameserver(lambda _: ["127.0.0.1"]) as dns:
+        names = Names(nameservers=[dns.address])
+        for _ in range(6):
+            found = await asyncio.gather(*(names.resolve(f"{n}.example") for n in range(40)))
+            assert [each[0]["host"] for each in found] == ["127.0.0.1"] * 40
+        await names.close()
+    # 240 lookups take three resolvers; each asks for an address of either kind at most once
+    assert 2 <= dns.asked.count("0.example") <= 2 * 3
 
 
 async def test_names_of_the_hosts_file_are_found(port: int) -> None:

@@ -22,6 +22,7 @@ from ipaddress import (
     ip_network,
 )
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import aiohttp
 import httpx
@@ -88,6 +89,8 @@ _IDLE_BYTES = 1024 * 1024
 """What a host may send between two bytes of a body, or before the first one."""
 _LOOKUP_SECONDS, _LOOKUP_TRIES = 4.0, 2
 """How long a name server has for the first try; the second one takes twice as long."""
+_LOOKUPS = 100
+"""After so many lookups c-ares is made again: it keeps the answers, however large they are."""
 
 _LAST_PORT = 65535
 _HTTPS_PORT = 443
@@ -117,14 +120,6 @@ def _unwrapped(address: Address) -> Address:
     return address
 
 
-def lookup(**options: Any) -> AbstractResolver:
-    """What looks foreign names up: c-ares, with its ``options``.
-
-    It holds no thread for each name, so names that nobody answers for keep up no others.
-    """
-    return aiohttp.AsyncResolver(timeout=_LOOKUP_SECONDS, tries=_LOOKUP_TRIES, **options)
-
-
 class Guard:
     """Allows public https addresses of the hosts named, and what ``allow_private`` adds.
 
@@ -140,7 +135,7 @@ class Guard:
         allow_private: Sequence[str] = (),
         *,
         ports: Collection[int] | None = None,
-        lookup: Callable[[], AbstractResolver] = lookup,
+        lookup: Callable[[], AbstractResolver] | None = None,
     ) -> None:
         self._hosts = tuple(glob.lower() for glob in allow_hosts)
         self._networks = [network for network in map(_network, allow_private) if network]
@@ -148,7 +143,7 @@ class Guard:
             entry.lower() for entry in allow_private if _network(entry) is None
         )
         self._ports = ports
-        self._lookup = lookup
+        self._lookup = lookup or Names
 
     def check_url(self, url: str) -> str:
         """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
@@ -270,6 +265,35 @@ class _Handler(ResponseHandler):
     def _arrived(self) -> int:
         """How many bytes of a body have come."""
         return getattr(self._payload, "total_bytes", 0)
+
+
+class Names(AbstractResolver):
+    """Looks foreign names up with c-ares, and with its ``options``.
+
+    It holds no thread for each name, so names that nobody answers for keep up no others.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = {"timeout": _LOOKUP_SECONDS, "tries": _LOOKUP_TRIES, **options}
+        self._resolvers = WeakSet[AbstractResolver]()  # an old one ends with its last lookup
+        self._newest: AbstractResolver | None = None
+        self._left = 0
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily | Any = 0
+    ) -> list[ResolveResult]:
+        """The addresses of a name; raises ``OSError``."""
+        if self._newest is None or not self._left:
+            self._newest, self._left = aiohttp.AsyncResolver(**self._options), _LOOKUPS
+            self._resolvers.add(self._newest)
+        self._left -= 1
+        resolver = self._newest
+        return await resolver.resolve(host, port, family)
+
+    async def close(self) -> None:
+        """End the lookups that are under way."""
+        for resolver in list(self._resolvers):
+            await resolver.close()
 
 
 class _Resolver(AbstractResolver):

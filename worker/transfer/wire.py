@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
@@ -213,9 +214,11 @@ class Wire:
         given = {"status_code": answer.status, "headers": answer.headers, "body": answer.body}
         try:
             found = await offload(len(answer.body), _PARSER.parse, given, shape)
-            return cast("dict[str, Any]", found)
         except Exception as exc:  # it raises anything over elements that are not as they should be
             raise StoreUnavailable(f"the store's answer to {call} is unreadable") from exc
+        if not _is_plain(found):  # elements that come twice are handed on as they are
+            raise StoreUnavailable(f"the store's answer to {call} is unreadable")
+        return cast("dict[str, Any]", found)
 
     @contextlib.contextmanager
     def _boto_errors(self) -> Iterator[None]:
@@ -232,6 +235,15 @@ class Wire:
             if not isinstance(exc, BotoCoreError | ClientError):
                 said = f"credentials or endpoint cannot be read: {type(exc).__name__}: {said}"
             raise StoreBlocked(said) from exc
+
+
+def _is_plain(value: object) -> bool:
+    match value:
+        case dict():
+            return all(map(_is_plain, value.values()))
+        case list():
+            return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bytes | int | float | datetime)
 
 
 class _Body(aiohttp.payload.Payload):

@@ -259,7 +259,7 @@ class Outlook(BaseModel):
     meanwhile: str = Field(description="What goes on meanwhile.")
 
 
-class Host(BaseModel):
+class WebhookHost(BaseModel):
     """A host whose webhooks fail."""
 
     host: str
@@ -283,7 +283,7 @@ class Fleet(BaseModel):
     counters: dict[str, int]
     may_act: bool = Field(True, description="Whether the token may do more than read.")
     services: dict[Service, Outlook]
-    webhook_hosts: list[Host] = Field(description="The worst 20.")
+    webhook_hosts: list[WebhookHost] = Field(description="The worst 20.")
     webhook_hosts_failing: int
     intake: int | None = Field(description="Entries of the intake stream still to be read.")
 
