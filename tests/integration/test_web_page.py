@@ -491,6 +491,39 @@ async def test_the_worst_incident_is_the_largest(
         assert await kept.evaluate("node => node.isConnected")  # is not read out again and again
 
 
+NAMES = {
+    "upstream": "The upstream does not answer",
+    "store": "The store does not answer",
+    "broker": "The broker does not answer",
+    "webhooks": "No webhook gets through",
+}
+
+
+async def test_services_that_do_not_answer_are_incidents(
+    browser: Browser, base: str, registry: Registry
+) -> None:
+    heard: list[str | int] = [
+        word for name in NAMES for word in (name, "", 60_000, 0, f"no {name}")
+    ]
+    heard += ["@shop.example", "", 60_000, 0, "HTTP 500"]
+    await registry._scripts.call("heard", "w:1", "1", *heard)
+    async with tab(browser, base) as page:
+        incidents = page.locator(".incident")
+        await expect(incidents).to_have_count(len(NAMES))
+        for name, title in NAMES.items():
+            incident = page.locator(".incident", has_text=title)
+            said = "shop.example: HTTP 500" if name == "webhooks" else f"no {name}"
+            await expect(incident.locator(".detail")).to_have_text(said)
+            await expect(incident).to_contain_text("Meanwhile")
+        await expect(incidents.first.locator("time")).to_have_text(re.compile("min"))
+        assert await problems(page) == []
+        for name in NAMES:
+            registry.reach.heard(name)
+        registry.reach.heard("webhooks", "shop.example")
+        await registry.tick("w:1")
+        await expect(incidents).to_have_count(0)
+
+
 async def test_a_wrong_token_says_so_and_is_not_tried_again(
     browser: Browser, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,19 @@ const CIRCUITS = table({
   "upstream:request": () => [t("The upstream refuses every request"), t("Check SPEEDPIX_ENDPOINT.")],
   "store:store": () => [t("The store refuses the workers"), RESTART()],
 });
+const SILENT = table({
+  upstream: () => [t("The upstream does not answer"), t("Check SPEEDPIX_ENDPOINT and the network; the fleet goes on by itself.")],
+  store: () => [t("The store does not answer"), t("Check AWS_ENDPOINT_URL_S3, the network and the store's own log.")],
+  redis: () => [t("Redis takes no writes"), t("Start it, make room in it, or correct REDIS_URL.")],
+  broker: () => [t("The broker does not answer"), t("Start it, or correct CELERY_BROKER_URL.")],
+  webhooks: () => [t("No webhook gets through"), t("Ask the owners of the hosts.")],
+});
 const MEANWHILE = table({
   upstream: () => t("No task ends because of this. Files whose addresses are known are still copied."),
   store: () => t("No task ends because of this. The upstream is still asked; files and endings wait."),
+  redis: () => t("Nothing ends. No task is accepted, and nothing new begins."),
+  broker: () => t("Polling, copying and webhooks go on. Celery messages and replies wait."),
+  webhooks: () => t("Everything else goes on. Each webhook is tried for three days."),
   workers: () => t("Nothing is lost. Tasks are accepted and wait."),
 });
 
@@ -37,9 +47,13 @@ function incidents(known) {
     found.push({ title: t("No worker is alive"), remedy: t("Start one: harvester worker"), meanwhile: MEANWHILE.workers(),
       since: Math.max(0, ...fleet.workers.map((worker) => worker.last_tick)) });
   }
-  for (const [name, circuit] of Object.entries(fleet?.circuits || {})) {
-    const [title, remedy] = CIRCUITS[`${name}:${circuit.kind}`]?.() || [t("No call to the {name} can succeed", { name }), RESTART()];
-    found.push({ title, detail: circuit.message, remedy, meanwhile: MEANWHILE[name]?.(), since: circuit.opened_at });
+  const out = Object.entries(fleet?.services || {}).filter(([, service]) => service.out_of_reach_since);
+  for (const [name, service] of out) {
+    const [title, remedy] = (service.kind ? CIRCUITS[`${name}:${service.kind}`] : SILENT[name])?.()
+      || [t("No call to the {name} can succeed", { name }), service.remedy];
+    const hosts = name === "webhooks" ? (fleet.webhook_hosts || []).map((one) => `${one.host}: ${one.trouble}`) : [];
+    found.push({ title, detail: hosts.join(" · ") || service.trouble, remedy, since: service.out_of_reach_since,
+      meanwhile: MEANWHILE[name]?.() || service.meanwhile, mild: name === "webhooks" });
   }
   if (fleet?.clock_step) found.push({ title: t("The clock of Redis has stepped"), detail: fleet.clock_step, remedy: t("Set its machine's clock right (NTP)."), mild: true });
   draw("incidents", found, () => $("incidents").replaceChildren(...found.map((one, n) => make("section", [

@@ -136,9 +136,12 @@ const typeOf = (file) => file.content_type || "";
 const shows = (file) => typeOf(file).startsWith("image/") && !typeOf(file).includes("svg");
 export function media(file, more = {}) {
   const kind = typeOf(file).split("/")[0];
-  const gone = (event) => event.target.replaceWith(make("span", more.told ? t("could not be loaded from {host}", { host: new URL(file.url, location).host }) : t("cannot be shown"), { class: "dim" }));
+  const note = () => make("span", more.told ? t("could not be loaded from {host}", { host: new URL(file.url, location).host }) : t("cannot be shown"), { class: "dim" });
+  const gone = (event) => event.target.replaceWith(note());
+  // it may also be of a kind that this browser cannot play: the player stays
+  const mute = (event) => event.target.after(note(), more.told ? t(", or cannot be played here") : "");
   if (shows(file)) return make("img", "", { src: file.url, alt: more.alt ?? file.name, loading: "lazy", decoding: "async", onerror: gone });
-  if (kind === "video" || kind === "audio") return make(kind, "", { src: file.url, controls: more.controls ?? true, preload: more.preload || "metadata", "aria-label": file.name, tabindex: more.tabindex, onerror: gone });
+  if (kind === "video" || kind === "audio") return make(kind, "", { src: file.url, controls: more.controls ?? true, preload: more.preload || "metadata", "aria-label": file.name, tabindex: more.tabindex, onerror: mute });
   return null;
 }
 
