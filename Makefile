@@ -22,7 +22,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-capacity lint types clean screenshots bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean screenshots bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -149,6 +149,9 @@ bench-copy: $(STAMP) $(AIOBOTOCORE)/.installed ## Compare copying with other too
 bench: $(STAMP) ## Compare policies of asking, then the cost of a poll with that of other designs (BENCH_ARGS)
 	$(BIN)/python -m tests.bench.traces $(filter --quick,$(BENCH_ARGS))
 	$(BIN)/python -m tests.bench.polling --json build/polling.json --plot build/polling.png $(BENCH_ARGS)
+
+bench-whole: $(STAMP) ## Measure tasks from submission to announcement, over TLS (BENCH_ARGS)
+	$(BIN)/python -m tests.bench.whole $(BENCH_ARGS)
 
 screenshots: $(STAMP) ## Take the pictures of the page for the docs again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/integration/test_web_looks.py

@@ -81,7 +81,7 @@ def _compare(
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
         # a store of its own each time: SeaweedFS keeps the space of what is deleted for a while
-        with _servers(transport, made) as (host, environ):
+        with servers(transport, made) as (host, environ):
             for way in ways:
                 seen[way].append(_run(way, host, environ, size, files, at_once))
     middle = {
@@ -125,7 +125,7 @@ def _plot(report: Report, path: Path) -> None:
 
 
 @contextmanager
-def _servers(transport: str, made: Certificate) -> Iterator[tuple[str, dict[str, str]]]:
+def servers(transport: str, made: Certificate) -> Iterator[tuple[str, dict[str, str]]]:
     """The base address of a file host, and the environment of clients of a store."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -159,7 +159,7 @@ def _memory(made: Certificate, transport: str) -> dict[str, dict[str, float]]:
     """What our engine takes for many large files, and for one that is larger."""
     found = {}
     for count, size in ((8, 1024 * MB), (1, 5 * 1024 * MB)):
-        with _servers(transport, made) as (host, environ):
+        with servers(transport, made) as (host, environ):
             cost = _run(OURS, host, environ, size, count, count)
         over = (cost["rss"] - cost["idle"]) / MB
         title = f"{count} x {size // MB} MB, {transport}"

@@ -50,19 +50,20 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Upstream:
     """The fake upstream, in a process of its own."""
 
-    def __init__(self, delay: float = 0.1) -> None:
+    def __init__(self, delay: float = 0.1, file: str = "") -> None:
+        command = ["-m", "tests.bench.upstream", "--delay", str(delay), "--file", file]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.upstream", "--delay", str(delay)],
+            [sys.executable, *command],
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self._process.stdout is not None
         self.endpoint = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
-    def ask(self, path: str) -> int:
-        """A number that it counts."""
+    def ask(self, path: str) -> Any:
+        """What it has counted."""
         with urllib.request.urlopen(self.endpoint + path) as answer:
-            return int(answer.read())
+            return json.load(answer)
 
     def stop(self) -> None:
         """End it."""
@@ -165,7 +166,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def _cpu(pid: int) -> float:
+def cpu_of(pid: int) -> float:
     """Seconds of CPU of a process and its children."""
     total = 0.0
     for each in [pid, *_children(pid)]:
@@ -233,10 +234,10 @@ def measure(
             caught_up = _caught_up(redis, ids) if way == OURS else 0.0
             time.sleep(chosen.rest)
             counters = redis.hgetall("harvester:counters")
-            calls, cpu, at = upstream.ask("/calls"), _cpu(pid), time.monotonic()
+            calls, cpu, at = upstream.ask("/calls"), cpu_of(pid), time.monotonic()
             time.sleep(chosen.seconds)
             _calling(lambda: upstream.ask("/calls") > calls)  # on a busy machine none may have come
-            calls, cpu = upstream.ask("/calls") - calls, _cpu(pid) - cpu
+            calls, cpu = upstream.ask("/calls") - calls, cpu_of(pid) - cpu
             passed = time.monotonic() - at
             found = {"rate": calls / passed, "a CPU-second": calls / cpu, "MB": _rss(pid)}
             if way == OURS:

@@ -1,13 +1,16 @@
 """An upstream that costs next to nothing: every call is answered after a while, as not done.
 
-Prints its port. ``GET /calls`` tells how many calls there were (``?key=`` with an access key), and
-``GET /most`` the most that any second held.
+With ``--file`` a task whose id ends in a dash and a number is done at that time, in Unix
+milliseconds, and has that one file. Prints its port. ``GET /calls`` tells how many calls there were
+(``?key=`` with an access key), ``GET /most`` the most that any second held, and ``GET /found`` when
+each task was first said to be done, as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import time
 from array import array
 from collections import Counter
@@ -16,6 +19,11 @@ from typing import cast
 _REPLY = (
     b'{"status":10,"apiInvokeId":"i_0123456789abcdef01234567","data":{"taskId":"%s","status":'
     b'"running","images":null,"result":null,"taskBeginTime":%d,"taskEndTime":null,"taskDuration":'
+    b'null,"progress":null},"subErrCode":null,"subErrMessage":null,"errCode":null,"errMessage":null}'
+)
+_DONE = (
+    b'{"status":10,"apiInvokeId":"i_0123456789abcdef01234567","data":{"taskId":"%s","status":'
+    b'"succeeded","images":["%s"],"result":null,"taskBeginTime":%d,"taskEndTime":%d,"taskDuration":'
     b'null,"progress":null},"subErrCode":null,"subErrMessage":null,"errCode":null,"errMessage":null}'
 )
 _HEAD = (
@@ -30,6 +38,7 @@ class Calls:
     def __init__(self) -> None:
         self._at = array("d")
         self.by_key: Counter[str] = Counter()
+        self.found: dict[str, int] = {}
         self.began = int(time.time() * 1000)
 
     def count(self, key: str) -> None:
@@ -51,9 +60,10 @@ class Calls:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, calls: Calls, delay: float) -> None:
+    def __init__(self, calls: Calls, delay: float, file: str) -> None:
         self._calls = calls
         self._delay = delay
+        self._file = file.encode()
         self._loop = asyncio.get_running_loop()
         self._got = b""
 
@@ -78,22 +88,31 @@ class _Connection(asyncio.Protocol):
 
     def _tell(self, path: bytes) -> None:
         name, _, key = path.decode().partition("?key=")
+        found: object
         if name == "/most":
             found = self._calls.most()
+        elif name == "/found":
+            found = self._calls.found
         else:
             found = self._calls.by_key[key] if key else len(self._calls)
-        text = str(found).encode()
+        text = json.dumps(found).encode()
         self._transport.write(_HEAD % len(text) + text)
 
     def _answer(self, task_id: bytes) -> None:
-        text = _REPLY % (task_id, self._calls.began)
+        now, began = int(time.time() * 1000), self._calls.began
+        ends = int(task_id.rpartition(b"-")[2]) if self._file else now
+        if ends < now:
+            self._calls.found.setdefault(task_id.decode(), now)
+            text = _DONE % (task_id, self._file, began, ends)
+        else:
+            text = _REPLY % (task_id, began)
         self._transport.write(_HEAD % len(text) + text)
 
 
-async def _serve(delay: float) -> None:
+async def _serve(delay: float, file: str) -> None:
     calls = Calls()
     server = await asyncio.get_running_loop().create_server(
-        lambda: _Connection(calls, delay), "127.0.0.1", 0, backlog=4096
+        lambda: _Connection(calls, delay, file), "127.0.0.1", 0, backlog=4096
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
@@ -102,4 +121,6 @@ async def _serve(delay: float) -> None:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--delay", type=float, default=0.1, help="seconds before each answer")
-    asyncio.run(_serve(options.parse_args().delay))
+    options.add_argument("--file", default="", help="address of the file of tasks that are done")
+    given = options.parse_args()
+    asyncio.run(_serve(given.delay, given.file))

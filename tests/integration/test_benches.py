@@ -14,7 +14,7 @@ import pytest
 from tests.integration.test_web import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
-BENCHES = ("capacity", "copy", "page", "polling", "restarts", "traces")
+BENCHES = ("capacity", "copy", "page", "polling", "restarts", "traces", "whole")
 pytestmark = pytest.mark.programs
 
 
@@ -72,6 +72,20 @@ def test_copying(tmp_path: Path) -> None:
     for costs in found.values():
         assert {"harvester", "obstore", "put_object", "upload_fileobj"} <= costs.keys()
         assert all(cost["cpu"] > 0 and cost["wall"] > 0 for cost in costs.values())
+    assert is_png(plot)
+
+
+def test_tasks_as_a_whole(tmp_path: Path) -> None:
+    plot = tmp_path / "pictures" / "whole.png"
+    report = figures(tmp_path, "whole", "--plot", str(plot))
+    assert report.keys() == {"1 worker", "2 workers"}
+    for found in report.values():
+        assert found["most"]["tasks a second"] > 0
+        for load in ("10%", "60%"):
+            flow = found[load]
+            assert 0 <= flow["detection p50"] < flow["lag p50"]
+            assert min(flow["afterwards p50"], flow["CPU ms a task"], flow["Redis CPU %"]) > 0
+            assert flow["afterwards p50"] <= flow["afterwards p95"]
     assert is_png(plot)
 
 
