@@ -203,7 +203,7 @@ def test_everything_selects_the_pods_it_is_for() -> None:
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] == service["spec"]["ports"][0]["name"]
     assert endpoint["authorization"]["credentials"] == {
-        "name": "harvester", "key": "HARVESTER_WEB_TOKEN",
+        "name": "harvester", "key": "HARVESTER_WEB_READ_TOKEN",
     }  # fmt: skip
 
 
