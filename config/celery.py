@@ -12,7 +12,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT, RedisAddress
-from config.settings import BROKER_SCHEMES, Settings
+from config.rules import BROKER_SCHEMES
+from config.settings import Settings
 
 VISIBILITY_TIMEOUT = 3600
 """Seconds until Redis hands an unacknowledged message out again; messages last under a minute."""

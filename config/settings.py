@@ -6,19 +6,12 @@ ever repeated. ``docs/settings.md`` holds the same table for people; a test comp
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
-import ipaddress
-import json
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -30,26 +23,13 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config import rules
+from config.environment import export_aws, goes_past, read
 from config.redis import RedisAddress
+from config.rules import BROKER_SCHEMES, BaseUrl, Endpoint, Hosts, Seconds
 from worker.core.keys import check_prefix
-from worker.core.providers import choose
 from worker.errors import SettingsError
 
-ENV_FILE = ".env"
-PUT_OPTIONS = frozenset(
-    {"ServerSideEncryption", "SSEKMSKeyId", "StorageClass", "CacheControl", "ACL", "Tagging"}
-)
-BROKER_SCHEMES = ("amqp", "amqps")
-_ADDRESS_GLOB = re.compile(
-    r"(?=.*[0-9])[0-9.*?\[\]!-]+|[0-9a-f.:*?\[\]!-]*:[0-9a-f.:*?\[\]!-]*", re.I
-)
-# Celery's command reads these too: those of its own options, and five with names of their own.
-_PAST = re.compile(
-    r"CELERY_(?!BROKER_URL(_FILE)?$).*|BROKER_URL|CONFIG_MODULE|LOADER|RESULT_BACKEND|SKIP_CHECKS"
-)
-
-_TEN_YEARS = 315_360_000
-_SECRET_BYTES = 65_536
 _AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _OWN_NAMES = ("speedpix_", "redis_", "celery_")  # the rest is HARVESTER_*
 _SHOWN_ERRORS = ("literal_error", "_parsing", "_than", "_equal", "finite_number", "int_from_float")
@@ -67,254 +47,13 @@ def environment() -> dict[str, str]:
     cannot be read is missing here, and :func:`load_settings` says so. Raises
     :class:`SettingsError` if ``.env`` is there and cannot be read.
     """
-    return _read()[0]
-
-
-def _read() -> tuple[dict[str, str], dict[str, str]]:
-    """What is set, and for each secret whose file is of no use the reason."""
-    values: dict[str, str] = {}
-    faults: dict[str, str] = {}
-    for layer in (_dotenv(), {name: text for name, text in os.environ.items() if text.strip()}):
-        for name in secret_variables():
-            path = layer.pop(f"{name}_FILE", None)
-            if path is None and name not in layer:
-                continue
-            values.pop(name, None)  # this layer wins, whichever way it says it
-            faults.pop(name, None)
-            if path is None:
-                continue
-            if name in layer:
-                faults[name] = f"is set, and so is {name}_FILE; set one of them"
-                del layer[name]
-                continue
-            try:
-                layer[name] = _secret_file(Path(path.strip()))
-            except ValueError as exc:
-                faults[name] = f"{name}_FILE names {path.strip()}, which {exc}"
-        values |= layer
-    return values, faults
+    return read(secret_variables())[0]
 
 
 def secret_variables() -> tuple[str, ...]:
     """The variables that may be given as ``<NAME>_FILE``, the path of a file that holds them."""
     own = [name for name, f in Settings.model_fields.items() if "SecretStr" in str(f.annotation)]
     return (*map(variable, own), "SPEEDPIX_APP_KEY", *_AWS_SECRETS)
-
-
-def _secret_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_SECRET_BYTES + 1).decode("utf-8-sig")
-    except OSError as exc:
-        raise ValueError(f"cannot be read: {exc.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError("is not text in UTF-8") from None
-    if len(text) > _SECRET_BYTES:
-        raise ValueError(f"is larger than {_SECRET_BYTES} bytes")
-    if not text.strip():
-        raise ValueError("is empty")
-    return text.strip()
-
-
-def _dotenv() -> dict[str, str]:
-    path = Path(ENV_FILE)
-    try:
-        if not path.is_file():
-            return {}
-        values = dotenv_values(path, encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"{path.absolute()} cannot be read: {type(exc).__name__}") from None
-    return {name: value for name, value in values.items() if value and value.strip()}
-
-
-# -- rules, each for one kind of value ----------------------------------------------------------
-
-
-def _token(text: str) -> str:
-    if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("must be printable ASCII without spaces")
-    return text
-
-
-def _http_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid or not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("must be an http:// or https:// URL with a host")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must not hold a user name, a query or a fragment")
-    return text
-
-
-def _redis_url(secret: SecretStr) -> SecretStr:
-    RedisAddress.parse(secret.get_secret_value())
-    return secret
-
-
-def _broker_url(secret: SecretStr) -> SecretStr:
-    urls = secret.get_secret_value().split(";")
-    if urls[0].partition("://")[0] not in BROKER_SCHEMES:
-        try:
-            return _redis_url(secret)
-        except ValueError as exc:
-            if "must begin" not in str(exc):
-                raise
-            raise ValueError(f"{exc}, amqp:// or amqps://") from None
-    for url in urls:
-        try:
-            parts = urlsplit(url)
-            valid = parts.scheme in BROKER_SCHEMES and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            valid = False
-        if not valid:
-            raise ValueError(
-                "must be amqp://USER:PASSWORD@HOST:PORT/VHOST, several joined by ';'"
-                " (special characters %-encoded)"
-            )
-    return secret
-
-
-def _bucket(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", text):
-        raise ValueError("must be the bare name of a bucket, without s3:// or a path")
-    return text
-
-
-def _storage(text: str) -> str:
-    choose(text, "")
-    return text
-
-
-def _put_options(value: object) -> object:
-    try:
-        options = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError("must be a JSON object") from None
-    if not isinstance(options, dict):
-        raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic collects ValueError only
-    if unknown := sorted(set(options) - PUT_OPTIONS):
-        raise ValueError(
-            f"knows only {', '.join(sorted(PUT_OPTIONS))}; not {', '.join(map(repr, unknown))}"
-        )
-    if wrong := sorted(name for name, text in options.items() if not _filled(text)):
-        raise ValueError(f"{', '.join(wrong)} must be a string that is not empty")
-    return options
-
-
-def _filled(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _manifest_prefix(text: str) -> str:
-    prefix = check_prefix(text)
-    if not prefix:
-        raise ValueError("must not be empty")
-    return prefix
-
-
-def _namespace(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
-        raise ValueError("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
-    return text
-
-
-def _webhook_secrets(secrets: SecretStr) -> SecretStr:
-    for text in secrets.get_secret_value().split() or [""]:
-        try:
-            size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
-        except (binascii.Error, ValueError):
-            size = 0
-        if not text.startswith("whsec_") or not 24 <= size <= 64:
-            raise ValueError(
-                "must be whsec_ followed by 24 to 64 bytes in base64; several are separated by "
-                "spaces"
-            )
-    return secrets
-
-
-def _split(value: object) -> object:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        return value
-    return tuple(item.strip() for item in items if item.strip())
-
-
-def _gaps(value: object) -> tuple[float, ...]:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not 1 <= len(items) <= 10:
-        raise ValueError("must be 1 to 10 numbers of seconds, separated by commas")
-    try:
-        gaps = tuple(float(item) for item in items)
-    except (TypeError, ValueError):
-        raise ValueError("must be numbers of seconds, separated by commas") from None
-    if not all(0 <= gap <= 3600 for gap in gaps):  # also refuses nan
-        raise ValueError("must be numbers from 0 to 3600")
-    return gaps
-
-
-def _each(rule: Callable[[str], str]) -> AfterValidator:
-    def check(items: tuple[str, ...]) -> tuple[str, ...]:
-        checked = []
-        for position, item in enumerate(items, start=1):
-            try:
-                checked.append(rule(item))
-            except ValueError as exc:
-                raise ValueError(f"entry {position} {exc}") from None
-        return tuple(checked)
-
-    return AfterValidator(check)
-
-
-def _some(items: tuple[str, ...]) -> tuple[str, ...]:
-    if not items:
-        raise ValueError("must hold at least one entry; * allows all")
-    return items
-
-
-def _host_glob(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._:*?\[\]!-]+", text):
-        raise ValueError("must be a host name or a glob of host names, without scheme or path")
-    return text.lower()
-
-
-def _host_or_network(text: str) -> str:
-    if "/" not in text:
-        if re.search(r"[*?\[]", text) and _ADDRESS_GLOB.fullmatch(text):
-            raise ValueError("must name a network instead of a glob of addresses, as in 10.0.0.0/8")
-        return _host_glob(text)
-    try:
-        return str(ipaddress.ip_network(text, strict=False))
-    except ValueError:
-        raise ValueError("must be a host glob or a network such as 10.0.0.0/8") from None
-
-
-def _content_type(text: str) -> str:
-    if not re.fullmatch(r"\*|[A-Za-z0-9.+*?\[\]!-]+/[A-Za-z0-9.+*?\[\]!-]+", text):
-        raise ValueError("must be * or a glob such as image/*")
-    return text.lower()
-
-
-def _reply_target(text: str) -> str:
-    queue, slash, task = text.partition("/")
-    if not slash or not queue or not task:
-        raise ValueError("must be a glob of the form queue/task")
-    return text
-
-
-def _web_token(token: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]{16,512}", token.get_secret_value()):
-        raise ValueError("must be 16 to 512 printable ASCII characters without spaces")
-    return token
-
-
-Seconds = Annotated[float, Field(gt=0, le=_TEN_YEARS, allow_inf_nan=False)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Endpoint = Annotated[HttpUrl, AfterValidator(lambda url: url.rstrip("/"))]
-BaseUrl = Annotated[HttpUrl, AfterValidator(lambda url: f"{url.rstrip('/')}/")]
-Hosts = Annotated[tuple[str, ...], BeforeValidator(_split), _each(_host_or_network)]
 
 
 class _Environment(PydanticBaseSettingsSource):
@@ -347,7 +86,7 @@ class Settings(BaseSettings):
         "https://openai.edu-aliyun.com",
         description="Address of the upstream. The name is the one of the vendor's SDK.",
     )
-    speedpix_app_key: Annotated[str, AfterValidator(_token)] = Field(
+    speedpix_app_key: Annotated[str, AfterValidator(rules.token)] = Field(
         description="Access key of the upstream. The name is the one of the vendor's SDK.",
         examples=["your-access-key"],
     )
@@ -355,27 +94,27 @@ class Settings(BaseSettings):
         description="Secret of that access key. The name is the one of the vendor's SDK.",
         examples=["your-access-secret"],
     )
-    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+    redis_url: Annotated[SecretStr, AfterValidator(rules.redis_url)] = Field(
         description="Records, schedule and events: `redis://`, `rediss://` or "
         "`redis+sentinel://`. `harvester up` supplies an embedded server.",
         examples=["redis://:PASSWORD@localhost:6379/0"],
     )
-    celery_broker_url: Annotated[SecretStr, AfterValidator(_broker_url)] = Field(
+    celery_broker_url: Annotated[SecretStr, AfterValidator(rules.broker_url)] = Field(
         default_factory=lambda data: data["redis_url"],
         description="Celery's broker: Redis, as above, or RabbitMQ (`amqp://`, `amqps://`).",
         examples=["amqp://USER:PASSWORD@localhost:5672//"],
     )
-    bucket: Annotated[str, AfterValidator(_bucket)] = Field(
+    bucket: Annotated[str, AfterValidator(rules.bucket)] = Field(
         description="Bucket that files are stored in. `harvester up` supplies an embedded store.",
         examples=["my-bucket"],
     )
-    storage: Annotated[str, AfterValidator(_storage)] = Field(
+    storage: Annotated[str, AfterValidator(rules.storage)] = Field(
         "auto",
         description="Kind of store: `auto`, which decides from the endpoint, or a row of the "
         "[table of providers](stores.md#providers); then columns that overrule it, as in "
         "`path,md5`.",
     )
-    put_options: Annotated[dict[str, str], BeforeValidator(_put_options)] = Field(
+    put_options: Annotated[dict[str, str], BeforeValidator(rules.put_options)] = Field(
         {},
         description="JSON of boto3 parameters for every object: `ServerSideEncryption`, "
         "`SSEKMSKeyId`, `StorageClass`, `CacheControl`, `ACL`, `Tagging`.",
@@ -387,14 +126,12 @@ class Settings(BaseSettings):
         "them `.` or `..`, at most 256 bytes. A closing `/` is added.",
         examples=["media/comfy/"],
     )
-    manifest_prefix: Annotated[str, AfterValidator(_manifest_prefix)] = Field(
+    manifest_prefix: Annotated[str, AfterValidator(rules.manifest_prefix)] = Field(
         "manifests/",
         description="Where manifests live, below `HARVESTER_PREFIX`, apart from the files, so "
         "that a bucket policy can keep them private. Same rule as there.",
     )
-    public_base_url: (
-        Annotated[HttpUrl, AfterValidator(lambda url: f"{url.rstrip('/')}/")] | None
-    ) = Field(
+    public_base_url: BaseUrl | None = Field(
         None,
         description="When set, each file also gets `url`: this base followed by its key.",
         examples=["https://cdn.example.com/"],
@@ -423,7 +160,7 @@ class Settings(BaseSettings):
         description="Seconds after the upstream's success for which files that keep failing are "
         "tried.",
     )
-    fresh_address_gaps: Annotated[tuple[float, ...], BeforeValidator(_gaps)] = Field(
+    fresh_address_gaps: Annotated[tuple[float, ...], BeforeValidator(rules.gaps)] = Field(
         (0, 15, 30),
         description="Comma-separated waits in seconds, one before each fresh address that is "
         "asked for when a file's address answers 403, 404 or 410, or sends an error in place of "
@@ -434,7 +171,7 @@ class Settings(BaseSettings):
     unknown_task_grace: float = Field(
         120,
         ge=0,
-        le=_TEN_YEARS,
+        le=rules.TEN_YEARS,
         allow_inf_nan=False,
         description="Seconds after submission, or after the task was last seen upstream, during "
         'which "cannot find task" is not believed.',
@@ -464,7 +201,10 @@ class Settings(BaseSettings):
         description="Bytes of files held in memory at once by one process; at least 1048576.",
     )
     source_hosts: Annotated[
-        tuple[str, ...], BeforeValidator(_split), _each(_host_glob), AfterValidator(_some)
+        tuple[str, ...],
+        BeforeValidator(rules.split),
+        rules.each(rules.host_glob),
+        AfterValidator(rules.some),
     ] = Field(
         ("*",),
         description="Comma-separated globs of hosts that files may come from, redirects included.",
@@ -480,12 +220,15 @@ class Settings(BaseSettings):
     record_ttl: int = Field(
         2_592_000,
         ge=0,
-        le=_TEN_YEARS,
+        le=rules.TEN_YEARS,
         description="Seconds a final record stays in Redis after telling has settled; `0` keeps it "
         "for ever. The manifest in the bucket stays.",
     )
     content_types: Annotated[
-        tuple[str, ...], BeforeValidator(_split), _each(_content_type), AfterValidator(_some)
+        tuple[str, ...],
+        BeforeValidator(rules.split),
+        rules.each(rules.content_type),
+        AfterValidator(rules.some),
     ] = Field(
         ("*",),
         description="Comma-separated globs of content types, told from the bytes, that may be "
@@ -505,13 +248,15 @@ class Settings(BaseSettings):
     events_maxlen: int = Field(
         100_000, ge=1, description="Approximate length of the event stream, in entries."
     )
-    reply_allow: Annotated[tuple[str, ...], BeforeValidator(_split), _each(_reply_target)] = Field(
+    reply_allow: Annotated[
+        tuple[str, ...], BeforeValidator(rules.split), rules.each(rules.reply_target)
+    ] = Field(
         (),
         description="Comma-separated globs `queue/task` that replies may be sent to. Empty: "
         "submissions with `reply_task` are refused. `harvester.*` tasks never may.",
         examples=["orders/shop.tasks.*"],
     )
-    webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
+    webhook_secret: Annotated[SecretStr, AfterValidator(rules.webhook_secrets)] | None = Field(
         None,
         description="Key that webhooks are signed with: `whsec_` and 24 to 64 bytes in base64. "
         "Several, separated by spaces, all sign: so one can be replaced. Without it tasks with a "
@@ -519,7 +264,10 @@ class Settings(BaseSettings):
         examples=["whsec_$(openssl rand -base64 32)"],
     )
     webhook_hosts: Annotated[
-        tuple[str, ...], BeforeValidator(_split), _each(_host_glob), AfterValidator(_some)
+        tuple[str, ...],
+        BeforeValidator(rules.split),
+        rules.each(rules.host_glob),
+        AfterValidator(rules.some),
     ] = Field(
         ("*",),
         description="Comma-separated globs of hosts that webhooks may go to. A `callback_url` to "
@@ -531,22 +279,22 @@ class Settings(BaseSettings):
         description="As `HARVESTER_SOURCE_ALLOW_PRIVATE`, for callback URLs.",
         examples=["hooks.internal,10.0.0.0/8"],
     )
-    web_token: Annotated[SecretStr, AfterValidator(_web_token)] | None = Field(
+    web_token: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
         None,
         description="Bearer token of `harvester web`: 16 to 512 printable characters. Without it "
         "the server listens on loopback only.",
         examples=["$(openssl rand -hex 24)"],
     )
-    web_token_previous: Annotated[SecretStr, AfterValidator(_web_token)] | None = Field(
+    web_token_previous: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
         None,
         description="A second token that may do the same, while clients move from one to the "
         "other.",
     )
-    web_read_token: Annotated[SecretStr, AfterValidator(_web_token)] | None = Field(
+    web_read_token: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
         None,
         description="A token that may only read: no action, and no addresses of files.",
     )
-    namespace: Annotated[str, AfterValidator(_namespace)] = Field(
+    namespace: Annotated[str, AfterValidator(rules.namespace)] = Field(
         "harvester",
         description="First part of every Redis key and queue name, so that fleets can share a "
         "server.",
@@ -605,7 +353,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises :class:`SettingsError` with one message that lists everything that is wrong.
     """
-    values, faults = _read()
+    values, faults = read(secret_variables())
     for field in overrides:
         faults.pop(variable(field), None)
     try:
@@ -614,15 +362,8 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(_explain(exc.errors(include_url=False), faults)) from None
     if faults:
         raise SettingsError(_explain([], faults))
-    _export_aws(values)
+    export_aws(values)
     return settings
-
-
-def shut_side_doors() -> None:
-    """Have Celery see no variable that goes past the settings; to be called once they are read."""
-    for name in list(os.environ):
-        if name == "CELERY_BROKER_URL" or _PAST.fullmatch(name):
-            del os.environ[name]
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
@@ -632,22 +373,12 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
-        foreign = name.startswith(("CELERY_", "BROKER_")) and not name.startswith("CELERY_LOG_")
-        if foreign and _PAST.fullmatch(name):  # CELERY_LOG_*: Celery leaves them to its children
+        if goes_past(name):
             warnings.append(f"{name} is not a setting and is ignored")
         if name.startswith("HARVESTER_") and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             warnings.append(f"{name} is not a setting; the nearest one is {nearest}")
     return warnings
-
-
-def _export_aws(values: Mapping[str, str]) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        if name not in values:
-            del os.environ[name]
-    os.environ.update({name: text for name, text in values.items() if name.startswith("AWS_")})
-    if "AWS_REGION" in values:
-        os.environ.setdefault("AWS_DEFAULT_REGION", values["AWS_REGION"])
 
 
 def _explain(found_wrong: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:

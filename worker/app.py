@@ -24,7 +24,8 @@ from celery.utils import nodenames
 from config import log_writer
 from config import logging as log_config
 from config.celery import celery_config
-from config.settings import environment, load_settings, shut_side_doors, unknown_settings
+from config.environment import shut_side_doors
+from config.settings import environment, load_settings, unknown_settings
 from worker import broker, memory, process, wiring
 from worker.engine import Engine, Parts
 from worker.errors import RegistryUnavailable, SettingsError

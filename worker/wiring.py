@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from config.redis import RedisAddress, unfit
-from config.settings import BROKER_SCHEMES
+from config.rules import BROKER_SCHEMES
 from worker.core.layout import Layout
 from worker.core.schedule import Gaps
 from worker.core.submission import Policy

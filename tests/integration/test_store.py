@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 from botocore.credentials import RefreshableCredentials
 
-from config.settings import PUT_OPTIONS
+from config.rules import PUT_OPTIONS
 from tests.strict_store import error_document
 from tests.support import BOUND, BucketEnv
 from worker.core.services import Service

@@ -12,12 +12,12 @@ from celery.bin.celery import celery as celery_command
 from celery.bin.worker import worker as celery_worker
 from pydantic import SecretStr, ValidationError
 
+from config.environment import shut_side_doors
 from config.settings import (
     Settings,
     environment,
     load_settings,
     secret_variables,
-    shut_side_doors,
     unknown_settings,
     variable,
 )

@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from config.celery import celery_config
+from config.environment import shut_side_doors
 from config.redis import unfit
-from config.settings import BROKER_SCHEMES, shut_side_doors
+from config.rules import BROKER_SCHEMES
 from worker.cli import proxies
 from worker.cli.base import FAILED, UNREACHABLE, moment, redis_hosts, span
 from worker.core.models import NotFound, State

@@ -1,0 +1,103 @@
+"""What is set: ``.env`` under the environment, secrets read from files, Celery's own variables.
+
+Nothing here knows which settings there are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from worker.errors import SettingsError
+
+ENV_FILE = ".env"
+# Celery's command reads these too: those of its own options, and five with names of their own.
+_PAST = re.compile(
+    r"CELERY_(?!BROKER_URL(_FILE)?$).*|BROKER_URL|CONFIG_MODULE|LOADER|RESULT_BACKEND|SKIP_CHECKS"
+)
+_SECRET_BYTES = 65_536
+
+
+def read(secrets: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What is set, and for each of the ``secrets`` whose file is of no use the reason.
+
+    Empty values are left out. A secret in a file (``REDIS_URL_FILE``) gets its own name
+    (``REDIS_URL``). Raises :class:`SettingsError` if ``.env`` is there and cannot be read.
+    """
+    values: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for layer in (_dotenv(), {name: text for name, text in os.environ.items() if text.strip()}):
+        for name in secrets:
+            path = layer.pop(f"{name}_FILE", None)
+            if path is None and name not in layer:
+                continue
+            values.pop(name, None)  # this layer wins, whichever way it says it
+            faults.pop(name, None)
+            if path is None:
+                continue
+            if name in layer:
+                faults[name] = f"is set, and so is {name}_FILE; set one of them"
+                del layer[name]
+                continue
+            try:
+                layer[name] = _secret_file(Path(path.strip()))
+            except ValueError as exc:
+                faults[name] = f"{name}_FILE names {path.strip()}, which {exc}"
+        values |= layer
+    return values, faults
+
+
+def _secret_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_SECRET_BYTES + 1).decode("utf-8-sig")
+    except OSError as exc:
+        raise ValueError(f"cannot be read: {exc.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not text in UTF-8") from None
+    if len(text) > _SECRET_BYTES:
+        raise ValueError(f"is larger than {_SECRET_BYTES} bytes")
+    if not text.strip():
+        raise ValueError("is empty")
+    return text.strip()
+
+
+def _dotenv() -> dict[str, str]:
+    path = Path(ENV_FILE)
+    try:
+        if not path.is_file():
+            return {}
+        values = dotenv_values(path, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path.absolute()} cannot be read: {type(exc).__name__}") from None
+    return {name: value for name, value in values.items() if value and value.strip()}
+
+
+def shut_side_doors() -> None:
+    """Have Celery see no variable that goes past the settings; to be called once they are read."""
+    for name in list(os.environ):
+        if name == "CELERY_BROKER_URL" or _PAST.fullmatch(name):
+            del os.environ[name]
+
+
+def goes_past(name: str) -> bool:
+    """Whether Celery would read a variable past the settings.
+
+    It leaves its ``CELERY_LOG_*`` to its children: these are no mistake of an operator's.
+    """
+    foreign = name.startswith(("CELERY_", "BROKER_")) and not name.startswith("CELERY_LOG_")
+    return foreign and _PAST.fullmatch(name) is not None
+
+
+def export_aws(values: Mapping[str, str]) -> None:
+    """Give boto3, which reads its own variables, those that are set, and no others."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        if name not in values:
+            del os.environ[name]
+    os.environ.update({name: text for name, text in values.items() if name.startswith("AWS_")})
+    if "AWS_REGION" in values:
+        os.environ.setdefault("AWS_DEFAULT_REGION", values["AWS_REGION"])
