@@ -81,6 +81,11 @@ class RedisAddress:
         )
 
     @property
+    def where(self) -> str:
+        """Hosts and ports, for people."""
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """The passwords in this address, to be kept out of logs."""
         return tuple(text for text in (self.password, self.sentinel_password) if text)

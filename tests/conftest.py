@@ -73,8 +73,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_logging: Non
 @pytest.fixture
 def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine takes its time to load boto3; that is no sign of a service out of reach."""
-    for name in ("DEADLINE", "_CALL_SECONDS"):
-        monkeypatch.setattr(f"worker.cli.checks.{name}", BOUND)
+    for name in ("DEADLINE", "CALL_SECONDS"):
+        monkeypatch.setattr(f"worker.doctor.limits.{name}", BOUND)
 
 
 @pytest.fixture(scope="session")

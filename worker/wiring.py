@@ -28,6 +28,7 @@ from worker.transfer.copier import PART_BYTES, Copier
 from worker.transfer.guard import Guard
 from worker.transfer.source import Source
 from worker.transfer.store import ObjectStore
+from worker.transfer.wire import DEADLINE
 from worker.upstream.gateway import Gateway
 from worker.work.copy import CopyWork
 from worker.work.endings import Endings
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery import Celery
+    from pydantic import SecretStr
 
     from config.settings import Settings
     from worker.reach import Reach
@@ -60,7 +62,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
     upstream = upstream_session()
     gateway = make_gateway(settings, upstream, reach=registry.reach)
     files, source = make_source(settings)
-    store = ObjectStore.from_settings(settings)
+    store = make_store(settings)
     store.wire.reach = registry.reach
     copier = Copier(
         source,
@@ -154,15 +156,26 @@ def copy_slots(memory_budget: int) -> int:
     return max(1, min(COPY_SLOTS, memory_budget // PART_BYTES))
 
 
-def make_redis(settings: Settings) -> Client:
-    """A client of the Redis that holds the records."""
-    return connect(RedisAddress.parse(settings.redis_url.get_secret_value()))
+def make_store(settings: Settings) -> ObjectStore:
+    """The bucket; credentials and endpoint come from boto3's chain."""
+    return ObjectStore(
+        settings.bucket,
+        storage=settings.storage,
+        presign_endpoint=settings.presign_endpoint or "",
+        put_options=settings.put_options,
+        deadline=min(DEADLINE, 0.75 * settings.lease),
+    )
+
+
+def make_redis(url: SecretStr) -> Client:
+    """A client of the Redis at an address such as ``REDIS_URL``."""
+    return connect(RedisAddress.parse(url.get_secret_value()))
 
 
 def make_registry(settings: Settings, *, owner: str = "") -> Registry:
     """The registry alone: all that the commands need."""
     return Registry(
-        make_redis(settings),
+        make_redis(settings.redis_url),
         namespace=settings.namespace,
         lease=settings.lease,
         poll_rate=settings.poll_rate,
@@ -205,7 +218,7 @@ async def refuse_unfit_redis(settings: Settings) -> None:
     answer; a broker that does not is Celery's to await.
     """
     try:
-        fault = await redis_fault(settings) or await _refused_key(settings)
+        fault = await redis_fault(settings.redis_url) or await _refused_key(settings)
     except RegistryUnfit as error:
         raise SettingsError(f"REDIS_URL: {error}") from error
     if fault:
@@ -214,20 +227,17 @@ async def refuse_unfit_redis(settings: Settings) -> None:
     if broker == settings.redis_url or broker.get_secret_value().startswith(BROKER_SCHEMES):
         return
     try:
-        fault = await redis_fault(settings.model_copy(update={"redis_url": broker}))
+        fault = await redis_fault(broker)
     except RegistryUnavailable:
         return
     if fault:
         raise SettingsError(f"CELERY_BROKER_URL: {fault}")
 
 
-async def redis_fault(settings: Settings) -> str:
-    """Why the server of ``REDIS_URL`` cannot be used; empty if it can."""
-    registry = make_registry(settings)
-    try:
-        return unfit(await registry.info())
-    finally:
-        await registry.close()
+async def redis_fault(url: SecretStr) -> str:
+    """Why the server at an address cannot be used; empty if it can."""
+    async with make_redis(url) as redis:
+        return unfit(await redis.info())
 
 
 async def _refused_key(settings: Settings) -> str:

@@ -24,9 +24,10 @@ from tests.fleet import Fleet
 from tests.integration.test_registry import claim_one, make, submission
 from tests.store_standin import STORES, Traits, standing_in
 from tests.support import BOUND, BucketEnv
-from worker.cli import checks
 from worker.cli.main import app
 from worker.core.models import State
+from worker.doctor import examine, limits
+from worker.doctor.finding import Finding, Findings, Level
 from worker.registry import feed
 from worker.registry.records import Kind
 from worker.sandbox.servers import Valkey
@@ -662,7 +663,7 @@ def _point_everything_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_doctor_does_not_hang_with_services_that_do(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "DEADLINE", 0.3)
+    monkeypatch.setattr(limits, "DEADLINE", 0.3)
     with _stand_in(b"") as place:
         _point_everything_at(place, monkeypatch)
         result = await run("doctor", "--json")
@@ -673,20 +674,20 @@ async def test_doctor_does_not_hang_with_services_that_do(
 async def test_a_check_that_swallows_the_end_of_its_time_is_out_of_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def check() -> checks.Findings:
+    async def check() -> Findings:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
-        return [checks.Finding(name="Redis", level=checks.Level.WARNING, detail="not known")]
+        return [Finding(name="Redis", level=Level.WARNING, detail="not known")]
 
-    monkeypatch.setattr(checks, "DEADLINE", 0.05)
-    (found,) = await checks._within("Redis", "127.0.0.1:1", check())
-    assert found.level is checks.Level.UNREACHABLE
+    monkeypatch.setattr(limits, "DEADLINE", 0.05)
+    (found,) = await examine._within("Redis", "127.0.0.1:1", check())
+    assert found.level is Level.UNREACHABLE
 
 
 async def test_doctor_survives_services_that_talk_nonsense(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "DEADLINE", 1.0)
+    monkeypatch.setattr(limits, "DEADLINE", 1.0)
     with _stand_in(b"220 mail.example.com\r\n") as place:
         _point_everything_at(place, monkeypatch)
         result = await run("doctor", "--json")

@@ -13,7 +13,8 @@ import pytest
 
 from config.settings import load_settings
 from tests.support import BOUND
-from worker.cli.checks import Level, examine
+from worker.doctor.examine import examine
+from worker.doctor.finding import Level
 from worker.errors import SettingsError
 from worker.sandbox.servers import Valkey
 from worker.wiring import refuse_unfit_redis

@@ -15,7 +15,8 @@ from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.rabbitmq import INSTALLED, RabbitMQ
 from tests.support import BucketEnv, eventually, needs
-from worker.cli.checks import Level, examine
+from worker.doctor.examine import examine
+from worker.doctor.finding import Level
 from worker.sandbox.simulator import Simulator
 
 pytestmark = [

@@ -75,7 +75,7 @@ def settings(url: str) -> Settings:
 
 
 async def test_registry_client_reads_and_writes(url: str) -> None:
-    async with make_redis(settings(url)) as client:
+    async with make_redis(settings(url).redis_url) as client:
         await client.set("greeting", "grüß dich")
         assert await client.get("greeting") == "grüß dich"
         info = await client.client_info()
@@ -97,7 +97,7 @@ async def test_a_submission_that_is_not_utf8_is_refused_alone(url: str, namespac
 
 async def test_registry_client_comes_back_after_the_server_was_killed(tmp_path: Path) -> None:
     with Valkey(tmp_path) as server:
-        async with make_redis(settings(server.url)) as client:
+        async with make_redis(settings(server.url).redis_url) as client:
             await client.ping()
             server.kill()
             with pytest.raises(RegistryUnavailable):
@@ -129,7 +129,7 @@ async def test_an_unacknowledged_message_waits_under_the_namespace(
     given = settings(primary.url).model_copy(update={"namespace": namespace})
     app = Celery("test", set_as_current=False)
     app.config_from_object(celery_config(given))
-    async with make_redis(given) as client:
+    async with make_redis(given.redis_url) as client:
         with app.connection_for_write() as connection:
             app.send_task("harvester.submit", args=["t1"], connection=connection)
             assert await client.llen(namespace) == 1
@@ -163,7 +163,7 @@ async def test_a_message_goes_back_into_the_queue_that_it_came_from(
     """Whatever way its sender named: given back, put back at the end, or left by a dead worker."""
     given = settings(primary.url).model_copy(update={"namespace": namespace})
     config = celery_config(given)
-    async with make_redis(given) as client:
+    async with make_redis(given.redis_url) as client:
         for name in ("one", "two", "three"):
             await client.lpush(namespace, json.dumps(raw(name)))
         connection = Connection(

@@ -25,7 +25,8 @@ from config.settings import Settings, load_settings
 from tests.faults.tcp_proxy import TcpProxy
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BucketEnv, needs
-from worker.cli.checks import Level, examine
+from worker.doctor.examine import examine
+from worker.doctor.finding import Level
 from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
@@ -125,7 +126,7 @@ def settings(url: str) -> Settings:
 
 async def refuses(url: str) -> None:
     """Neither the registry nor the broker connects."""
-    async with make_redis(settings(url)) as client:
+    async with make_redis(settings(url).redis_url) as client:
         with pytest.raises(RegistryUnavailable) as refused:
             await client.ping()
     assert "certificate" in str(refused.value.__cause__)
@@ -164,7 +165,7 @@ async def test_the_whole_job_over_tls(
     chosen = load_settings()
     ids = [simulator.submit({"simulate": {"images": ["png"]}}) for _ in range(4)]
     redis: Redis
-    async with make_redis(chosen) as redis, Fleet(given, tmp_path, size=1):
+    async with make_redis(chosen.redis_url) as redis, Fleet(given, tmp_path, size=1):
         await send(chosen, *ids)
         await all_final(redis, namespace, ids)
         found = {finding.name: finding for finding in await examine(chosen)}

@@ -16,7 +16,8 @@ from config.celery import celery_config
 from config.settings import load_settings
 from tests.fleet import Fleet, all_final, environ, verify
 from tests.support import BucketEnv, eventually
-from worker.cli.checks import Level, examine
+from worker.doctor.examine import examine
+from worker.doctor.finding import Level
 from worker.errors import RegistryUnavailable
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
@@ -109,7 +110,7 @@ async def test_a_failover_loses_nothing(
     for name, text in given.items():
         monkeypatch.setenv(name, text)
     settings = load_settings()
-    redis = make_redis(settings)  # as the fleet reaches it
+    redis = make_redis(settings.redis_url)  # as the fleet reaches it
 
     async def hand_in(ids: list[str]) -> None:
         for task_id in ids:

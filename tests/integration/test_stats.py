@@ -17,11 +17,12 @@ from rich.console import Console
 from tests.fleet import idle_environ
 from tests.integration.test_registry import claim_one, make, submission
 from tests.support import BOUND, ROOT
-from worker.cli.checks import Level, _rate
 from worker.cli.stats import draw, sparkline
 from worker.core.durations import Durations, Histogram, Lesson, bucket
 from worker.core.models import State
 from worker.core.services import Outlook, Service
+from worker.doctor.finding import Level
+from worker.doctor.fleet import rate
 from worker.registry.records import Kind
 from worker.registry.registry import Registry
 from worker.registry.stats import Stats, read_stats
@@ -115,16 +116,16 @@ async def test_a_rate_that_is_too_low_is_warned_of(registry: Registry) -> None:
     def waiting(count: int, **changes: Any) -> Stats:
         return replace(quiet, states=quiet.states | {"waiting": count}, **changes)
 
-    assert _rate(waiting(1200)).level is Level.GOOD
-    assert _rate(waiting(1300)).level is Level.WARNING
-    assert _rate(waiting(1000, url_life_left=60)).level is Level.GOOD
-    assert _rate(waiting(1000, url_life_left=40)).level is Level.WARNING
+    assert rate(waiting(1200)).level is Level.GOOD
+    assert rate(waiting(1300)).level is Level.WARNING
+    assert rate(waiting(1000, url_life_left=60)).level is Level.GOOD
+    assert rate(waiting(1000, url_life_left=40)).level is Level.WARNING
     empty = Histogram({})
     few = Durations(total=Histogram({bucket(30): 19}), queued=empty, running=empty)
-    assert _rate(waiting(1000, durations={"clip": few})).level is Level.GOOD
+    assert rate(waiting(1000, durations={"clip": few})).level is Level.GOOD
     known = Durations(total=Histogram({bucket(30): 20}), queued=empty, running=empty)
     hasty = waiting(1000, durations={"clip": known})
-    assert "half of the tasks labelled clip take less than 3" in _rate(hasty).detail
+    assert "half of the tasks labelled clip take less than 3" in rate(hasty).detail
     shown = StringIO()
     Console(width=100, file=shown).print(draw(hasty))
     assert "labelled clip" in shown.getvalue()
@@ -133,9 +134,9 @@ async def test_a_rate_that_is_too_low_is_warned_of(registry: Registry) -> None:
 async def test_no_rate_is_blamed_for_an_upstream_that_does_not_answer(registry: Registry) -> None:
     quiet = await read_stats(registry)
     busy = replace(quiet, rate=20, states=quiet.states | {"waiting": 10_000})
-    assert _rate(busy).level is Level.WARNING  # nothing was asked yet
+    assert rate(busy).level is Level.WARNING  # nothing was asked yet
     asked = replace(busy, calls=100)
-    assert _rate(asked).level is Level.GOOD
+    assert rate(asked).level is Level.GOOD
 
     def heard(seconds: int, service: Service = Service.UPSTREAM, **outage: Any) -> Stats:
         last = asked.at - seconds * 1000
@@ -143,11 +144,11 @@ async def test_no_rate_is_blamed_for_an_upstream_that_does_not_answer(registry: 
         changed = Outlook(service=service, last_success=last, **outage)
         return replace(asked, services={Service.UPSTREAM: upstream, service: changed})
 
-    assert _rate(heard(59)).level is Level.WARNING
-    assert _rate(heard(61)).level is Level.GOOD
-    assert _rate(heard(1, since=asked.at, trouble="the key is refused")).level is Level.GOOD
+    assert rate(heard(59)).level is Level.WARNING
+    assert rate(heard(61)).level is Level.GOOD
+    assert rate(heard(1, since=asked.at, trouble="the key is refused")).level is Level.GOOD
     store = heard(1, Service.STORE, since=asked.at, trouble="the key is refused")
-    assert _rate(store).level is Level.WARNING
+    assert rate(store).level is Level.WARNING
     await registry.redis.hset(registry.key("services"), "upstream", await registry.now() - 90_000)
     found = await read_stats(registry)
     assert found.services[Service.UPSTREAM].last_success <= found.at - 90_000  # type: ignore[operator]

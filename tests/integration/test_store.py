@@ -30,6 +30,7 @@ from worker.transfer.objects import Outcome, Upload, composite_checksum
 from worker.transfer.probe import probe
 from worker.transfer.signer import make_signer
 from worker.transfer.store import ObjectStore
+from worker.wiring import make_store
 
 MIB = 1024 * 1024
 
@@ -253,7 +254,7 @@ async def test_settings_make_a_store(environ: BucketEnv, prefix: str) -> None:
         put_options={"CacheControl": "no-store"},
         lease=60.0,
     )
-    store = ObjectStore.from_settings(settings)
+    store = make_store(settings)
     await store.put_document(f"{prefix}a.json", b"{}", task_id="t")
     await store.close()
     seen = environ.client.head_object(Bucket=environ.bucket, Key=f"{prefix}a.json")

@@ -32,7 +32,7 @@ from worker.sandbox.simulator import Simulator
 from worker.telling.webhook import Webhook
 from worker.transfer.copier import CopyJob
 from worker.transfer.guard import Guard
-from worker.transfer.store import ObjectStore, Upload
+from worker.transfer.store import Upload
 from worker.upstream.gateway import Gateway
 
 MARK = "PLANTED"
@@ -397,7 +397,7 @@ async def test_no_repr_holds_a_secret(
         monkeypatch.setenv(name, value)
     settings = load_settings()
     address = RedisAddress.parse(settings.redis_url.get_secret_value())
-    store = ObjectStore.from_settings(settings)
+    store = wiring.make_store(settings)
     registry = wiring.make_registry(settings)
     app = Celery("harvester")
     app.conf.update(celery_config(settings))
@@ -407,7 +407,7 @@ async def test_no_repr_holds_a_secret(
         signer = await store.wire.ready()
         things: list[object] = [
             settings, address, store, store.wire, signer, registry, registry.redis, app,
-            wiring.make_redis(settings),
+            wiring.make_redis(settings.redis_url),
             app.conf.humanize(with_defaults=False), app.connection_for_read(),
             signer.sign("get_object", {"Bucket": "b", "Key": "k"}),
             Gateway(session, endpoint=f"https://u:{MARK}@h?a={MARK}", app_key="k",

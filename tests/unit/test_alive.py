@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support import ROOT
-from worker.cli import checks
 from worker.core.models import State
+from worker.doctor.finding import Level
+from worker.doctor.fleet import ticking
 from worker.registry.records import ALIVE, Kind, Overview
 from worker.web import metrics
 from worker.web.app import glance
@@ -45,13 +46,13 @@ def test_all_agree_which_workers_are_alive(workers: dict[str, int], alive: list[
     assert seen.alive == alive
     assert [w["name"] for w in glance(seen)["workers"] if w["alive"]] == alive
     assert f"harvester_workers {len(alive)}.0" in metrics.exposition(seen).decode()
-    finding = checks._ticking(seen)
+    finding = ticking(seen)
     if alive:
-        assert finding.level is checks.Level.GOOD
+        assert finding.level is Level.GOOD
         assert finding.detail.startswith(f"{len(alive)} alive")
         assert ("silent" in finding.detail) == (len(workers) > len(alive))
     else:
-        assert finding.level is checks.Level.WARNING
+        assert finding.level is Level.WARNING
         assert "Start one" in finding.remedy
 
 

@@ -145,7 +145,7 @@ def test_passwords_are_not_in_an_address_repr() -> None:
 
 
 async def test_registry_client_over_tls_checks_certificates() -> None:
-    async with make_redis(settings(redis_url="rediss://u:p@h:1/2")) as client:
+    async with make_redis(settings(redis_url="rediss://u:p@h:1/2").redis_url) as client:
         made = client.connection_pool.make_connection()
     assert (made.host, made.port, made.db) == ("h", 1, 2)
     assert made.cert_reqs == ssl.CERT_REQUIRED

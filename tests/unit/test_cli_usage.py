@@ -15,10 +15,12 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from worker.cli import base, checks, filters, show, tasks
-from worker.cli.checks import Finding, Level
+from worker.cli import base, filters, findings, show, tasks
 from worker.cli.main import app
-from worker.core import manifest
+from worker.core import figures, manifest
+from worker.doctor import broker, examine, limits
+from worker.doctor import redis as redis_check
+from worker.doctor.finding import Finding, Level, clock, document
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "cli.md").read_text()
@@ -195,18 +197,18 @@ def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
      (7260, "2 h 1 min"), (3605, "1 h"), (90_000, "1 d 1 h")],
 )  # fmt: skip
 def test_span(seconds: float, text: str) -> None:
-    assert base.span(seconds) == text
+    assert figures.span(seconds) == text
 
 
 def test_ago_is_rough() -> None:
-    assert base.ago(0, 7_265_000) == "2 h ago"
+    assert figures.ago(0, 7_265_000) == "2 h ago"
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
 )
 def test_size(count: int, text: str) -> None:
-    assert base.size(count) == text
+    assert figures.size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -268,26 +270,26 @@ def test_json_keeps_every_digit() -> None:
 )
 def test_exit_code_of_doctor(levels: list[Level], code: int) -> None:
     found = [Finding(name="n", level=level, detail="d") for level in levels]
-    assert checks.exit_code(found) == code
-    assert checks.document(found)["ok"] == (code == 0)
+    assert findings.exit_code(found) == code
+    assert document(found)["ok"] == (code == 0)
 
 
 @pytest.mark.parametrize(
     ("finding", "level"),
     [
-        (checks._version({"redis_version": "7.2.4", "valkey_version": "9.1.2"}), Level.GOOD),
-        (checks._version({"redis_version": "6.2.0"}), Level.GOOD),
-        (checks._version({"redis_version": "6.0.16"}), Level.WRONG),
-        (checks._eviction({"maxmemory_policy": "noeviction"}), Level.GOOD),
-        (checks._eviction({"maxmemory_policy": "volatile-lru"}), Level.GOOD),
-        (checks._eviction({"maxmemory_policy": "allkeys-lfu"}), Level.WRONG),
-        (checks._persistence({"aof_enabled": 1}, ""), Level.GOOD),
-        (checks._persistence({"aof_enabled": 0}, ""), Level.WARNING),
-        (checks._persistence({"aof_enabled": 0}, "3600 1"), Level.WARNING),
-        (checks._persistence({"aof_enabled": 0}, None), Level.WARNING),
-        (checks._clock("c", 59, "its"), Level.GOOD),
-        (checks._clock("c", -61, "its"), Level.WARNING),
-        (checks._clock("c", 901, "its"), Level.WRONG),
+        (redis_check._version({"redis_version": "7.2.4", "valkey_version": "9.1.2"}), Level.GOOD),
+        (redis_check._version({"redis_version": "6.2.0"}), Level.GOOD),
+        (redis_check._version({"redis_version": "6.0.16"}), Level.WRONG),
+        (redis_check._eviction({"maxmemory_policy": "noeviction"}), Level.GOOD),
+        (redis_check._eviction({"maxmemory_policy": "volatile-lru"}), Level.GOOD),
+        (redis_check._eviction({"maxmemory_policy": "allkeys-lfu"}), Level.WRONG),
+        (redis_check._persistence({"aof_enabled": 1}, ""), Level.GOOD),
+        (redis_check._persistence({"aof_enabled": 0}, ""), Level.WARNING),
+        (redis_check._persistence({"aof_enabled": 0}, "3600 1"), Level.WARNING),
+        (redis_check._persistence({"aof_enabled": 0}, None), Level.WARNING),
+        (clock("c", 59, "its"), Level.GOOD),
+        (clock("c", -61, "its"), Level.WARNING),
+        (clock("c", 901, "its"), Level.WRONG),
     ],
 )
 def test_judgements_of_doctor(finding: Finding, level: Level) -> None:
@@ -296,9 +298,9 @@ def test_judgements_of_doctor(finding: Finding, level: Level) -> None:
 
 
 def test_doctor_says_which_way_a_clock_is_off() -> None:
-    assert "120 s" not in checks._clock("c", 120, "Redis's").detail
-    assert checks._clock("c", 120, "Redis's").detail.endswith("2 min behind Redis's")
-    assert checks._clock("c", -120, "Redis's").detail.endswith("2 min ahead of Redis's")
+    assert "120 s" not in clock("c", 120, "Redis's").detail
+    assert clock("c", 120, "Redis's").detail.endswith("2 min behind Redis's")
+    assert clock("c", -120, "Redis's").detail.endswith("2 min ahead of Redis's")
 
 
 def test_doctors_report_fits_80_columns() -> None:
@@ -307,7 +309,7 @@ def test_doctors_report_fits_80_columns() -> None:
         Finding(name="Bucket", level=Level.WRONG, detail="x", remedy="do this " * 20),
     ]
     out = io.StringIO()
-    checks.show(Console(file=out, width=80), found)
+    findings.print_findings(Console(file=out, width=80), found)
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[-1] == "1 problem"
@@ -316,8 +318,8 @@ def test_doctors_report_fits_80_columns() -> None:
 async def test_a_check_that_hangs_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    monkeypatch.setattr(checks, "DEADLINE", 0.01)
-    (finding,) = await checks._within("Bucket", "s3://media", asyncio.sleep(3600, []))
+    monkeypatch.setattr(limits, "DEADLINE", 0.01)
+    (finding,) = await examine._within("Bucket", "s3://media", asyncio.sleep(3600, []))
     assert finding.level is Level.UNREACHABLE
     assert finding.remedy
     assert "s3://media" in finding.detail
@@ -335,7 +337,7 @@ async def test_blocking_work_that_hangs_keeps_nobody() -> None:
     try:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await checks._in_thread(hang)
+                await broker._in_thread(hang)
     finally:
         released.set()
 

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from config.settings import Settings
 from tests.support import BOUND
-from worker.cli import checks, proxies
-from worker.cli.checks import Level, examine
+from worker.doctor import limits, proxies
+from worker.doctor.examine import examine
+from worker.doctor.finding import Level
 from worker.http import make_client, make_session
 
 PASSWORD = "tr0ub4dor-and-3"
@@ -31,7 +32,7 @@ async def test_each_timeout_names_the_host_and_unused_proxies(
     redis, other, upstream, store = (
         f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers
     )
-    monkeypatch.setattr(checks, "DEADLINE", 1.0)
+    monkeypatch.setattr(limits, "DEADLINE", 1.0)
     for name, value in {
         "AWS_ENDPOINT_URL_S3": f"http://{store}",
         "AWS_ACCESS_KEY_ID": "access",

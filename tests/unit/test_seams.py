@@ -611,7 +611,7 @@ def settings() -> Settings:
 async def keeping() -> AsyncIterator[dict[str, Callable[[], Call]]]:
     """Each way in which the registry asks Redis, and the look at it before a worker starts."""
     registry = Registry(
-        make_redis(settings()),
+        make_redis(settings().redis_url),
         namespace="n",
         lease=60,
         poll_rate=1,

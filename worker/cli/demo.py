@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from worker.cli.base import STATE_STYLES, console, program, size, span
+from worker.cli.base import STATE_STYLES, console, program
 from worker.cli.show import bar, plain_table
+from worker.core.figures import size, span
 from worker.errors import HarvesterError
 from worker.sandbox.demo import JOBS, WORKERS, Demo
 

@@ -17,8 +17,8 @@ from worker.cli.base import FAILED, complain, console, print_json, registry, set
 
 if TYPE_CHECKING:
     from config.settings import Settings
-    from worker.cli.checks import Finding
     from worker.core.samples import Reply
+    from worker.doctor.finding import Finding
     from worker.work.rebuild import Rebuilt
 
 
@@ -74,12 +74,11 @@ def rebuild(
 
 
 async def _rebuild(chosen: Settings) -> Rebuilt:
-    from worker.transfer.store import ObjectStore
-    from worker.wiring import make_layout
+    from worker.wiring import make_layout, make_store
     from worker.work.manifests import Manifests
     from worker.work.rebuild import rebuild as restore_all
 
-    store = ObjectStore.from_settings(chosen)
+    store = make_store(chosen)
     try:
         async with registry(chosen) as fleet:
             with console(stderr=True).status("") as line:
@@ -116,7 +115,9 @@ def doctor(
     Exit code 0 if all is well (warnings allowed), 3 if a service is out of reach, 1 if something
     else is wrong.
     """
-    from worker.cli.checks import document, examine, exit_code, show
+    from worker.cli.findings import exit_code, print_findings
+    from worker.doctor.examine import examine
+    from worker.doctor.finding import document
 
     if task is None and save is not None:
         raise typer.BadParameter("goes with --task", param_hint="--save")
@@ -128,7 +129,7 @@ def doctor(
     if as_json:
         print_json(document(findings))
     else:
-        show(console(), findings)
+        print_findings(console(), findings)
     if save is not None and reply is not None:
         _save_reply(settings(), reply, save)
     raise typer.Exit(exit_code(findings))
@@ -137,8 +138,8 @@ def doctor(
 def _examine_reply(
     chosen: Settings, task_id: str, path: Path | None
 ) -> tuple[list[Finding], Reply | None]:
-    from worker.cli.reply import examine_reply
     from worker.core.submission import TASK_ID
+    from worker.doctor.reply import examine_reply
 
     if not TASK_ID.fullmatch(task_id):
         raise typer.BadParameter("not a task id", param_hint="--task")
@@ -148,7 +149,7 @@ def _examine_reply(
 
 
 def _save_reply(chosen: Settings, reply: Reply, path: Path) -> None:
-    from worker.cli.reply import save
+    from worker.doctor.reply import save
 
     try:
         save(reply, path, [chosen.speedpix_app_key, chosen.speedpix_app_secret.get_secret_value()])

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli.base import STATE_STYLES, ago, console, moment, size, span
+from worker.cli.base import STATE_STYLES, console
 from worker.core import jsontext
+from worker.core.figures import ago, moment, size, span
 from worker.core.models import State
 from worker.core.redact import one_line
 

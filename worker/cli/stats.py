@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cancelling import heed
-from worker.cli.base import (
-    STATE_STYLES,
-    console,
-    moment,
-    print_json,
-    print_json_line,
-    registry,
-    settings,
-    span,
-)
+from worker.cli.base import STATE_STYLES, console, print_json, print_json_line, registry, settings
+from worker.core.figures import moment, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,18 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.base import (
-    FAILED,
-    complain,
-    console,
-    print_json,
-    registry,
-    settings,
-    span,
-)
+from worker.cli.base import FAILED, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered, read_ids, say_bound
 from worker.cli.show import FEW, Report, last_time, refused_table, show, tasks_table
 from worker.core import jsontext, manifest
+from worker.core.figures import span
 from worker.core.models import FINAL_STATES, Priority, Reason, State
 from worker.errors import RegistryUnavailable, RegistryUnconfirmed
 from worker.registry import selection
@@ -450,9 +443,10 @@ def url(
 async def _presign(
     chosen: Settings, files: Sequence[Mapping[str, Any]], expires: int
 ) -> list[dict[str, str]]:
-    from worker.transfer.store import ObjectStore
 
-    store = ObjectStore.from_settings(chosen)
+    from worker.wiring import make_store
+
+    store = make_store(chosen)
     try:
         return await store.presign_files(files, expires=expires)
     finally:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import simplejson
 import typer
 
-from worker.cli.base import FAILED, complain, console, moment, print_json, registry, settings, size
+from worker.cli.base import FAILED, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered, parse_since, say_bound
 from worker.cli.show import FEW
 from worker.cli.tasks import passing
 from worker.core import manifest
+from worker.core.figures import moment, size
 from worker.core.models import FINAL_STATES, State
 
 if TYPE_CHECKING:
@@ -180,12 +181,11 @@ def verify(
 
 
 async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) -> Verified:
-    from worker.transfer.store import ObjectStore
-    from worker.wiring import make_layout
+    from worker.wiring import make_layout, make_store
     from worker.work import verify as work
     from worker.work.manifests import Manifests
 
-    store = ObjectStore.from_settings(chosen)
+    store = make_store(chosen)
     manifests = Manifests(store, make_layout(chosen))
 
     async def ids() -> AsyncIterator[str]:

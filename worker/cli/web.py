@@ -40,11 +40,10 @@ def web(
 
 def make(chosen: Settings, host: str) -> Any:
     """The application for these settings; ``SettingsError`` if it would be open to everybody."""
-    from worker.transfer.store import ObjectStore
     from worker.web.access import Tokens, is_loopback
     from worker.web.app import make_app
     from worker.web.desk import Desk
-    from worker.wiring import make_layout, make_policy, make_registry
+    from worker.wiring import make_layout, make_policy, make_registry, make_store
 
     full = (chosen.web_token, chosen.web_token_previous)
     tokens = Tokens(
@@ -65,7 +64,7 @@ def make(chosen: Settings, host: str) -> Any:
     def open_desk() -> Desk:
         return Desk(
             registry=make_registry(chosen),
-            store=ObjectStore.from_settings(chosen),
+            store=make_store(chosen),
             policy=make_policy(chosen),
             probe_key=make_layout(chosen).manifest_key("-readiness"),  # no id begins so,
         )

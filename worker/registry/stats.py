@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from worker.core.durations import Durations, Histogram
     from worker.core.services import Host, Outlook
-    from worker.registry.records import Line
+    from worker.registry.records import Line, Overview
     from worker.registry.registry import Registry
 
 SAMPLE = 500
@@ -139,9 +139,12 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
     return out
 
 
-async def read_stats(registry: Registry) -> Stats:
-    """Read them. Costs a bounded number of look-ups, however many tasks there are."""
-    fleet = await registry.overview()
+async def read_stats(registry: Registry, fleet: Overview | None = None) -> Stats:
+    """Read them. Costs a bounded number of look-ups, however many tasks there are.
+
+    ``fleet`` is an overview that was just read.
+    """
+    fleet = fleet or await registry.overview()
     labels: dict[str, Counter[str]] = {}
     for state in State:
         newest = await registry.page((state,), after=None, limit=SAMPLE)

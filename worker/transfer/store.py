@@ -12,7 +12,7 @@ import hashlib
 import re
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
@@ -34,30 +34,6 @@ if TYPE_CHECKING:
 _TRUST_SECONDS = 600.0
 _LEAST_RATE = 64 * 1024  # bytes a second that an object is read back with
 _METADATA = "x-amz-meta-"
-
-
-class StoreSettings(Protocol):
-    """The settings that a store is made from."""
-
-    @property
-    def bucket(self) -> str:
-        """Name of the bucket."""
-
-    @property
-    def storage(self) -> str:
-        """Row and columns of the table of providers."""
-
-    @property
-    def presign_endpoint(self) -> str | None:
-        """Where people reach the store, if that is not where the fleet does."""
-
-    @property
-    def put_options(self) -> Mapping[str, str]:
-        """boto3 parameters of every object."""
-
-    @property
-    def lease(self) -> float:
-        """Seconds within which a write must have ended."""
 
 
 class ObjectStore:
@@ -92,17 +68,6 @@ class ObjectStore:
         self._attempts = Attempts(self.wire)
         self._clock = clock
         self._wrote_at: dict[str, float] = {}
-
-    @classmethod
-    def from_settings(cls, settings: StoreSettings) -> ObjectStore:
-        """The store that the settings name; credentials and endpoint come from boto3's chain."""
-        return cls(
-            settings.bucket,
-            storage=settings.storage,
-            presign_endpoint=settings.presign_endpoint or "",
-            put_options=settings.put_options,
-            deadline=min(wire.DEADLINE, 0.75 * settings.lease),
-        )
 
     async def close(self) -> None:
         """Close all connections."""

@@ -7,12 +7,13 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from worker.cli.base import moment, size, span
-from worker.cli.checks import DEADLINE, Finding, Level
 from worker.core import finding, jsontext, samples
+from worker.core.figures import moment, size, span
 from worker.core.models import Doubtful, NotFound
 from worker.core.redact import one_line, strip_query
 from worker.core.services import REMEDIES
+from worker.doctor import limits
+from worker.doctor.finding import Finding, Level
 from worker.errors import (
     SourceError,
     SourceGone,
@@ -48,7 +49,7 @@ async def examine_reply(settings: Settings, task_id: str) -> tuple[list[Finding]
     async with upstream_session() as session:
         began = loop.time()
         try:
-            reply = await make_gateway(settings, session, timeout=DEADLINE).fetch(task_id)
+            reply = await make_gateway(settings, session, timeout=limits.DEADLINE).fetch(task_id)
         except UpstreamUnavailable as error:
             remedy = "Check SPEEDPIX_ENDPOINT and the network."
             detail = one_line(f"{where}: {error}")
@@ -158,10 +159,10 @@ async def _file(source: Source, planned: PlannedFile, url: str) -> Finding:
         return Finding(name="File", level=Level.WRONG, detail=one_line(detail), remedy=_HELP)
     detail = f"{named}: {strip_query(url)}, {_life(url)}"
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(limits.DEADLINE):
             head = await _head(source, url)
     except (SourceError, TimeoutError) as error:
-        why = str(error) or f"no bytes within {DEADLINE:.0f} s"
+        why = str(error) or f"no bytes within {limits.DEADLINE:.0f} s"
         remedy = _FILE_REMEDIES.get(type(error), "The fleet tries such a file again.")
         return Finding(
             name="File", level=Level.WRONG, detail=one_line(f"{detail}; {why}"), remedy=remedy

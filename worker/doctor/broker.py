@@ -1,0 +1,103 @@
+"""Whether Celery's broker can be reached and used."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from celery import Celery
+
+from config.celery import celery_config
+from config.environment import shut_side_doors
+from config.rules import BROKER_SCHEMES
+from worker.core.redact import one_line
+from worker.doctor import limits, redis
+from worker.doctor.finding import Finding, Level
+from worker.errors import RegistryUnavailable, RegistryUnfit
+from worker.registry.client import outage
+from worker.wiring import redis_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from config.settings import Settings
+    from worker.doctor.finding import Findings
+
+
+async def check(settings: Settings) -> Findings:
+    """Connect once, as a producer does."""
+    same = settings.celery_broker_url == settings.redis_url
+    variable = "REDIS_URL" if same else "CELERY_BROKER_URL"
+    shut_side_doors()
+    problem = await _in_thread(lambda: _reach_broker(settings))
+    if problem is None:
+        if same:
+            return [Finding(name="Broker", detail="the same Redis")]
+        broker = settings.celery_broker_url
+        if not broker.get_secret_value().startswith(BROKER_SCHEMES):
+            try:
+                fault = await redis_fault(broker)
+            except RegistryUnavailable:  # its user may not ask; it has answered
+                fault = ""
+            if fault:
+                detail, _, remedy = fault.partition(". ")
+                return [Finding(name="Broker", level=Level.WRONG, detail=detail, remedy=remedy)]
+        return [Finding(name="Broker", detail="answers")]
+    # of Redis and of RabbitMQ; kombu wraps them in an error of its own
+    causes = [cause for cause in (problem, problem.__cause__) if isinstance(cause, Exception)]
+    refused = any(
+        type(cause).__name__ == "AccessRefused" or isinstance(outage(cause), RegistryUnfit)
+        for cause in causes
+    )
+    return [
+        Finding(
+            name="Broker",
+            level=Level.WRONG if refused else Level.UNREACHABLE,
+            detail=one_line(f"{where(settings)}: {type(problem).__name__}: {problem}", 300),
+            remedy=f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
+        )
+    ]
+
+
+def where(settings: Settings) -> str:
+    """Hosts and ports of the broker, without credentials."""
+    urls = settings.celery_broker_url.get_secret_value()
+    if not urls.startswith(BROKER_SCHEMES):
+        return redis.where(settings.celery_broker_url)
+    return ", ".join(urlsplit(url).netloc.rpartition("@")[2] for url in urls.split(";"))
+
+
+def _reach_broker(settings: Settings) -> Exception | None:
+    """Connect once; what went wrong, or ``None``."""
+    app = Celery("doctor", set_as_current=False)
+    app.conf.update(celery_config(settings))
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(
+                max_retries=1, interval_start=0, timeout=limits.CALL_SECONDS
+            )
+    except Exception as error:  # each transport has its own
+        return error
+    return None
+
+
+async def _in_thread(work: Callable[[], Exception | None]) -> Exception | None:
+    """Run blocking work on a thread that nobody waits for at exit."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Exception | None] = loop.create_future()
+
+    def settle(outcome: Exception | None) -> None:
+        if not result.done():
+            result.set_result(outcome)
+
+    def run() -> None:
+        outcome = work()
+        try:
+            loop.call_soon_threadsafe(settle, outcome)
+        except RuntimeError:
+            return  # the loop has ended: the check was over time
+
+    threading.Thread(target=run, daemon=True).start()
+    return await result

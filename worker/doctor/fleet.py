@@ -1,0 +1,84 @@
+"""Whether workers live, and what they say of the services."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from worker.core.figures import moment, span
+from worker.core.models import State
+from worker.doctor.finding import SHOWN, Finding, Level, bad
+from worker.errors import RegistryUnavailable
+from worker.registry.stats import read_stats
+
+if TYPE_CHECKING:
+    from worker.core.services import Outlook
+    from worker.doctor.finding import Findings
+    from worker.registry.records import Overview
+    from worker.registry.registry import Registry
+    from worker.registry.stats import Stats
+
+
+async def check(registry: Registry) -> Findings:
+    """Read the fleet once, and say what an operator would want to know of it."""
+    try:
+        fleet = await registry.overview()
+        stats = await read_stats(registry, fleet)
+    except RegistryUnavailable:
+        detail = "not known without Redis"
+        return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
+    found = [ticking(fleet), rate(stats)]
+    if fleet.clock_step:
+        remedy = "Have NTP slew the clock of its machine instead of stepping it."
+        found.append(bad("Redis clock", Level.WARNING, fleet.clock_step, remedy))
+    for outlook in stats.outages:
+        found.append(_outage(outlook, fleet.now))
+    for host in fleet.hosts[:SHOWN]:
+        since = span((fleet.now - host.since) / 1000)
+        detail = f"{host.host} accepts none for {since}: {host.trouble}"
+        remedy = "Each is tried for three days; ask the owner of the host."
+        found.append(bad("Webhooks", Level.WARNING, detail, remedy))
+    return found
+
+
+def rate(stats: Stats) -> Finding:
+    """Whether the rate allows each waiting task its look in time."""
+    detail = (
+        f"{stats.states[State.WAITING]:,} tasks wait; at {stats.rate:g} calls a second each is "
+        f"asked about in {stats.once_round:.0f} s"
+    )
+    if not stats.too_slow:
+        return Finding(name="Rate", detail=detail)
+    detail = "; ".join([detail, *stats.too_slow])
+    remedy = (
+        "Raise HARVESTER_POLL_RATE if the upstream allows it: tasks are seen done that much later, "
+        "and addresses of their files may die meanwhile."
+    )
+    return bad("Rate", Level.WARNING, detail, remedy)
+
+
+def _outage(outlook: Outlook, now: int) -> Finding:
+    """What the workers say of a service that does not answer them, or refuses every call."""
+    if outlook.kind:
+        detail = f"waiting for the {outlook.service}: {outlook.trouble}"
+        return bad("Circuit", Level.WRONG, detail, outlook.remedy)
+    since = outlook.since or now
+    detail = (
+        f"the fleet has no usable answer from the {outlook.service} since {moment(since)}, for "
+        f"{span((now - since) / 1000)}: {outlook.trouble}"
+    )
+    return bad("Outage", Level.WRONG, detail, outlook.remedy)
+
+
+def ticking(fleet: Overview) -> Finding:
+    """Whether any worker is alive."""
+    latest = (fleet.now - max(fleet.workers.values(), default=0)) / 1000
+    alive, silent = len(fleet.alive), len(fleet.workers) - len(fleet.alive)
+    if alive:
+        detail = f"{alive} alive, the last tick {max(0.0, latest):.1f} s ago"
+        return Finding(name="Workers", detail=detail + (f"; {silent} silent" if silent else ""))
+    if silent:
+        detail = f"none alive; the last tick was {span(latest)} ago"
+    else:
+        detail = "none is running: tasks are accepted and wait"
+    remedy = "Start one: harvester worker"
+    return Finding(name="Workers", level=Level.WARNING, detail=detail, remedy=remedy)

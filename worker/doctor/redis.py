@@ -1,0 +1,157 @@
+"""Whether Redis can hold the records, and loses none."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from config.redis import RedisAddress, unfit
+from worker.core.redact import one_line
+from worker.doctor.finding import SHOWN, Finding, Level, bad, clock, count
+from worker.errors import RegistryUnavailable, RegistryUnfit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import SecretStr
+
+    from config.settings import Settings
+    from worker.doctor.finding import Findings
+    from worker.registry.registry import Registry
+
+OLDEST_REDIS = (6, 2)
+_ASIDE = 180.0  # seconds: what is still wrong is set aside once a minute
+
+
+def where(url: SecretStr) -> str:
+    """Hosts and ports of an address, without credentials."""
+    return RedisAddress.parse(url.get_secret_value()).where
+
+
+async def check(settings: Settings, registry: Registry) -> Findings:
+    """See whether the server answers, takes writes, evicts nothing and survives a restart."""
+    place = where(settings.redis_url)
+    try:
+        asked_at = time.time()
+        now = await registry.now()
+        info = await registry.info()
+        saves = await _snapshot_rule(registry)
+    except RegistryUnfit as error:
+        remedy = "Correct REDIS_URL, or the access list of its user."
+        return [Finding(name="Redis", level=Level.WRONG, detail=f"{place}: {error}", remedy=remedy)]
+    except RegistryUnavailable as error:
+        return [
+            Finding(
+                name="Redis",
+                level=Level.UNREACHABLE,
+                detail=f"{place}: {error}",
+                remedy="Start it, or correct REDIS_URL.",
+            )
+        ]
+    if info.get("cluster_enabled") == 1:
+        detail, _, remedy = unfit(info).partition(". ")
+        return [Finding(name="Redis", level=Level.WRONG, detail=detail, remedy=remedy)]
+    return [
+        Finding(name="Redis", detail=f"{place} answers"),
+        *await _keys(registry),
+        _version(info),
+        _eviction(info),
+        _persistence(info, saves),
+        clock("Redis clock", now / 1000 - asked_at, "Redis's"),
+        *await _stream(registry),
+    ]
+
+
+async def _keys(registry: Registry) -> Findings:
+    """What is wrong with single keys of the fleet, if anything is."""
+    try:
+        unusable = await registry.check()
+        aside = await registry.set_aside(seconds=_ASIDE)
+    except RegistryUnavailable as error:
+        remedy = "Make room, or wait until Redis takes writes again."
+        return [Finding(name="Keys", level=Level.WRONG, detail=str(error), remedy=remedy)]
+    found = []
+    for key, said in list(unusable.items())[:SHOWN]:
+        remedy = "Give the user of REDIS_URL this key; docs/security.md has the access list."
+        if not said:
+            remedy = f"Find out what did, then remove the key: redis-cli DEL {key}"
+        detail = one_line(f"{key}: {said or 'something else than the fleet has written it'}", 200)
+        found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+    if aside:
+        shown = ", ".join(aside[:SHOWN])
+        detail = f"{count(len(aside), 'task')} set aside, since a key has a wrong type: {shown}"
+        remedy = (
+            "Find out what overwrites harvester:task:ID or harvester:work:ID, remove that key "
+            "and submit the id again."
+        )
+        found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+    return found
+
+
+async def _stream(registry: Registry) -> Findings:
+    """Whether the intake stream takes entries; nothing if it does."""
+    key = registry.intake.key
+    try:
+        if not await registry.intake.is_closed():
+            return []
+    except RegistryUnavailable as error:
+        detail = f"whether {key} takes entries is not known: {error}"
+        remedy = "Allow the workers' Redis user +xinfo|stream."
+        return [bad("Intake stream", Level.WARNING, detail, remedy)]
+    detail = f"{key} holds or held the highest id there is: XADD fails"
+    remedy = (
+        f"Workers make it again once it is read to its end. Without them, when empty: DEL {key}"
+    )
+    return [bad("Intake stream", Level.WRONG, detail, remedy)]
+
+
+async def _snapshot_rule(registry: Registry) -> str | None:
+    """When snapshots are made, or ``None`` if the server does not say."""
+    try:
+        found: dict[Any, Any] = await registry.redis.config_get("save")
+    except RegistryUnavailable:  # hosted servers hide their configuration
+        return None
+    saves = found.get("save")
+    return None if saves is None else str(saves)
+
+
+def _version(info: Mapping[str, Any]) -> Finding:
+    text = str(info.get("redis_version", ""))
+    server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {text}"
+    numbers = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    if numbers >= OLDEST_REDIS:
+        return Finding(name="Version", detail=server)
+    oldest = ".".join(map(str, OLDEST_REDIS))
+    return Finding(
+        name="Version",
+        level=Level.WRONG,
+        detail=server,
+        remedy=f"Redis {oldest} or newer is needed.",
+    )
+
+
+def _eviction(info: Mapping[str, Any]) -> Finding:
+    policy = str(info.get("maxmemory_policy", ""))
+    if policy.startswith("allkeys-"):
+        return Finding(
+            name="Eviction",
+            level=Level.WRONG,
+            detail=f"{policy}: a full Redis throws unfinished tasks away",
+            remedy="Set maxmemory-policy noeviction; workers do not start before.",
+        )
+    if policy.startswith("volatile-"):
+        return Finding(name="Eviction", detail=f"{policy}: may cost finished records only")
+    return Finding(name="Eviction", detail=policy or "not told by the server")
+
+
+def _persistence(info: Mapping[str, Any], saves: str | None) -> Finding:
+    if int(info.get("aof_enabled", 0)):
+        return Finding(name="Persistence", detail="append-only file")
+    remedy = "Set appendonly yes, so that a restart loses no task."
+    if saves == "":
+        detail = "none: a restart of Redis loses every task"
+    elif saves is None:
+        detail = "no append-only file; the server does not tell of snapshots"
+    else:
+        detail = f"snapshots only ({saves}): a crash loses what came after the last one"
+    return Finding(name="Persistence", level=Level.WARNING, detail=detail, remedy=remedy)
