@@ -199,7 +199,7 @@ async def test_a_repeated_claim_returns_its_first_answer(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await registry.submit([submission(f"t{n}") for n in range(10)])
-    monkeypatch.setattr("worker.registry.registry.secrets.token_hex", lambda _: "same")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "same")
     first = await claim(registry, Kind.COPY, limit=3)
     again = await claim(registry, Kind.COPY, limit=3)
     assert [job.task_id for job in again] == [job.task_id for job in first]
@@ -553,7 +553,7 @@ async def test_a_repeated_retry_opens_one_run(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await finish(registry, await waiting(registry), State.FAILED)
-    monkeypatch.setattr("worker.registry.registry.secrets.token_hex", lambda _: "same")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "same")
     assert await registry.retry("t1") == "ok"
     assert await registry.retry("t1") == "ok"
     record = await registry.record("t1")

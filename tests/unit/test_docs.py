@@ -290,8 +290,8 @@ def test_every_redis_key_is_described() -> None:
     keys: set[str] = set()
     for name in [*scripts.NAMES, "prelude"]:
         keys |= set(re.findall(r"ns \.\. ':([a-z]+)", lua(name)))
-    registry = (ROOT / "worker" / "registry" / "registry.py").read_text()
-    keys |= set(re.findall(r'self\.key\("([a-z]+)"', registry))
+    for path in (ROOT / "worker" / "registry").glob("*.py"):
+        keys |= set(re.findall(r'\bkey\("([a-z]+)"', path.read_text()))
     learning = (ROOT / "worker" / "work" / "learning.py").read_text()
     keys |= set(re.findall(r'registry\.key\("([a-z]+)"', learning))
     assert {"task", "events", "intake", "workers"} <= keys

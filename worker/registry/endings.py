@@ -10,7 +10,7 @@ from worker.core.models import State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.registry.registry import Registry
+    from worker.registry.view import View
 
 SLOTS = 60
 """As many equal spans a look is divided into; each costs one count for each final state."""
@@ -31,7 +31,7 @@ class Endings:
     counts: Mapping[State, list[int]]
 
 
-async def look(registry: Registry, minutes: int) -> Endings:
+async def look(registry: View, minutes: int) -> Endings:
     """The endings of the last ``minutes``; raises ``RegistryUnavailable``."""
     now = await registry.now()
     step = minutes * 60_000 // SLOTS

@@ -12,14 +12,14 @@ from worker.errors import RegistryUnavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from worker.registry.registry import Registry
+    from worker.registry.view import View
 
 LOOK = 0.5
 """Seconds between two looks for new entries."""
 
 
 async def follow(
-    registry: Registry, after: str, *, patience: float
+    registry: View, after: str, *, patience: float
 ) -> AsyncGenerator[list[tuple[str, dict[str, str]]] | None]:
     """Pages of entries after the entry id ``after``, oldest first, without end.
 

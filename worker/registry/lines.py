@@ -14,7 +14,7 @@ from worker.registry.records import Kind, Line
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from worker.registry.registry import Registry
+    from worker.registry.base import Base
 
 LOOKED_AT = 100
 """As many labels of each due set, those whose turn is next, are looked at."""
@@ -33,7 +33,7 @@ class Lines:
         return max((line.late for line in self.lines if line.kind is kind), default=0.0)
 
 
-async def read_lines(registry: Registry, now: int) -> Lines:
+async def read_lines(registry: Base, now: int) -> Lines:
     """Read them at ``now`` (Unix milliseconds), at a bounded cost."""
     redis, key = registry.redis, registry.key
     async with redis.pipeline(transaction=False) as pipe:

@@ -14,13 +14,13 @@ from worker.registry.records import Kind, Overview
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.registry.registry import Registry
+    from worker.registry.base import Base
 
 CIRCUITS = ("upstream", "store")
 """Those that can be open."""
 
 
-async def read_overview(registry: Registry) -> Overview:
+async def read_overview(registry: Base) -> Overview:
     """Read it; raises ``RegistryUnavailable``."""
     redis, key = registry.redis, registry.key
     now = await registry.now()
@@ -63,7 +63,7 @@ async def read_overview(registry: Registry) -> Overview:
         workers=workers,
         counters=counters,
         rate=registry.poll_rate,
-        rate_factor=await registry.rate(now) / registry.poll_rate,
+        rate_factor=await _rate(registry, now) / registry.poll_rate,
         circuits=circuits,
         clock=next(answers),
         lines=lines.lines,
@@ -74,8 +74,17 @@ async def read_overview(registry: Registry) -> Overview:
     )
 
 
+async def _rate(registry: Base, now: int) -> float:
+    """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""
+    factor, at = await registry.redis.hmget(registry.key("rate"), "factor", "at")
+    if not factor or not at:
+        return registry.poll_rate
+    # as the scripts do: it comes back by a sixtieth a second
+    return registry.poll_rate * min(1.0, float(factor) + max(0, now - int(at)) / 60_000)
+
+
 async def _services(
-    registry: Registry,
+    registry: Base,
     now: int,
     fields: Mapping[str, str],
     circuits: Mapping[str, Mapping[str, str]],
@@ -85,7 +94,7 @@ async def _services(
     return found
 
 
-async def _redis(registry: Registry, now: int, written_at: int | None) -> Outlook:
+async def _redis(registry: Base, now: int, written_at: int | None) -> Outlook:
     """Whether Redis takes writes, by one; ``written_at`` is when a worker wrote last."""
     try:
         await registry.redis.set(registry.key("said", "writes"), "1", px=60_000)

@@ -33,6 +33,12 @@ class Kind(StrEnum):
     TELL = "tell"
 
 
+CIRCUIT_OF = {
+    Kind.POLL: "upstream", Kind.COPY: "store", Kind.FETCH: "store", Kind.TELL: "tell",
+}  # fmt: skip
+"""The circuit that work of each kind waits for while it is open."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One claimed task: the record as it stood, and the fleet's own notes beside it.

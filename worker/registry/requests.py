@@ -1,4 +1,4 @@
-"""What is asked for from outside about tasks that exist: retry, cancel, notify."""
+"""What is asked for from outside about tasks that exist: retry, cancel, notify, look."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from worker.core.filters import Action
+from worker.core.looks import Look
 from worker.errors import RegistryUnavailable
+from worker.registry.base import CHUNK
 from worker.registry.client import WRONG_TYPE
+from worker.registry.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from worker.registry.registry import Registry
-    from worker.registry.scripts import Scripts
 
-_AT_ONCE = 100
-
-
-class Requests:
-    """Carries out an action on some tasks, each by one script."""
-
-    def __init__(self, registry: Registry, scripts: Scripts, *, deadline: float) -> None:
-        self._registry = registry
-        self._scripts = scripts
-        self._deadline = round(deadline * 1000)
+class Requests(View):
+    """What people and other applications do with their tasks, each by one script."""
 
     async def ask(
         self, action: Action, task_ids: Sequence[str], *, until: int | None = None
@@ -42,13 +35,15 @@ class Requests:
         bound: tuple[int, ...] = () if until is None else (until,)
         ids = list(dict.fromkeys(task_ids))
         alone = len(ids) == 1 and until is None
-        for start in range(0, len(ids), _AT_ONCE):
-            chunk = ids[start : start + _AT_ONCE]
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
             words: list[tuple[str | int, ...]] = [()] * len(chunk)
             if action is Action.RETRY:
-                rows = await self._registry.fields(chunk, ("options",))
-                words = [(secrets.token_hex(16), self._deadline, _own(row)) for row in rows]
-            call = self._scripts.call if alone else self._scripts.call_together
+                rows = await self.fields(chunk, ("options",))
+                words = [
+                    (secrets.token_hex(16), round(self._deadline * 1000), _own(row)) for row in rows
+                ]
+            call = self.scripts.call if alone else self.scripts.call_together
             answers = await asyncio.gather(
                 *(
                     call(action, task_id, *each, *bound)
@@ -57,6 +52,27 @@ class Requests:
                 return_exceptions=not alone,
             )
             said |= {i: _answer(a) for i, a in zip(chunk, answers, strict=True)}
+        return said
+
+    async def retry(self, task_id: str) -> str:
+        """Open a new run of a failed or partial task: ``ok``, ``unknown`` or its state."""
+        return (await self.ask(Action.RETRY, [task_id]))[task_id]
+
+    async def cancel(self, task_id: str) -> str:
+        """Ask for a task's end: ``ok``, ``unknown`` or the final state it is in."""
+        return (await self.ask(Action.CANCEL, [task_id]))[task_id]
+
+    async def notify(self, task_id: str) -> str:
+        """Have a final task told again: ``ok``, ``unknown``, ``nobody`` or its state."""
+        return (await self.ask(Action.NOTIFY, [task_id]))[task_id]
+
+    async def look(self, task_ids: Sequence[str]) -> dict[str, Look]:
+        """Have waiting tasks asked about at once, at a quarter of the rate; what came of each."""
+        said: dict[str, Look] = {}
+        for start in range(0, len(task_ids), CHUNK):
+            chunk = task_ids[start : start + CHUNK]
+            answers = await self.scripts.call("look", self.poll_rate, self._burst, *chunk)
+            said.update(zip(chunk, map(Look, answers), strict=True))
         return said
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from worker.core.filters import Action, Filters
-    from worker.registry.registry import Registry
+    from worker.registry.view import View
 
 _STEP = 100  # records that are read at once
 _GROUPS = 50
@@ -36,7 +36,7 @@ class Found:
 
 
 async def newest(
-    registry: Registry,
+    registry: View,
     filters: Filters,
     *,
     limit: int,
@@ -77,9 +77,7 @@ async def newest(
     return found
 
 
-async def oldest(
-    registry: Registry, filters: Filters, *, size: int = 100
-) -> AsyncIterator[list[str]]:
+async def oldest(registry: View, filters: Filters, *, size: int = 100) -> AsyncIterator[list[str]]:
     """Ids of the tasks that pass, the oldest first within each state, in pages.
 
     Where only the newest tasks are read, it is those that are listed so.
@@ -105,7 +103,7 @@ async def oldest(
 
 
 async def named(
-    registry: Registry, filters: Filters, action: Action, task_ids: Sequence[str]
+    registry: View, filters: Filters, action: Action, task_ids: Sequence[str]
 ) -> tuple[list[Mapping[str, str]], Counter[str]]:
     """Those of some tasks that pass, and how many cannot be acted on, by their state.
 
@@ -122,7 +120,7 @@ async def named(
     return chosen, not_done
 
 
-async def size(registry: Registry, filters: Filters) -> int:
+async def size(registry: View, filters: Filters) -> int:
     """How many tasks there are in the states and the time that filters ask for."""
     most = "+inf" if filters.until is None else filters.until
     async with registry.redis.pipeline(transaction=False) as pipe:
@@ -148,7 +146,7 @@ class Group:
     task_ids: list[str] = field(default_factory=list)
 
 
-async def groups(registry: Registry, filters: Filters) -> tuple[list[Group], int]:
+async def groups(registry: View, filters: Filters) -> tuple[list[Group], int]:
     """The largest groups among the newest tasks that pass, and how many tasks were read."""
     found = await newest(registry, filters, limit=NEWEST, most=NEWEST)
     made: dict[tuple[str, str, str], Group] = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from worker.core.durations import Durations, Histogram
     from worker.core.services import Host, Outlook
     from worker.registry.records import Line, Overview
-    from worker.registry.registry import Registry
+    from worker.registry.view import View
 
 SAMPLE = 500
 """As many tasks of each state, the newest, are looked at for their labels."""
@@ -139,7 +139,7 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
     return out
 
 
-async def read_stats(registry: Registry, fleet: Overview | None = None) -> Stats:
+async def read_stats(registry: View, fleet: Overview | None = None) -> Stats:
     """Read them. Costs a bounded number of look-ups, however many tasks there are.
 
     ``fleet`` is an overview that was just read.

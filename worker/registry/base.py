@@ -1,0 +1,94 @@
+"""What all parts of the registry share: a client of Redis, its keys, time and scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from worker.reach import Reach
+from worker.registry.clock import Clock
+from worker.registry.intake import Stream
+from worker.registry.replicas import Replicas
+from worker.registry.scripts import Scripts
+from worker.registry.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.registry.client import Client
+
+CHUNK = 100
+"""So many tasks are read or written in one round trip."""
+
+
+def pairs(flat: Sequence[str]) -> dict[str, str]:
+    """Fields and values that follow one another, as Redis gives a hash to a script."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def flat(fields: Mapping[str, str]) -> list[str]:
+    """The other way round."""
+    return [part for pair in fields.items() for part in pair]
+
+
+class Base:
+    """A fleet's memory, as far as every part of the registry needs it.
+
+    ``lease``, ``deadline`` and ``record_ttl`` are in seconds, ``poll_rate`` in calls a second.
+    ``owner`` names the process that claims, for people to read, and ``version`` what it runs.
+    """
+
+    def __init__(
+        self,
+        redis: Client,
+        *,
+        namespace: str,
+        lease: float,
+        poll_rate: float,
+        deadline: float,
+        record_ttl: int,
+        events_maxlen: int,
+        owner: str = "",
+        version: str = "",
+        clock: Clock | None = None,
+    ) -> None:
+        self.redis = redis
+        self.namespace = namespace
+        self.lease = lease
+        self.poll_rate = poll_rate
+        # a quarter of a second's calls may be made at once, not more: the limit holds each second
+        self._burst = max(1.0, poll_rate / 4)
+        self._deadline = deadline
+        self._ttl = record_ttl * 1000
+        self._events_maxlen = events_maxlen
+        self.owner = owner
+        self.version = version
+        self.clock = clock or Clock()
+        self.tally = Tally()
+        self.reach = Reach()
+        self.scripts = Scripts(redis, namespace)
+        self.intake = Stream(redis, self.scripts, namespace)
+        self._replicas = Replicas(redis, self.key("said", "replicated"))
+
+    def key(self, *parts: str) -> str:
+        """The Redis key ``namespace:part:…``."""
+        return ":".join((self.namespace, *parts))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.redis.aclose()
+
+    async def now(self) -> int:
+        """Redis time in Unix milliseconds."""
+        begun = self.clock.begin()
+        seconds, micros = await self.redis.time()
+        now = int(seconds) * 1000 + int(micros) // 1000
+        self.clock.heard(now, begun)
+        return now
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.lease * 1000)
+
+    async def say_once(self, event: str, *, seconds: int = 60) -> bool:
+        """Whether the fleet has not said ``event`` within the last ``seconds``."""
+        return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))

@@ -1,0 +1,259 @@
+"""Claims: taken, renewed, given back, and every step that a claimed task makes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from worker.core.manifest import SCHEMA
+from worker.errors import LeaseLost
+from worker.registry.base import Base, flat, pairs
+from worker.registry.records import CIRCUIT_OF, Batch, Job, Kind, Unsaved
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.core.durations import Lesson
+    from worker.core.models import State
+
+_NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
+
+
+def _whole(text: str | int) -> int:
+    """A number as Redis keeps it; 0 if something else has written what is there."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """The jobs by the claim that they came with."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.token, []).append(job)
+    return found
+
+
+class Claims(Base):
+    """What the engine does with tasks, and the work on them through its claim."""
+
+    async def claim(
+        self,
+        kind: Kind,
+        *,
+        limit: int,
+        in_hand: int,
+        slots: int,
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> Batch:
+        """Claim up to ``limit`` due tasks for one lease; with 0, only have them wait in line.
+
+        ``shares`` are what each label has in hand here, in slots weighted by :attr:`Job.share`:
+        where no rate says whose turn is next, a free slot goes to the label with the least.
+        """
+        if self.clock.stepped:
+            return await self._repaired()
+        token = secrets.token_hex(16)
+        polling = kind is Kind.POLL
+        answer = await self.scripts.call(
+            "claim",
+            kind,
+            token,
+            limit,
+            in_hand,
+            slots,
+            self._lease_ms,
+            CIRCUIT_OF[kind],
+            self.owner,
+            self.poll_rate if polling else "",
+            self._burst if polling else "",
+            "" if (expected := self.clock.expected()) is None else expected,
+            *(word for share in shares.items() for word in share),
+        )
+        now, wait, probe, held, _, *rows = answer
+        if int(wait) < 0:
+            return await self._repaired()
+        jobs = tuple(
+            Job(
+                kind=kind,
+                task_id=task_id,
+                token=token,
+                claimed_at=int(now),
+                due_at=_whole(due_at),
+                record=pairs(record),
+                work=pairs(work),
+                probe=bool(probe),
+                behind=int(behind[0]) / 1000,
+            )
+            for task_id, record, work, due_at, *behind in rows
+            if record
+        )
+        newer = [job for job in jobs if _whole(job.record.get("schema") or SCHEMA) > SCHEMA]
+        if newer:
+            await self.release(newer, delay=_NEWER_DELAY)
+            jobs = tuple(job for job in jobs if job not in newer)
+        return Batch(
+            jobs=jobs,
+            wait=int(wait) / 1000,
+            held=int(held),
+            newer=len(newer),
+            aside=tuple(row[0] for row in rows if not row[1]),
+        )
+
+    async def _repaired(self) -> Batch:
+        """Repair what a step of Redis' clock has put out of place, before anything is claimed."""
+        await self.now()
+        by = int(await self.scripts.call("clock", self._lease_ms, self.clock.stepped))
+        self.clock.stepped = 0
+        return Batch(jobs=(), wait=0, held=0, stepped=by / 1000)
+
+    async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
+        answers: dict[str, str] = {}
+        by_token = _by_token(jobs)
+        said = await asyncio.gather(
+            *(
+                self.scripts.call_together(
+                    "renew",
+                    claimed[0].kind,
+                    token,
+                    self._lease_ms,
+                    *(j.task_id for j in claimed),
+                )
+                for token, claimed in by_token.items()
+            )
+        )
+        for claimed, each in zip(by_token.values(), said, strict=True):
+            answers.update(zip((job.task_id for job in claimed), each, strict=True))
+        return answers
+
+    async def release(
+        self,
+        jobs: Sequence[Job],
+        *,
+        delay: float = 0,
+        unsaved: Mapping[str, Unsaved] = MappingProxyType({}),
+    ) -> None:
+        """Give claims of one kind back, due again after ``delay`` seconds.
+
+        ``unsaved``, by task id, is what the work on them had come to.
+        """
+        nothing = Unsaved()
+        calls = []
+        for token, claimed in _by_token(jobs).items():
+            words: list[str | int] = []
+            for job in claimed:
+                left = unsaved.get(job.task_id, nothing)
+                notes = flat(left.notes)
+                words += [job.task_id, left.calls, left.error or "", len(notes), *notes]
+            calls.append(
+                self.scripts.call_together(
+                    "release", claimed[0].kind, token, round(delay * 1000), *words
+                )
+            )
+        await asyncio.gather(*calls)
+
+    async def save(
+        self,
+        job: Job,
+        *,
+        to: Kind,
+        delay: float = 0,
+        state: State | None = None,
+        calls: int = 0,
+        record: Mapping[str, str] | None = None,
+        work: Mapping[str, str] | None = None,
+        learned: Lesson | None = None,
+        usable: bool = False,
+        error: str | None = None,
+    ) -> None:
+        """End a claim with a step that is not final; raises :class:`LeaseLost`.
+
+        ``delay`` is in seconds and may be negative (sooner than others); a ``work`` value of ``""``
+        removes the note. ``learned`` is what a task that is done upstream
+        teaches. ``error`` is why the last try failed, empty if all is well again.
+        """
+        fields = flat(record or {})
+        if error is not None:
+            fields += ["last_error", error]
+        # what goes to be copied may carry megabytes: not with others
+        call = self.scripts.call_together if to is Kind.POLL else self.scripts.call
+        said = await call(
+            "save",
+            job.task_id,
+            job.token,
+            job.kind,
+            to,
+            round(delay * 1000),
+            state or "",
+            calls,
+            " ".join(learned.fields) if learned else "",
+            round(learned.lag * 1000) if learned else 0,
+            int(usable),
+            len(fields),
+            *fields,
+            *flat(work or {}),
+        )
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+
+    async def progress(self, job: Job, name: str = "", value: str = "") -> tuple[str, int, bool]:
+        """Note progress under a claim and renew it; raises :class:`LeaseLost`.
+
+        Returns the value that stands, Redis time in milliseconds, and whether somebody asked for
+        the task's end.
+        """
+        said, stands, now = await self.scripts.call(
+            "progress", job.task_id, job.token, self._lease_ms, name, value
+        )
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+        return stands, int(now), said == "cancel"
+
+    async def finish(
+        self,
+        job: Job,
+        *,
+        state: State,
+        reason: str,
+        finished_at: int,
+        record: Mapping[str, str],
+        calls: int = 0,
+        restored: bool = False,
+    ) -> None:
+        """End the run: record, index, event and the due entry for telling; or LeaseLost."""
+        said = await self.scripts.call(
+            "finish",
+            job.task_id,
+            job.token,
+            state,
+            reason,
+            finished_at,
+            self._ttl,
+            self._events_maxlen,
+            int(restored),
+            calls,
+            *flat(record),
+        )
+        if said == "lost":
+            raise LeaseLost(job.task_id)
+
+    async def told(
+        self, job: Job, *, told: str, settled: bool, delay: float, callbacks: int
+    ) -> None:
+        """Note what was told; raises :class:`LeaseLost`."""
+        said = await self.scripts.call(
+            "told",
+            job.task_id,
+            job.token,
+            told,
+            int(settled),
+            round(delay * 1000),
+            callbacks,
+            self._ttl,
+        )
+        if said == "lost":
+            raise LeaseLost(job.task_id)

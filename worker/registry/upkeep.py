@@ -1,0 +1,100 @@
+"""Upkeep: signs of life, what has got lost, old records, and whether Redis can be used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from worker.core.models import State
+from worker.errors import RegistryUnavailable, RegistryUnfit
+from worker.registry.base import Base, flat, pairs
+from worker.registry.client import WRONG_TYPE, outage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_RECONCILED = 500
+_RECONCILE_STEPS = 20
+
+
+class Upkeep(Base):
+    """What keeps the fleet's memory in order."""
+
+    async def tick(self, worker: str) -> None:
+        """Note that a worker lives, what it heard and counted; forget the silent, the expired."""
+        await self.now()
+        counts, heard = self.tally.take(), self.reach.take()
+        try:
+            words = [word for report in heard for word in report]
+            await self.scripts.call("heard", worker, self.version, *words)
+            heard = []
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for name, by in counts.items():
+                    pipe.hincrby(self.key("counters"), name, by)
+                await pipe.execute()
+        except RegistryUnavailable:
+            self.tally.put_back(counts)
+            self.reach.put_back(heard)
+            raise
+        if self.clock.settled:
+            await self.scripts.call("sweep", 500)
+
+    async def reconcile(self) -> int:
+        """Put tasks that stand in no due set back to work; returns how many there were.
+
+        Done by one worker of the fleet at a time, at most once a minute and for at most 10,000
+        tasks of a state; the next time goes on from there.
+        """
+        if not await self.say_once("reconcile"):
+            return 0
+        found = 0
+        for state in (State.WAITING, State.COPYING):
+            rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
+            for _ in range(_RECONCILE_STEPS):
+                looked_at, back = map(
+                    int, await self.scripts.call("reconcile", state, rank, _RECONCILED)
+                )
+                found += back
+                rank = rank + looked_at if looked_at == _RECONCILED else 0
+                if not rank:
+                    break
+            await self.redis.set(self.key("reconciled", state), rank, ex=3600)
+        return found
+
+    async def leave(self, worker: str) -> None:
+        """Forget a worker that ends."""
+        await self.redis.zrem(self.key("workers"), worker)
+
+    async def purge(self, task_id: str, finished_at: str) -> str:
+        """Remove a final task as it was read: ``ok``, ``changed``, ``telling`` or its state."""
+        said: str = await self.scripts.call("purge", task_id, finished_at)
+        return said
+
+    async def restore(self, record: Mapping[str, str]) -> bool:
+        """Write a final record back as its manifest holds it; whether there was none."""
+        return bool(await self.scripts.call("restore", record["task_id"], self._ttl, *flat(record)))
+
+    async def check(self) -> dict[str, str]:
+        """The keys that hold something else (empty text), or what Redis says if it refuses them.
+
+        Raises ``RegistryUnavailable`` if Redis takes no writes now.
+        """
+        found = pairs(await self.scripts.call("check"))
+        for key, said in found.items():
+            known = outage(ResponseError(said))
+            if WRONG_TYPE not in said and not isinstance(known, RegistryUnfit):
+                raise known or RegistryUnavailable(f"Redis answers: {said}")
+            found[key] = "" if WRONG_TYPE in said else said
+        return found
+
+    async def set_aside(self, *, seconds: float) -> list[str]:
+        """The tasks that were set aside lately, since something else has overwritten their keys."""
+        since = await self.now() - round(seconds * 1000)
+        found: Any = await self.redis.zrangebyscore(self.key("aside"), since, "+inf")
+        return list(found)
+
+    async def info(self) -> dict[str, Any]:
+        """The server's ``INFO``."""
+        found: dict[str, Any] = await self.redis.info()
+        return found

@@ -1,0 +1,217 @@
+"""Reading: records, lists and the whole fleet. Nothing here changes a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from worker.core.durations import from_fields
+from worker.core.models import State
+from worker.core.services import Service, judge
+from worker.errors import RegistryUnavailable
+from worker.registry.base import CHUNK, Base
+from worker.registry.client import each_answer
+from worker.registry.overview import CIRCUITS, read_overview
+from worker.registry.records import CIRCUIT_OF, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from worker.core.durations import Durations
+    from worker.core.services import Outlook
+    from worker.registry.records import Overview
+
+_DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be halved
+
+
+class View(Base):
+    """What the command line and the page read."""
+
+    async def record(self, task_id: str) -> dict[str, str] | None:
+        """The record of a task, or ``None``."""
+        fields: Any = await self.redis.hgetall(self.key("task", task_id))
+        return fields or None
+
+    async def held_up(self, task_id: str) -> Outlook | None:
+        """The service that a task waits for, if that is out of reach."""
+        kinds = (Kind.POLL, Kind.COPY, Kind.FETCH)
+        now = await self.now()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for kind in kinds:
+                pipe.zscore(self.key("due", kind), task_id)
+            for name in CIRCUITS:
+                pipe.hgetall(self.key("circuit", name))
+            pipe.hgetall(self.key("services"))
+            *due, upstream, store, fields = await pipe.execute()
+        found = judge(now, fields, {"upstream": upstream, "store": store})
+        for kind, at in zip(kinds, due, strict=True):
+            outlook = found[Service(CIRCUIT_OF[kind])]
+            if at is not None and outlook.since is not None:
+                return outlook
+        return None
+
+    async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
+        """The records of several tasks, in order."""
+        found: list[dict[str, str] | None] = []
+        for start in range(0, len(task_ids), CHUNK):
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids[start : start + CHUNK]:
+                    pipe.hgetall(self.key("task", task_id))
+                found += [fields or None for fields in await each_answer(pipe)]
+        return found
+
+    async def fields(
+        self, task_ids: Sequence[str], names: Sequence[str]
+    ) -> list[dict[str, str] | None]:
+        """Some fields of several tasks' records, in order; ``None`` for an unknown task.
+
+        The first of ``names`` is one that every record has; others are left out if missing.
+        """
+        found: list[dict[str, str] | None] = []
+        for start in range(0, len(task_ids), CHUNK):
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids[start : start + CHUNK]:
+                    pipe.hmget(self.key("task", task_id), names)
+                rows = await each_answer(pipe)
+            found += [
+                {n: v for n, v in zip(names, row or (), strict=bool(row)) if v is not None} or None
+                for row in rows
+            ]
+        return found
+
+    async def states(self, task_ids: Sequence[str]) -> dict[str, State | None]:
+        """The states of several tasks; ``None`` for an unknown one."""
+        found: dict[str, State | None] = {}
+        for start in range(0, len(task_ids), 1000):
+            chunk = task_ids[start : start + 1000]
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in chunk:
+                    pipe.hget(self.key("task", task_id), "state")
+                states = await each_answer(pipe)
+            found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
+        return found
+
+    async def pages(
+        self,
+        state: State,
+        *,
+        since: int = 0,
+        until: int | None = None,
+        newest_first: bool = False,
+        size: int = CHUNK,
+    ) -> AsyncIterator[list[str]]:
+        """Ids in a state, oldest first unless ``newest_first``, in pages of ``size``.
+
+        Final ones go by the time they finished, the others by the time of their submission, both
+        in Unix milliseconds as ``since`` and ``until``. A page costs the same however many there
+        are. What leaves the state meanwhile may be missed, and what comes meanwhile; nothing else.
+        """
+        start: float | str = since
+        end: float | str = "+inf" if until is None else until
+        if newest_first:
+            start, end = end, start
+        skip, last = 0, ("", 0.0)
+        while True:
+            again = min(skip, 1)  # the last one is read again, to see whether it has moved
+            rows = await self._indexed(
+                state, start, end, desc=newest_first, offset=skip - again, num=size + again
+            )
+            if again and rows[:1] != [last]:
+                # others of its time have left or come: find the rest of these by their ids
+                start, skip = f"({last[1]:.0f}", 0
+                rows = await self._indexed(state, last[1], last[1], desc=newest_first)
+                if rest := [i for i, _ in rows if (i < last[0] if newest_first else i > last[0])]:
+                    yield rest
+                continue
+            if not (rows := rows[again:]):
+                return
+            yield [task_id for task_id, _ in rows]
+            last = rows[-1]
+            skip = sum(t == last[1] for _, t in rows) + (skip if last[1] == start else 0)
+            start = last[1]
+
+    async def _indexed(
+        self, state: State, start: Any, end: Any, *, desc: bool, **place: Any
+    ) -> Any:
+        return await self.redis.zrange(
+            self.key("index", state), start, end, desc, byscore=True, withscores=True, **place
+        )
+
+    async def page(
+        self, states: Sequence[State], *, after: tuple[int, str] | None, limit: int
+    ) -> list[tuple[int, str]]:
+        """Up to ``limit`` tasks of some states, newest first, as (time, id).
+
+        Ordered as in :meth:`pages`; ``after`` is the last one of the page before. Costs the same
+        however many tasks there are.
+        """
+        found: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
+        starts = dict.fromkeys(found, 0)
+        if after is not None:
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for state in found:
+                    pipe.zrevrank(self.key("index", state), after[1])
+                    pipe.zcount(self.key("index", state), f"({after[0]}", "+inf")
+                answers = iter(await pipe.execute())
+            for state in found:
+                rank, above = next(answers), next(answers)
+                starts[state] = int(above) if rank is None else int(rank) + 1
+        left = list(found)
+        while left:
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for state in left:
+                    start = starts[state]
+                    pipe.zrange(
+                        self.key("index", state), start, start + limit - 1,
+                        desc=True, withscores=True,
+                    )  # fmt: skip
+                pages = await pipe.execute()
+            for state, rows in zip(tuple(left), pages, strict=True):
+                starts[state] += limit
+                each = [(int(score), str(task_id)) for task_id, score in rows]
+                # of those at the very time of the last one, some have been shown
+                found[state] += [row for row in each if after is None or row < after]
+                if len(rows) < limit or len(found[state]) >= limit:
+                    left.remove(state)
+        return sorted((row for rows in found.values() for row in rows), reverse=True)[:limit]
+
+    async def overview(self) -> Overview:
+        """What the fleet as a whole is doing, at the same cost however many tasks there are."""
+        try:
+            found = await read_overview(self)
+        except RegistryUnavailable as error:
+            self.reach.failed(Service.REDIS, error)
+            raise
+        self.reach.heard(Service.REDIS)
+        return found
+
+    async def overdue(self, kind: Kind) -> int:
+        """How many tasks of a kind are due and not claimed."""
+        now = await self.now()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zcount(self.key("due", kind), "-inf", now)
+            pipe.hget(self.key("turn", kind), "waiting")
+            due, in_line = await pipe.execute()
+        return max(int(due), int(in_line or 0))
+
+    async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
+        """Events after an entry id of the stream, oldest first."""
+        found: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)
+        return [(str(entry), dict(fields)) for entry, fields in found]
+
+    async def newest_event(self) -> str:
+        """The entry id of the newest event."""
+        newest: Any = await self.redis.xrevrange(self.key("events"), count=1)
+        return str(newest[0][0]) if newest else "0-0"
+
+    async def counts(self) -> dict[State, int]:
+        """How many tasks are in each state."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for state in State:
+                pipe.zcard(self.key("index", state))
+            sizes = await pipe.execute()
+        return dict(zip(State, map(int, sizes), strict=True))
+
+    async def durations(self, label: str) -> Durations:
+        """What the fleet has learned of a label; a label not seen for a week is forgotten."""
+        fields: Any = await self.redis.hgetall(self.key("durations", label))
+        return from_fields(fields, unit=_DURATION_WEIGHT)
