@@ -22,7 +22,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean screenshots bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean picture screenshots bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -152,6 +152,9 @@ bench: $(STAMP) ## Compare policies of asking, then the cost of a poll with that
 
 bench-whole: $(STAMP) ## Measure tasks from submission to announcement, over TLS (BENCH_ARGS)
 	$(BIN)/python -m tests.bench.whole $(BENCH_ARGS)
+
+picture: $(STAMP) ## Draw the rooms in docs/architecture.md again, from the imports
+	$(BIN)/python -m tests.rooms
 
 screenshots: $(STAMP) ## Take the pictures of the page for the docs again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/integration/test_web_looks.py

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from worker.core.submission import Refusal
+    from worker.core.models import Refusal
 
 
 class HarvesterError(Exception):

@@ -10,7 +10,7 @@ from celery.exceptions import Reject
 
 from worker.app import app, engine
 from worker.core.looks import read_ids
-from worker.core.submission import Refusal
+from worker.core.models import Refusal
 from worker.engine import Parts
 from worker.errors import RegistryUnavailable
 from worker.registry.records import Kind

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 
 from tests.support import eventually
 from worker.core.durations import Lesson
-from worker.core.models import State
-from worker.core.submission import Refusal, Submission
+from worker.core.models import Refusal, State
+from worker.core.submission import Submission
 from worker.errors import LeaseLost, RegistryUnavailable
 from worker.registry.client import Client
 from worker.registry.clock import Clock

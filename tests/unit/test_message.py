@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core.message import SUBMIT, TASKS, Call, read_call
-from worker.core.submission import MAX_BODY_BYTES, Refusal
+from worker.core.models import Refusal
+from worker.core.submission import MAX_BODY_BYTES
 
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 LINK = {"task": "os.system", "args": ["x"], "options": {"queue": "shop"}}

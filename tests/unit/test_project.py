@@ -1,8 +1,7 @@
-"""The repository itself: layers, packaging and the files that start processes."""
+"""The repository itself: packaging and the files that start processes."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import importlib.util
 import json
@@ -12,7 +11,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,87 +20,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.settings import Settings, secret_variables, variable
+from tests.rooms import imports, modules
 from tests.support import eventually, needs
 from worker.sandbox.servers import _wheel_binary
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
-
-# Modules that read files, sockets, clocks or chance, or that hold a client which does.
-IO_MODULES = {
-    "aiohttp",
-    "asyncio",
-    "boto3",
-    "botocore",
-    "celery",
-    "httpx",
-    "io",
-    "kombu",
-    "os",
-    "pathlib",
-    "random",
-    "redis",
-    "requests",
-    "secrets",
-    "shutil",
-    "socket",
-    "ssl",
-    "structlog",
-    "subprocess",
-    "tempfile",
-    "threading",
-    "time",
-    "urllib.request",
-}
-
-
-def modules(package: str) -> Iterator[Path]:
-    return (ROOT / package).rglob("*.py")
-
-
-def imports(path: Path) -> set[str]:
-    """Full names of everything a module imports, wherever in it the import stands."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} uses a relative import"
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
-
-
-def test_core_imports_nothing_that_does_io() -> None:
-    checked = 0
-    for path in modules("worker/core"):
-        for name in imports(path):
-            top = name.split(".")[0]
-            assert name not in IO_MODULES, f"{path} imports {name}"
-            assert top not in IO_MODULES, f"{path} imports {name}"
-            if top in {"worker", "config"}:
-                assert name.startswith(("worker.core", "worker.errors")), f"{path}: {name}"
-        checked += 1
-    assert checked > 3
-
-
-@pytest.mark.parametrize("adapter", ["upstream", "transfer", "registry", "telling"])
-def test_adapters_know_neither_each_other_nor_what_stands_above(adapter: str) -> None:
-    shared = ("core", "errors", "http", "offload", "cancelling", "reach")
-    allowed = tuple(f"worker.{name}" for name in (*shared, adapter))
-    if adapter == "telling":
-        allowed += ("worker.transfer.guard",)  # callback URLs are guarded as file addresses are
-    for path in modules(f"worker/{adapter}"):
-        for name in imports(path):
-            if name.startswith("worker."):
-                assert name.startswith(allowed), f"{path} imports {name}"
-
-
-def test_settings_depend_on_the_core_alone() -> None:
-    for path in modules("config"):
-        for name in imports(path):
-            if name.startswith("worker."):
-                assert name.startswith(("worker.core", "worker.errors")), f"{path}: {name}"
 
 
 def test_every_imported_distribution_is_declared() -> None:
@@ -111,12 +34,11 @@ def test_every_imported_distribution_is_declared() -> None:
     names = {re.split(r"[\[<>=~! ;]", line)[0].lower().replace("-", "_") for line in declared}
     names |= {"pil" if name == "pillow" else name for name in names}
     names |= {"dotenv", "kombu", "amqp", "botocore"}  # by python-dotenv, celery and boto3
-    for package in ("worker", "config"):
-        for path in modules(package):
-            for name in imports(path):
-                top = name.split(".")[0].lower()
-                if top not in sys.stdlib_module_names and top not in {"worker", "config"}:
-                    assert top in names, f"{path} imports {name}, which pyproject.toml lacks"
+    for path in modules().values():
+        for name in imports(path):
+            top = name.split(".")[0].lower()
+            if top not in sys.stdlib_module_names and top not in {"worker", "config"}:
+                assert top in names, f"{path} imports {name}, which pyproject.toml lacks"
 
 
 def test_procfile_starts_a_worker_with_settings_from_the_environment_alone() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from worker.core import jsontext
 from worker.core.layout import Layout
+from worker.core.models import Refusal
 from worker.core.submission import (
     Policy,
-    Refusal,
     Submission,
     callback_id,
     merge_callbacks,

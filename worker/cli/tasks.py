@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
     from worker.core.filters import Filters
-    from worker.core.submission import Refusal
+    from worker.core.models import Refusal
     from worker.registry.registry import Registry
 
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer

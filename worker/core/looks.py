@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from worker.core.submission import MAX_IDS, TASK_ID, Refusal, shown
+from worker.core.models import Refusal
+from worker.core.submission import MAX_IDS, TASK_ID, shown
 
 
 class Look(StrEnum):

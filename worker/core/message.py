@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from worker.core import jsontext
 from worker.core.jsontext import Json
+from worker.core.models import Refusal
 from worker.core.redact import one_line
-from worker.core.submission import MAX_BODY_BYTES, Refusal, traced
+from worker.core.submission import MAX_BODY_BYTES, traced
 
 SUBMIT = "harvester.submit"
 TASKS = frozenset({SUBMIT, "harvester.look", "harvester.poll", "harvester.copy", "harvester.tell"})

@@ -165,3 +165,12 @@ class StoredFile:
     width: int | None = None
     height: int | None = None
     duration: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What was refused (``task_id``, ``option …``), its value made safe to show, and why."""
+
+    what: str
+    value: str
+    reason: str

@@ -15,7 +15,7 @@ from worker.core import jsontext, trace
 from worker.core.jsontext import Json
 from worker.core.keys import check_prefix, short_hash
 from worker.core.layout import Layout
-from worker.core.models import Priority
+from worker.core.models import Priority, Refusal
 from worker.core.redact import one_line
 from worker.errors import InvalidSubmission
 
@@ -59,15 +59,6 @@ class Submission:
     metadata: str
     label: str
     options: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """What was refused (``task_id``, ``option …``), its value made safe to show, and why."""
-
-    what: str
-    value: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

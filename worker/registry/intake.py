@@ -17,7 +17,7 @@ from worker.errors import RegistryUnavailable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from worker.core.submission import Refusal
+    from worker.core.models import Refusal
     from worker.registry.client import Client
     from worker.registry.scripts import Scripts
 

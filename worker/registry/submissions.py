@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from worker.core.submission import Refusal, merge_callbacks
+from worker.core.models import Refusal
+from worker.core.submission import merge_callbacks
 from worker.errors import InvalidSubmission, RegistryUnconfirmed
 from worker.registry.base import CHUNK, Base
 from worker.registry.intake import REFUSED_KEPT

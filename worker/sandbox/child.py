@@ -79,7 +79,7 @@ class Child:
             start_new_session=True,  # Ctrl-C in a terminal reaches the parent, which decides
         )
         try:
-            self._watcher = subprocess.Popen(  # noqa: S603
+            self._watcher = subprocess.Popen(  # noqa: S603  a script of ours
                 ["/bin/sh", "-c", _WATCH, "watch", str(self.process.pid), f"{grace:.0f}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -158,7 +158,7 @@ class EmbeddedServer(ABC):
                 start_new_session=True,  # Ctrl-C in a terminal reaches its starter first
             )
         try:
-            self._watcher = subprocess.Popen(  # noqa: S603
+            self._watcher = subprocess.Popen(  # noqa: S603  a script of ours
                 ["/bin/sh", "-c", _WATCH, f"{self.name}-watch", str(self._process.pid)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

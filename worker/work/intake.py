@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.core.submission import (
-    MAX_BODY_BYTES,
-    Refusal,
-    read_body,
-    read_submission,
-    shown,
-    traced,
-)
+from worker.core.models import Refusal
+from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission, shown, traced
 from worker.core.trace import trace_id
 from worker.errors import InvalidSubmission, RegistryUnavailable
 from worker.registry.records import Kind
