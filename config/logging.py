@@ -91,7 +91,7 @@ class Redactor:
 def _ways(text: str) -> set[str]:
     """How a secret may be written: as it is, in an address, in JSON, in a repr."""
     quoted = {quote(text, safe=""), quote(text), quote_plus(text)}
-    lower = {re.sub("%..", lambda found: found[0].lower(), way) for way in quoted}
+    lower = {re.sub("%..", lambda match: match[0].lower(), way) for way in quoted}
     return {text, json.dumps(text)[1:-1], repr(text)[1:-1], escape(text)} | quoted | lower
 
 
@@ -202,7 +202,7 @@ def _escape_controls(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def _escaped(text: str) -> str:
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def _lines(text: object) -> str:

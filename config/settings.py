@@ -67,11 +67,11 @@ class _Environment(PydanticBaseSettingsSource):
         return self._values.get(variable(field_name)), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        found = {
+        given = {
             name: self.get_field_value(field, name)[0]
             for name, field in self.settings_cls.model_fields.items()
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Settings(BaseSettings):
@@ -329,19 +329,19 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> frozenset[str]:
         """Every text in these settings that must never be printed."""
-        found = {self.speedpix_app_secret.get_secret_value()}
+        texts = {self.speedpix_app_secret.get_secret_value()}
         if self.webhook_secret is not None:
-            found.update(self.webhook_secret.get_secret_value().split())
+            texts.update(self.webhook_secret.get_secret_value().split())
         for token in (self.web_token, self.web_token_previous, self.web_read_token):
             if token is not None:
-                found.add(token.get_secret_value())
+                texts.add(token.get_secret_value())
         for url in (self.redis_url.get_secret_value(), self.celery_broker_url.get_secret_value()):
             if url.partition("://")[0] in BROKER_SCHEMES:
                 passwords = [urlsplit(part).password for part in url.split(";")]
-                found.update(unquote(text) for text in passwords if text)
+                texts.update(unquote(text) for text in passwords if text)
             else:
-                found.update(RedisAddress.parse(url).secrets)
-        return frozenset(found)
+                texts.update(RedisAddress.parse(url).secrets)
+        return frozenset(texts)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -381,20 +381,20 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def _explain(found_wrong: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:
+def _explain(errors: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:
     """One message; ``files`` are secrets whose file is of no use, and why."""
     problems = {name: f"- {name}: {why}" for name, why in files.items()}
-    for found in found_wrong:
-        if found["type"] == "default_factory_not_called":
+    for error in errors:
+        if error["type"] == "default_factory_not_called":
             continue  # Celery's broker defaults to REDIS_URL, which is at fault itself
-        field = str(found["loc"][0])
+        field = str(error["loc"][0])
         if field not in Settings.model_fields:
             problems[field] = f"- {field}: no such setting"
             continue
         name = variable(field)
         if name in files:
             continue  # "is not set" would be the second word about one fault
-        line = f"- {name}: {_fault(found)}"
+        line = f"- {name}: {_fault(error)}"
         if examples := Settings.model_fields[field].examples:
             line += f". Example: {name}={examples[0]}"
         problems.setdefault(field, line)
@@ -408,12 +408,12 @@ def _explain(found_wrong: Sequence[Mapping[str, Any]], files: Mapping[str, str])
     )
 
 
-def _fault(found: Mapping[str, Any]) -> str:
-    kind = found["type"]
+def _fault(error: Mapping[str, Any]) -> str:
+    kind = error["type"]
     if kind == "missing":
         return "is not set"
     if kind == "value_error":
-        return str(found["ctx"]["error"])
-    text = str(found["msg"]).replace("Input should be", "must be")
+        return str(error["ctx"]["error"])
+    text = str(error["msg"]).replace("Input should be", "must be")
     # Numbers and choices only: whatever else is wrong may be a secret in the wrong place.
-    return f"{text} (got {found['input']!r:.60})" if kind.endswith(_SHOWN_ERRORS) else text
+    return f"{text} (got {error['input']!r:.60})" if kind.endswith(_SHOWN_ERRORS) else text

@@ -26,7 +26,7 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from worker.transfer.objects import Outcome, Part, StoredObject, Upload, composite_checksum
+from worker.transfer.objects import Part, StoredObject, Upload, Written, composite_checksum
 from worker.transfer.wire import Buffer
 
 Act = Exception | Callable[[], Awaitable[object]]
@@ -137,8 +137,8 @@ class MemoryStore:
         return self.checks
 
     @property
-    def _created(self) -> Outcome:
-        return Outcome.PROVEN if self.checks else Outcome.CREATED
+    def _created(self) -> Written:
+        return Written.PROVEN if self.checks else Written.CREATED
 
     # -- whole objects ------------------------------------------------------------------------
 
@@ -154,12 +154,12 @@ class MemoryStore:
         create_only: bool = True,
         options: Mapping[str, str] | None = None,
         progress: Callable[[], None] = _nothing,
-    ) -> Outcome:
+    ) -> Written:
         async with self._effect("put", key):
             progress()
             self._check(body, sha256)
             if create_only and key in self.objects:
-                return Outcome.EXISTS
+                return Written.EXISTS
             self.objects[key] = _Object(
                 body=bytes(body),
                 content_type=content_type,
@@ -249,11 +249,11 @@ class MemoryStore:
 
     async def complete(
         self, upload: Upload, parts: Sequence[Part], *, create_only: bool = True
-    ) -> Outcome:
+    ) -> Written:
         async with self._effect("complete", upload.key):
             opened = self._open(upload)
             if create_only and upload.key in self.objects:
-                return Outcome.EXISTS
+                return Written.EXISTS
             for part in parts:
                 if part.number not in opened.parts or part.etag != _etag(opened.parts[part.number]):
                     raise StoreUnavailable(f"complete {upload.key}: 400 InvalidPart")

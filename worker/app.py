@@ -29,7 +29,7 @@ from config.settings import environment, load_settings, unknown_settings
 from worker import broker, memory, process, wiring
 from worker.engine import Engine, Parts
 from worker.errors import RegistryUnavailable, SettingsError
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 log = structlog.get_logger("harvester.app")
 
@@ -59,7 +59,7 @@ def _only_ours(sender: Celery, **_: Any) -> None:
 _HINT_EVERY = 1.0
 
 
-async def _build(wake: Callable[[Kind], None]) -> Parts:
+async def _build(wake: Callable[[DueSet], None]) -> Parts:
     parts = await wiring.build(settings, app, wake)
     broker.reports_to(parts.registry.reach)
     return parts
@@ -85,19 +85,19 @@ class _Hints:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="hints")
         self._sent: dict[str, float] = {}
 
-    def send(self, kind: Kind) -> None:
+    def send(self, kind: DueSet) -> None:
         """Send ``harvester.<kind>``, at most once a second; never blocks.
 
         Those who hear ``harvester.copy`` look for both kinds of work with the bucket.
         """
-        kind = Kind.COPY if kind is Kind.FETCH else kind
+        kind = DueSet.COPY if kind is DueSet.FETCH else kind
         now = time.monotonic()
         if now - self._sent.get(kind, -_HINT_EVERY) >= _HINT_EVERY:
             self._sent[kind] = now
             self._sender.submit(self._send, kind)
 
     @staticmethod
-    def _send(kind: Kind) -> None:
+    def _send(kind: DueSet) -> None:
         try:
             app.send_task(f"harvester.{kind}", retry=False, expires=30)
         except Exception as error:

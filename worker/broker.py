@@ -184,7 +184,7 @@ class _Tolerant(_Base):
     def _brpop_read(self, **options: Any) -> Any:
         before = set(self.qos._delivered or ())
         try:
-            found = super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
+            delivered = super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
         except Empty:
             _reach.heard(Service.BROKER)
             raise
@@ -195,7 +195,7 @@ class _Tolerant(_Base):
             _unreadable(error, source="celery")
             raise Empty from None
         _reach.heard(Service.BROKER)
-        return found
+        return delivered
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:

@@ -25,7 +25,7 @@ from config import log_writer
 from worker.core import trace
 from worker.errors import LeaseLost, RegistryUnavailable
 from worker.process import worker_name
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work.claim import Claim
 from worker.work.shares import LINGERS
 
@@ -89,7 +89,7 @@ class Drain:
         self._backlog = False
         self._looked = -math.inf
         self._report: Counter[str] = Counter()
-        self.saturated: Callable[[Kind], None] = lambda _kind: None
+        self.saturated: Callable[[DueSet], None] = lambda _kind: None
 
     def wake(self) -> None:
         """Look for due tasks now."""
@@ -138,7 +138,7 @@ class Drain:
             return self._pace.tick
         self._looked = now
         shares: dict[str, float] = {}
-        if kind is not Kind.POLL:  # polls are shared by their rate
+        if kind is not DueSet.POLL:  # polls are shared by their rate
             for job in (entry.claim.job for entry in self._in_hand.values()):
                 shares[job.label] = shares.get(job.label, 0) + job.share
         try:
@@ -214,7 +214,7 @@ class Drain:
                     self._woken.set()
 
     def _count(self, job: Job, outcome: str) -> None:
-        if job.kind is Kind.POLL:
+        if job.kind is DueSet.POLL:
             self._registry.tally.count(f"polls:{outcome}")
             self._registry.tally.observe("poll_lag", max(0, job.claimed_at - job.due_at) / 1000)
 
@@ -341,10 +341,10 @@ class Engine:
 
     def __init__(
         self,
-        build: Callable[[Callable[[Kind], None]], Awaitable[Parts]],
+        build: Callable[[Callable[[DueSet], None]], Awaitable[Parts]],
         *,
         grace: float,
-        hint: Callable[[Kind], None] | None = None,
+        hint: Callable[[DueSet], None] | None = None,
         heartbeat: Path | None = None,
         pace: Pace | None = None,
     ) -> None:
@@ -359,14 +359,14 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._parts: Parts | None = None
-        self._drains: Mapping[Kind, Drain] = {}
+        self._drains: Mapping[DueSet, Drain] = {}
 
     def start(self) -> None:
         """Start the loop and wait until it runs."""
         self._thread.start()
         self._ready.wait()
 
-    def wake(self, kind: Kind) -> None:
+    def wake(self, kind: DueSet) -> None:
         """Have one drain look for due tasks now; from any thread, and at any time."""
         drain = self._drains.get(kind)
         if drain is not None and self._loop is not None:

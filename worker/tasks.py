@@ -13,7 +13,7 @@ from worker.core.looks import read_ids
 from worker.core.models import Refusal
 from worker.engine import Parts
 from worker.errors import RegistryUnavailable
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work.claim import insist
 
 log = structlog.get_logger("harvester.look")
@@ -60,23 +60,23 @@ def look(args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Ref
     except RegistryUnavailable as error:
         log.info("look.lost", ids=len(ids), error=str(error))
     else:
-        engine().wake(Kind.POLL)
+        engine().wake(DueSet.POLL)
 
 
 @app.task(name="harvester.poll", typing=False)
 def poll(*_: Any, **__: Any) -> None:
     """Look for tasks to ask the upstream about."""
-    engine().wake(Kind.POLL)
+    engine().wake(DueSet.POLL)
 
 
 @app.task(name="harvester.copy", typing=False)
 def copy(*_: Any, **__: Any) -> None:
     """Look for files to copy."""
-    engine().wake(Kind.COPY)
-    engine().wake(Kind.FETCH)
+    engine().wake(DueSet.COPY)
+    engine().wake(DueSet.FETCH)
 
 
 @app.task(name="harvester.tell", typing=False)
 def tell(*_: Any, **__: Any) -> None:
     """Look for endings to tell."""
-    engine().wake(Kind.TELL)
+    engine().wake(DueSet.TELL)

@@ -19,7 +19,7 @@ from worker.http import connector, make_session
 from worker.process import worker_name
 from worker.registry.client import connect
 from worker.registry.clock import Clock
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
@@ -56,7 +56,7 @@ TELL_RESERVE = 96  # a silent target holds a slot for 30 s, and is known as one 
 _POLL_TIMEOUT = 30.0
 
 
-async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -> Parts:
+async def build(settings: Settings, app: Celery, wake: Callable[[DueSet], None]) -> Parts:
     """Everything that runs on the loop; must be called on it, after any fork."""
     registry = make_registry(settings, owner=worker_name())
     upstream = upstream_session()
@@ -88,7 +88,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
     layout, gaps = make_layout(settings), Gaps(fresh=settings.fresh_address_gaps)
     endings = Endings(Manifests(store, layout), layout, wake=wake)
 
-    def copying(kind: Kind, slots: int) -> CopyWork:
+    def copying(kind: DueSet, slots: int) -> CopyWork:
         return CopyWork(
             registry,
             gateway,
@@ -117,8 +117,8 @@ async def build(settings: Settings, app: Celery, wake: Callable[[Kind], None]) -
                 slots=POLL_SLOTS,
                 wake=wake,
             ),
-            copying(Kind.COPY, LOOK_SLOTS),
-            copying(Kind.FETCH, copy_slots(settings.memory_budget)),
+            copying(DueSet.COPY, LOOK_SLOTS),
+            copying(DueSet.FETCH, copy_slots(settings.memory_budget)),
             TellWork(channels, slots=TELL_SLOTS, reserve=TELL_RESERVE, gaps=gaps),
         ),
         intake=Intake(registry, make_policy(settings), wake=wake),

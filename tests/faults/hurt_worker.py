@@ -25,7 +25,7 @@ def poison(mark: str) -> None:
 
     look = sniff.sniff
 
-    def deadly(head: bytes, *, filename: str = "", **options: Any) -> sniff.Kind:
+    def deadly(head: bytes, *, filename: str = "", **options: Any) -> sniff.FileType:
         if mark in filename:
             os._exit(139)
         return look(head, filename=filename, **options)

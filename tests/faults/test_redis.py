@@ -24,7 +24,7 @@ from tests.fleet import Killer
 from tests.support import eventually, needs, repeating
 from worker.core.models import State
 from worker.errors import LeaseLost
-from worker.registry.records import Job, Kind
+from worker.registry.records import DueSet, Job
 from worker.registry.registry import Registry
 from worker.sandbox.servers import Valkey
 
@@ -272,7 +272,7 @@ async def _taken_over(before: Scene, after: Scene) -> list[str]:
 async def _job(scene: Scene, task_id: str) -> Job:
     """A task as the worker has it in hand that owns it now."""
     return Job(
-        kind=Kind.COPY,
+        kind=DueSet.COPY,
         task_id=task_id,
         token=await scene.redis.hget(f"{scene.namespace}:work:{task_id}", "token"),
         claimed_at=0,
@@ -290,7 +290,7 @@ async def _is_refused(scene: Scene, job: Job) -> bool:
     state = State.FAILED
     for write in (
         registry.progress(job, "key:0", "elsewhere"),
-        registry.save(job, to=Kind.COPY, delay=1000),
+        registry.save(job, to=DueSet.COPY, delay=1000),
         registry.finish(job, state=state, reason="stale", finished_at=1, record={"files": "[]"}),
     ):
         with pytest.raises(LeaseLost):

@@ -29,7 +29,7 @@ from worker.core.models import State
 from worker.doctor import examine, limits
 from worker.doctor.finding import Finding, Findings, Level
 from worker.registry import feed
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.sandbox.servers import Valkey
 from worker.sandbox.simulator import Simulator
 
@@ -197,7 +197,7 @@ async def test_what_finished_in_a_range_of_time_is_told_again(
     tasks = [("early", first, [hook]), ("late", then, [hook]), ("alone", then, [])]
     for task_id, at, callbacks in tasks:
         await fleet.submit([submission(task_id, callbacks=callbacks)])
-        job = await claim_one(fleet, Kind.COPY)
+        job = await claim_one(fleet, DueSet.COPY)
         await fleet.finish(job, state=State.STORED, reason="", finished_at=at, record={})
         await redis.delete(fleet.key("due", "tell"))
     result = await run("notify", "--since", "90m")
@@ -215,7 +215,7 @@ async def test_events_are_printed_and_followed(run: Run, redis: Redis, namespace
 
     async def end(task_id: str, at: int) -> None:
         await fleet.submit([submission(task_id)])
-        job = await claim_one(fleet, Kind.COPY)
+        job = await claim_one(fleet, DueSet.COPY)
         await fleet.finish(job, state=State.STORED, reason="", finished_at=at, record={})
 
     pages = feed.follow(fleet, await fleet.newest_event(), patience=0)

@@ -27,7 +27,7 @@ from worker.errors import (
 )
 from worker.sandbox.simulator import Simulator
 from worker.transfer.capabilities import NAMES, Facts, Seen
-from worker.transfer.objects import Outcome, Part, Upload, composite_checksum
+from worker.transfer.objects import Part, Upload, Written, composite_checksum
 from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.wiring import upstream_session
@@ -70,7 +70,7 @@ async def store(
     await real.close()
 
 
-async def put(store: Store, key: str, body: bytes, **options: Any) -> Outcome:
+async def put(store: Store, key: str, body: bytes, **options: Any) -> Written:
     options = {"content_type": "image/png", "sha256": sha256(body)} | options
     return await store.put(key, body, **options)
 
@@ -107,7 +107,7 @@ async def test_an_object_is_read_back_as_it_was_put(store: Store, key: str) -> N
         options={"CacheControl": "no-cache"},
         progress=lambda: moved.append(1),
     )
-    assert outcome is Outcome.PROVEN
+    assert outcome is Written.PROVEN
     assert moved
     there = await store.head(key)
     assert there is not None
@@ -127,10 +127,10 @@ async def test_more_than_wanted_is_refused(store: Store, key: str) -> None:
 
 
 async def test_an_object_is_created_once_unless_it_may_be_replaced(store: Store, key: str) -> None:
-    assert await put(store, key, b"first") is Outcome.PROVEN
-    assert await put(store, key, b"second") is Outcome.EXISTS
+    assert await put(store, key, b"first") is Written.PROVEN
+    assert await put(store, key, b"second") is Written.EXISTS
     assert await store.get(key, max_bytes=9) == b"first"
-    assert await put(store, key, b"third", create_only=False) is Outcome.PROVEN
+    assert await put(store, key, b"third", create_only=False) is Written.PROVEN
     assert await store.get(key, max_bytes=9) == b"third"
 
 
@@ -145,9 +145,9 @@ async def test_what_is_not_known_to_be_checked_is_not_proven(store: Store, key: 
         store.checks = False
     else:
         store.facts = Facts()
-    assert await put(store, key, b"12345") is Outcome.CREATED
+    assert await put(store, key, b"12345") is Written.CREATED
     upload, parts = await uploaded(store, key + "2", b"12345")
-    assert await store.complete(upload, parts) is Outcome.CREATED
+    assert await store.complete(upload, parts) is Written.CREATED
     assert not store.vouches("AAAA")
     assert not store.vouches("AAAA-2")
 
@@ -186,7 +186,7 @@ async def test_parts_become_one_object(store: Store, key: str, prefix: str) -> N
         (upload.key, upload.id)
     ]
     assert await store.head(key) is None
-    assert await store.complete(upload, parts) is Outcome.PROVEN
+    assert await store.complete(upload, parts) is Written.PROVEN
     there = await store.head(key)
     assert there is not None
     assert (there.bytes, there.content_type) == (LEAST_PART + 100, "video/mp4")
@@ -202,10 +202,10 @@ async def test_an_upload_creates_once_and_stays_open_if_it_did_not(
 ) -> None:
     await put(store, key, b"first")
     upload, parts = await uploaded(store, key, b"second")
-    assert await store.complete(upload, parts) is Outcome.EXISTS
+    assert await store.complete(upload, parts) is Written.EXISTS
     assert await store.get(key, max_bytes=9) == b"first"
     assert [open_.id for open_ in await store.list_uploads(prefix)] == [upload.id]
-    assert await store.complete(upload, parts, create_only=False) is Outcome.PROVEN
+    assert await store.complete(upload, parts, create_only=False) is Written.PROVEN
     assert await store.get(key, max_bytes=9) == b"second"
 
 
@@ -216,7 +216,7 @@ async def test_a_part_with_another_digest_is_refused_and_can_be_sent_again(
     with pytest.raises(StoreUnavailable, match="BadDigest"):
         await store.upload_part(upload, 1, b"body", sha256=sha256(b"other"))
     part = await store.upload_part(upload, 1, b"body", sha256=sha256(b"body"))
-    assert await store.complete(upload, [part]) is Outcome.PROVEN
+    assert await store.complete(upload, [part]) is Written.PROVEN
 
 
 async def test_a_part_that_was_not_sent_makes_no_object(store: Store, key: str) -> None:
@@ -281,11 +281,11 @@ async def test_every_call_may_find_the_store_blocked_or_away(
 async def test_an_error_after_the_effect_is_a_lost_answer() -> None:
     store = MemoryStore()
     store.on("put", StoreUnavailable("lost"), key="d/*", after=True, skip=1)
-    assert await put(store, "d/1", b"x") is Outcome.PROVEN
+    assert await put(store, "d/1", b"x") is Written.PROVEN
     with pytest.raises(StoreUnavailable, match="lost"):
         await put(store, "d/2", b"x")
     assert sorted(store.objects) == ["d/1", "d/2"]
-    assert await put(store, "d/2", b"x") is Outcome.EXISTS
+    assert await put(store, "d/2", b"x") is Written.EXISTS
 
 
 # -- the upstream -----------------------------------------------------------------------------

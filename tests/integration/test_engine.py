@@ -18,7 +18,7 @@ from worker import engine
 from worker.engine import Drain, Engine, Pace, Parts, _Watchdog
 from worker.errors import RegistryUnavailable
 from worker.registry.client import Client
-from worker.registry.records import Batch, Kind
+from worker.registry.records import Batch, DueSet
 from worker.registry.registry import Registry
 from worker.work.claim import Claim, insist
 
@@ -26,7 +26,7 @@ from worker.work.claim import Claim, insist
 class Toy:
     """Work that does what a test says."""
 
-    kind = Kind.COPY
+    kind = DueSet.COPY
 
     def __init__(self, act: Callable[[Claim], Awaitable[str]], slots: int = 10) -> None:
         self.slots = slots
@@ -69,7 +69,7 @@ async def ended(drain: Drain) -> None:
 
 
 async def put_off(claim: Claim) -> str:
-    await claim.save(Kind.POLL)
+    await claim.save(DueSet.POLL)
     return "done"
 
 
@@ -149,7 +149,7 @@ async def test_long_work_keeps_its_lease(short: Registry) -> None:
 
 
 async def _moved(registry: Registry) -> bool:
-    return (await due(registry))[Kind.POLL] == 1
+    return (await due(registry))[DueSet.POLL] == 1
 
 
 async def test_work_that_shows_no_life_is_broken_off_and_handed_back(short: Registry) -> None:
@@ -218,7 +218,7 @@ async def test_a_job_that_was_claimed_again_meanwhile_does_not_take_the_new_clai
     await registry.submit([submission()])
     drain = await running(registry, toy)
     await eventually(lambda: toy.seen)
-    await redis.zadd(registry.key("due", Kind.COPY), {"t1": 0})  # its lease has lapsed
+    await redis.zadd(registry.key("due", DueSet.COPY), {"t1": 0})  # its lease has lapsed
     await eventually(lambda: len(toy.seen) == 2)
     over.set()
     await eventually(lambda: toy.now == 1)
@@ -236,7 +236,7 @@ async def test_a_stop_hands_claims_back_at_once(registry: Registry, redis: Redis
     drain = await running(registry, toy)
     await eventually(lambda: len(toy.seen) == 5)
     await ended(drain)
-    answer = await registry.claim(Kind.COPY, limit=10, in_hand=0, slots=10)
+    answer = await registry.claim(DueSet.COPY, limit=10, in_hand=0, slots=10)
     assert len(answer.jobs) == 5
     assert all(job.note("lapses") == 0 and job.cap == 10 for job in answer.jobs)
 
@@ -264,7 +264,7 @@ async def test_claims_that_come_after_the_stop_are_handed_back(
     may_come.set()
     await drain.task  # type: ignore[attr-defined]
     assert toy.seen == []
-    answer = await ask(Kind.COPY, limit=10, in_hand=0, slots=10)
+    answer = await ask(DueSet.COPY, limit=10, in_hand=0, slots=10)
     assert [job.note("lapses") for job in answer.jobs] == [0]
 
 
@@ -279,7 +279,7 @@ async def test_a_crash_of_one_job_disturbs_no_other(registry: Registry) -> None:
     drain = await running(registry, toy)
     await eventually(lambda: _polls(registry, 5))
     await ended(drain)
-    assert await due(registry) == {Kind.POLL: 5, Kind.COPY: 1, Kind.FETCH: 0, Kind.TELL: 0}
+    assert await due(registry) == {DueSet.POLL: 5, DueSet.COPY: 1, DueSet.FETCH: 0, DueSet.TELL: 0}
     assert toy.seen.count("t3") == 1
 
 
@@ -312,7 +312,7 @@ async def test_what_work_came_to_is_kept_when_its_claim_is_released(
 
 
 async def _polls(registry: Registry, count: int) -> bool:
-    return (await due(registry))[Kind.POLL] == count
+    return (await due(registry))[DueSet.POLL] == count
 
 
 async def test_insisting_outlasts_a_short_outage() -> None:
@@ -340,7 +340,7 @@ async def test_the_engine_starts_ticks_and_stops(
         async def drain_stream(self) -> int:
             return 0
 
-    async def build(_wake: Callable[[Kind], None]) -> Parts:
+    async def build(_wake: Callable[[DueSet], None]) -> Parts:
         client = Client.from_url(redis_url, decode_responses=True, protocol=2)
         registry = make(client, namespace)
 
@@ -376,7 +376,7 @@ async def test_the_engine_starts_ticks_and_stops(
     with pytest.raises(RegistryUnavailable):
         await asked
     assert engine.join(BOUND)
-    engine.wake(Kind.COPY)  # a message that comes late does no harm
+    engine.wake(DueSet.COPY)  # a message that comes late does no harm
     with pytest.raises(RegistryUnavailable):
         engine.call(workers)
     assert closed == [True]

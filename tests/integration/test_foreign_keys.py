@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from tests.integration.test_registry import claim, make, submission, waiting
 from worker.core.models import State
 from worker.errors import LeaseLost, RegistryUnavailable
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 
 IDS = [f"t{n}" for n in range(5)]
@@ -25,9 +25,9 @@ async def spoil(registry: Registry, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["task", "work"])
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", DueSet)
 async def test_a_task_whose_key_is_overwritten_holds_up_no_other(
-    registry: Registry, kind: Kind, what: str
+    registry: Registry, kind: DueSet, what: str
 ) -> None:
     await registry.submit([submission(task_id) for task_id in IDS])
     for task_id in IDS:
@@ -46,27 +46,27 @@ async def test_a_task_that_was_set_right_goes_on(registry: Registry) -> None:
     record = await registry.record("t1")
     assert record is not None
     await spoil(registry, "task", "t1")
-    assert await claim(registry, Kind.COPY) == []
+    assert await claim(registry, DueSet.COPY) == []
     assert await registry.reconcile() == 1  # it may have been set right
-    assert await claim(registry, Kind.COPY) == []
+    assert await claim(registry, DueSet.COPY) == []
     await registry.redis.delete(registry.key("task", "t1"))
     await registry.redis.hset(registry.key("task", "t1"), mapping=record)
     await registry.redis.delete(registry.key("said", "reconcile"))
     assert await registry.reconcile() == 1
-    assert [job.task_id for job in await claim(registry, Kind.COPY)] == ["t1"]
+    assert [job.task_id for job in await claim(registry, DueSet.COPY)] == ["t1"]
 
 
 async def test_the_others_of_a_claim_are_renewed_and_released(registry: Registry) -> None:
     await registry.submit([submission(task_id) for task_id in IDS])
-    jobs = await claim(registry, Kind.COPY)
+    jobs = await claim(registry, DueSet.COPY)
     await spoil(registry, "work", IDS[2])
     renewed = await registry.renew(jobs)
     assert renewed == {i: "lost" if i == IDS[2] else "ok" for i in IDS}
     await registry.release(jobs)
-    assert len(await claim(registry, Kind.COPY)) == 4
+    assert len(await claim(registry, DueSet.COPY)) == 4
     spoiled = next(job for job in jobs if job.task_id == IDS[2])
     with pytest.raises(LeaseLost):
-        await registry.save(spoiled, to=Kind.POLL)
+        await registry.save(spoiled, to=DueSet.POLL)
 
 
 async def test_lists_show_the_others(registry: Registry) -> None:
@@ -83,13 +83,13 @@ async def test_an_odd_score_is_no_trouble(registry: Registry, score: str) -> Non
     job = await waiting(registry)
     await registry.release([job])
     await registry.redis.zadd(registry.key("due", "poll"), {"t1": float(score)})
-    assert [job.task_id for job in await claim(registry, Kind.POLL)] == ["t1"]
+    assert [job.task_id for job in await claim(registry, DueSet.POLL)] == ["t1"]
 
 
 async def test_an_odd_schema_is_no_trouble(registry: Registry) -> None:
     await registry.submit([submission("t1"), submission("t2")])
     await registry.redis.hset(registry.key("task", "t1"), "schema", "no number")
-    assert {job.task_id for job in await claim(registry, Kind.COPY)} == {"t1", "t2"}
+    assert {job.task_id for job in await claim(registry, DueSet.COPY)} == {"t1", "t2"}
 
 
 async def test_a_key_of_the_whole_fleet_is_named(registry: Registry) -> None:

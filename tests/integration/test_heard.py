@@ -17,7 +17,7 @@ from worker.core.models import State
 from worker.core.services import Outlook, Service, judge
 from worker.errors import RegistryUnavailable
 from worker.reach import Reach
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 
 
@@ -83,8 +83,8 @@ async def test_a_step_that_a_script_notes_counts_as_an_answer(registry: Registry
     await registry.tick("a:1")
     assert (await outlooks(registry))[Service.UPSTREAM].since is not None
     await registry.submit([submission("t1")])
-    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.POLL)
-    await registry.save(await claim_one(registry, Kind.POLL), to=Kind.POLL, usable=True)
+    await registry.save(await claim_one(registry, DueSet.COPY), to=DueSet.POLL)
+    await registry.save(await claim_one(registry, DueSet.POLL), to=DueSet.POLL, usable=True)
     found = (await outlooks(registry))[Service.UPSTREAM]
     assert (found.since, found.trouble) == (None, "")
 
@@ -223,7 +223,7 @@ async def test_an_intake_that_something_else_has_overwritten_hides_nothing(
 
 async def test_endings_are_counted_by_state_and_reason(registry: Registry) -> None:
     await registry.submit([submission("t1")])
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     for _ in range(2):  # repeated, it counts once
         await registry.finish(
             job, state=State.FAILED, reason="unknown_task", finished_at=1, record={}

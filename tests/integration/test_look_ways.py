@@ -25,7 +25,7 @@ from tests.support import eventually
 from worker.cli.main import app
 from worker.core.models import State
 from worker.core.submission import MAX_IDS
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 from worker.sandbox.simulator import Simulator
 
@@ -49,17 +49,17 @@ async def tasks(redis: Redis, namespace: str, settings: dict[str, str]) -> Regis
     registry = make(redis, namespace)
     ids = ("waiting", "busy", "troubled", "copying", "ended")
     await registry.submit([submission(task_id) for task_id in ids])
-    for job in await claim(registry, Kind.COPY):
-        await registry.save(job, to=Kind.POLL)
-    for job in await claim(registry, Kind.POLL):
+    for job in await claim(registry, DueSet.COPY):
+        await registry.save(job, to=DueSet.POLL)
+    for job in await claim(registry, DueSet.POLL):
         if job.task_id == "waiting":
-            await registry.save(job, to=Kind.POLL, delay=60)
+            await registry.save(job, to=DueSet.POLL, delay=60)
         elif job.task_id == "troubled":
             await registry.save(
-                job, to=Kind.POLL, delay=60, work={"faults": "1"}, error="no answer in time"
+                job, to=DueSet.POLL, delay=60, work={"faults": "1"}, error="no answer in time"
             )
         elif job.task_id == "copying":
-            await registry.save(job, to=Kind.FETCH, state=State.COPYING)
+            await registry.save(job, to=DueSet.FETCH, state=State.COPYING)
         elif job.task_id == "ended":
             now = await registry.now()
             await registry.finish(

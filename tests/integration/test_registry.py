@@ -20,7 +20,7 @@ from worker.core.submission import Submission
 from worker.errors import LeaseLost, RegistryUnavailable
 from worker.registry.client import Client
 from worker.registry.clock import Clock
-from worker.registry.records import Job, Kind, Unsaved
+from worker.registry.records import DueSet, Job, Unsaved
 from worker.registry.registry import Registry
 from worker.registry.replicas import acknowledges
 from worker.registry.scripts import NAMES, source
@@ -44,9 +44,9 @@ def make(redis: Redis, namespace: str, **changes: Any) -> Registry:
     return Registry(redis, namespace=namespace, **(settings | changes))
 
 
-async def due(registry: Registry) -> dict[Kind, int]:
+async def due(registry: Registry) -> dict[DueSet, int]:
     """How many tasks stand in each due set, due or not."""
-    return {kind: await registry.redis.zcard(registry.key("due", kind)) for kind in Kind}
+    return {kind: await registry.redis.zcard(registry.key("due", kind)) for kind in DueSet}
 
 
 def submission(task_id: str = "t1", **options: Any) -> Submission:
@@ -58,12 +58,12 @@ def submission(task_id: str = "t1", **options: Any) -> Submission:
     )
 
 
-async def claim(registry: Registry, kind: Kind, **changes: int) -> list[Job]:
+async def claim(registry: Registry, kind: DueSet, **changes: int) -> list[Job]:
     bounds = {"limit": 100, "in_hand": 0, "slots": 100} | changes
     return list((await registry.claim(kind, **bounds)).jobs)
 
 
-async def claim_one(registry: Registry, kind: Kind) -> Job:
+async def claim_one(registry: Registry, kind: DueSet) -> Job:
     (job,) = await claim(registry, kind)
     return job
 
@@ -81,8 +81,8 @@ async def finish(registry: Registry, job: Job, state: State = State.STORED) -> N
 async def waiting(registry: Registry, task_id: str = "t1") -> Job:
     """A task past its first look, claimed for its first poll."""
     await registry.submit([submission(task_id)])
-    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.POLL)
-    return await claim_one(registry, Kind.POLL)
+    await registry.save(await claim_one(registry, DueSet.COPY), to=DueSet.POLL)
+    return await claim_one(registry, DueSet.POLL)
 
 
 # -- submit -----------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ async def test_submit_makes_a_record_and_a_due_entry(registry: Registry) -> None
     assert record["metadata"] == '{"order":42,"exact":1.10}'
     assert record["run"] == "1"
     assert abs(int(record["submitted_at"]) - await registry.now()) < 60_000
-    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 1, Kind.FETCH: 0, Kind.TELL: 0}
+    assert await due(registry) == {DueSet.POLL: 0, DueSet.COPY: 1, DueSet.FETCH: 0, DueSet.TELL: 0}
     assert (await registry.counts())[State.WAITING] == 1
 
 
@@ -112,7 +112,7 @@ async def test_a_known_id_is_left_as_it_is(registry: Registry) -> None:
 async def test_many_ids_in_one_message(registry: Registry) -> None:
     new, _ = await registry.submit([submission(f"t{n}") for n in range(1000)])
     assert sum(new.values()) == 1000
-    assert (await due(registry))[Kind.COPY] == 1000
+    assert (await due(registry))[DueSet.COPY] == 1000
 
 
 async def test_a_new_callback_of_a_known_id_is_added(registry: Registry) -> None:
@@ -143,10 +143,10 @@ async def test_a_callback_added_to_a_final_task_is_told(registry: Registry, redi
         [submission(callbacks=[{"channel": "webhook", "target": "https://a.example"}])]
     )
     assert await redis.ttl(registry.key("task", "t1")) == -1
-    job = await claim_one(registry, Kind.TELL)
+    job = await claim_one(registry, DueSet.TELL)
     await registry.told(job, told='[{"id":"x"}]', settled=True, delay=0, callbacks=1)
     assert await redis.ttl(registry.key("task", "t1")) > 0
-    assert (await due(registry))[Kind.TELL] == 0
+    assert (await due(registry))[DueSet.TELL] == 0
 
 
 async def test_refusals_are_kept_newest_first_and_bounded(registry: Registry) -> None:
@@ -166,7 +166,7 @@ async def test_refusals_are_kept_newest_first_and_bounded(registry: Registry) ->
 
 async def test_two_claims_never_share_a_task(registry: Registry) -> None:
     await registry.submit([submission(f"t{n}") for n in range(200)])
-    claims = await asyncio.gather(*(claim(registry, Kind.COPY, limit=30) for _ in range(10)))
+    claims = await asyncio.gather(*(claim(registry, DueSet.COPY, limit=30) for _ in range(10)))
     ids = [job.task_id for jobs in claims for job in jobs]
     assert len(ids) == len(set(ids)) == 200
 
@@ -174,25 +174,25 @@ async def test_two_claims_never_share_a_task(registry: Registry) -> None:
 async def test_a_claim_is_kept_until_its_lease_lapses(redis: Redis, namespace: str) -> None:
     registry = make(redis, namespace)
     await registry.submit([submission()])
-    first = await claim_one(registry, Kind.COPY)
-    assert await claim(registry, Kind.COPY) == []
-    lapse = registry.key("due", Kind.COPY), "t1"
+    first = await claim_one(registry, DueSet.COPY)
+    assert await claim(registry, DueSet.COPY) == []
+    lapse = registry.key("due", DueSet.COPY), "t1"
     assert await redis.zscore(*lapse) == first.claimed_at + 60_000
     await redis.zadd(lapse[0], {lapse[1]: await registry.now()})
-    second = await claim(registry, Kind.COPY)
+    second = await claim(registry, DueSet.COPY)
     assert second[0].token != first.token
     with pytest.raises(LeaseLost):
-        await registry.save(first, to=Kind.POLL)
-    await registry.save(second[0], to=Kind.POLL)
+        await registry.save(first, to=DueSet.POLL)
+    await registry.save(second[0], to=DueSet.POLL)
 
 
 async def test_an_unchanged_token_still_owns_after_its_lease(redis: Redis, namespace: str) -> None:
     registry = make(redis, namespace, lease=0.05)
     await registry.submit([submission()])
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     await asyncio.sleep(0.1)
     assert await registry.renew([job]) == {"t1": "ok"}
-    await registry.save(job, to=Kind.POLL)
+    await registry.save(job, to=DueSet.POLL)
 
 
 async def test_a_repeated_claim_returns_its_first_answer(
@@ -200,17 +200,17 @@ async def test_a_repeated_claim_returns_its_first_answer(
 ) -> None:
     await registry.submit([submission(f"t{n}") for n in range(10)])
     monkeypatch.setattr("secrets.token_hex", lambda _: "same")
-    first = await claim(registry, Kind.COPY, limit=3)
-    again = await claim(registry, Kind.COPY, limit=3)
+    first = await claim(registry, DueSet.COPY, limit=3)
+    again = await claim(registry, DueSet.COPY, limit=3)
     assert [job.task_id for job in again] == [job.task_id for job in first]
     assert again[0].record == first[0].record
 
 
 async def test_a_repeated_save_and_finish_answer_as_the_first(registry: Registry) -> None:
     job = await waiting(registry)
-    await registry.save(job, to=Kind.COPY, state=State.COPYING)
-    await registry.save(job, to=Kind.COPY, state=State.COPYING)
-    job = await claim_one(registry, Kind.COPY)
+    await registry.save(job, to=DueSet.COPY, state=State.COPYING)
+    await registry.save(job, to=DueSet.COPY, state=State.COPYING)
+    job = await claim_one(registry, DueSet.COPY)
     await finish(registry, job)
     await finish(registry, job)
     assert await registry.redis.xlen(registry.key("events")) == 1
@@ -223,7 +223,7 @@ async def test_a_crash_halves_company_and_only_a_lonely_crash_counts(
     await registry.submit([submission(f"t{n}") for n in range(8)])
     seen = []
     for _ in range(5):
-        jobs = await eventually(lambda: claim(registry, Kind.COPY, limit=8, slots=8))
+        jobs = await eventually(lambda: claim(registry, DueSet.COPY, limit=8, slots=8))
         seen.append((len(jobs), max(job.note("lapses") for job in jobs)))
         # the claim is left to lapse, as by kill -9
         await asyncio.sleep(0.06)
@@ -237,7 +237,7 @@ async def test_a_task_that_crashes_alone_is_counted(redis: Redis, namespace: str
     await registry.submit([submission()])
     lapses = []
     for _ in range(7):
-        (job,) = await eventually(lambda: claim(registry, Kind.COPY, slots=4))
+        (job,) = await eventually(lambda: claim(registry, DueSet.COPY, slots=4))
         lapses.append(job.note("lapses"))
     assert lapses == [0, 0, 0, 1, 2, 3, 4]
 
@@ -245,7 +245,7 @@ async def test_a_task_that_crashes_alone_is_counted(redis: Redis, namespace: str
 async def test_handing_back_is_no_crash(registry: Registry) -> None:
     await registry.submit([submission()])
     for _ in range(10):
-        job = await claim_one(registry, Kind.COPY)
+        job = await claim_one(registry, DueSet.COPY)
         assert job.note("lapses") == 0
         assert job.cap == 100
         await registry.release([job])
@@ -260,12 +260,12 @@ async def test_what_a_release_brings_is_counted_once_however_often_it_is_sent(
     for _ in range(2):
         await registry.release([job, replace(other, token=job.token)], unsaved=unsaved)
     assert (await registry.record("t1") or {})["polls"] == "2"
-    again = await claim_one(registry, Kind.POLL)
+    again = await claim_one(registry, DueSet.POLL)
     assert again.note("faults") == 1
-    await registry.save(again, to=Kind.POLL, calls=1, work={"faults": ""})
+    await registry.save(again, to=DueSet.POLL, calls=1, work={"faults": ""})
     await registry.release([job], unsaved=unsaved)  # sent again later still
     assert (await registry.record("t1") or {})["polls"] == "3"
-    assert (await claim_one(registry, Kind.POLL)).note("faults") == 0
+    assert (await claim_one(registry, DueSet.POLL)).note("faults") == 0
     assert await redis.hget(registry.key("counters"), "calls") == "3"
     assert (await registry.record("t2") or {})["polls"] == "0"
 
@@ -277,33 +277,33 @@ async def test_a_release_makes_no_record_of_a_task_that_was_deleted(
     await redis.delete(registry.key("task", "t1"))
     await registry.release([job], unsaved={"t1": Unsaved(calls=2, notes={"faults": "1"})})
     assert await registry.record("t1") is None
-    assert await claim(registry, Kind.POLL) == []
+    assert await claim(registry, DueSet.POLL) == []
     assert await redis.keys(registry.key("*:t1")) == []
 
 
 async def test_a_capped_task_waits_until_fewer_are_in_hand(redis: Redis, namespace: str) -> None:
     registry = make(redis, namespace, lease=0.02)
     await registry.submit([submission()])
-    await claim_one(registry, Kind.COPY)
+    await claim_one(registry, DueSet.COPY)
     await asyncio.sleep(0.03)
-    answer = await registry.claim(Kind.COPY, limit=5, in_hand=60, slots=100)
+    answer = await registry.claim(DueSet.COPY, limit=5, in_hand=60, slots=100)
     assert answer.jobs == ()
     assert answer.held == 50
-    assert len(await claim(registry, Kind.COPY, in_hand=49)) == 1
+    assert len(await claim(registry, DueSet.COPY, in_hand=49)) == 1
 
 
 async def test_a_record_that_is_gone_leaves_no_due_entry(registry: Registry, redis: Redis) -> None:
     await registry.submit([submission()])
     await redis.delete(registry.key("task", "t1"))
-    assert await claim(registry, Kind.COPY) == []
-    assert (await due(registry))[Kind.COPY] == 0
+    assert await claim(registry, DueSet.COPY) == []
+    assert (await due(registry))[DueSet.COPY] == 0
 
 
 async def test_saving_writes_notes_and_moves_between_due_sets(registry: Registry) -> None:
     job = await waiting(registry)
     await registry.save(
         job,
-        to=Kind.COPY,
+        to=DueSet.COPY,
         state=State.COPYING,
         calls=1,
         record={"upstream": '{"status":"succeeded"}'},
@@ -314,18 +314,18 @@ async def test_saving_writes_notes_and_moves_between_due_sets(registry: Registry
     assert record["state"] == "copying"
     assert record["polls"] == "1"
     assert record["upstream"] == '{"status":"succeeded"}'
-    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 1, Kind.FETCH: 0, Kind.TELL: 0}
+    assert await due(registry) == {DueSet.POLL: 0, DueSet.COPY: 1, DueSet.FETCH: 0, DueSet.TELL: 0}
     counts = await registry.counts()
     assert (counts[State.WAITING], counts[State.COPYING]) == (0, 1)
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     assert job.work["data"] == '{"images":[]}'
     assert "asked_from" not in job.work
 
 
 async def test_a_delay_is_kept(registry: Registry) -> None:
     job = await waiting(registry)
-    await registry.save(job, to=Kind.POLL, delay=30)
-    answer = await registry.claim(Kind.POLL, limit=10, in_hand=0, slots=10)
+    await registry.save(job, to=DueSet.POLL, delay=30)
+    answer = await registry.claim(DueSet.POLL, limit=10, in_hand=0, slots=10)
     assert answer.jobs == ()
     assert 1 < answer.wait <= 30
 
@@ -335,7 +335,7 @@ async def test_durations_are_learned_once_and_fade(registry: Registry) -> None:
     job = await waiting(registry)
     for _ in range(2):  # a client library may send it twice
         await registry.save(
-            job, to=Kind.COPY, learned=Lesson(fields=("total:60", "running:50"), lag=0.25)
+            job, to=DueSet.COPY, learned=Lesson(fields=("total:60", "running:50"), lag=0.25)
         )
     found = await registry.durations("poster")
     assert found.total.weights == {60: 1}
@@ -347,7 +347,7 @@ async def test_durations_are_learned_once_and_fade(registry: Registry) -> None:
     }
     await registry.redis.hset(registry.key("durations", "poster"), "count", "511")
     again = Lesson(fields=("total:61",), lag=0)
-    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.COPY, learned=again)
+    await registry.save(await claim_one(registry, DueSet.COPY), to=DueSet.COPY, learned=again)
     found = await registry.durations("poster")
     assert found.total.weights == {60: 0.5, 61: 0.5}
     assert (await registry.durations("other")).total.total == 0
@@ -358,15 +358,15 @@ async def test_several_workers_together_stay_under_the_rate(
 ) -> None:
     rate, seconds = 100, 3
     await registry.submit([submission(f"t{n}") for n in range(2 * rate * seconds)])
-    for job in [job for _ in range(6) for job in await claim(registry, Kind.COPY)]:
-        await registry.save(job, to=Kind.POLL)
+    for job in [job for _ in range(6) for job in await claim(registry, DueSet.COPY)]:
+        await registry.save(job, to=DueSet.POLL)
     workers = [make(registry.redis, namespace, poll_rate=rate) for _ in range(4)]
     until = await registry.now() + seconds * 1000
     calls: list[int] = []
 
     async def poll(worker: Registry) -> None:
         while await worker.now() < until:
-            answer = await worker.claim(Kind.POLL, limit=100, in_hand=0, slots=100)
+            answer = await worker.claim(DueSet.POLL, limit=100, in_hand=0, slots=100)
             calls.extend(job.claimed_at for job in answer.jobs)
             await asyncio.sleep(min(answer.wait, 0.05))
 
@@ -384,11 +384,11 @@ async def test_several_workers_together_stay_under_the_rate(
 
 async def test_an_object_key_is_fixed_by_the_first_note(registry: Registry) -> None:
     await registry.submit([submission()])
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     assert (await registry.progress(job, "key:0", "a.png"))[0] == "a.png"
     assert (await registry.progress(job, "key:0", "b.jpg"))[0] == "a.png"
     await registry.release([job])
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     assert job.work["key:0"] == "a.png"
     assert (await registry.progress(job, "key:0", "c.gif"))[0] == "a.png"
 
@@ -400,7 +400,7 @@ async def test_finishing_is_one_step(registry: Registry, redis: Redis) -> None:
     assert record is not None
     assert record["state"] == "stored"
     assert record["finished_at"] == record["updated_at"] != ""
-    assert await due(registry) == {Kind.POLL: 0, Kind.COPY: 0, Kind.FETCH: 0, Kind.TELL: 0}
+    assert await due(registry) == {DueSet.POLL: 0, DueSet.COPY: 0, DueSet.FETCH: 0, DueSet.TELL: 0}
     assert (await registry.counts())[State.STORED] == 1
     ((_, event),) = await redis.xrange(registry.key("events"))
     assert event == {
@@ -412,8 +412,8 @@ async def test_finishing_is_one_step(registry: Registry, redis: Redis) -> None:
 async def test_a_stale_owner_cannot_finish(redis: Redis, namespace: str) -> None:
     registry = make(redis, namespace, lease=0.05)
     await registry.submit([submission()])
-    stale = await claim_one(registry, Kind.COPY)
-    fresh = await eventually(lambda: claim(registry, Kind.COPY))
+    stale = await claim_one(registry, DueSet.COPY)
+    fresh = await eventually(lambda: claim(registry, DueSet.COPY))
     with pytest.raises(LeaseLost):
         await finish(registry, stale, State.FAILED)
     with pytest.raises(LeaseLost):
@@ -473,7 +473,7 @@ async def test_retry_opens_a_new_run_and_keeps_what_is_stored(
     registry: Registry, redis: Redis
 ) -> None:
     await registry.submit([submission()])
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     await registry.progress(job, "key:0", "a.png")
     await registry.progress(job, "file:0", '{"stored":1}')
     await registry.progress(job, "lost:1", "{}")
@@ -484,7 +484,7 @@ async def test_retry_opens_a_new_run_and_keeps_what_is_stored(
     assert (record["run"], record["state"], record["reason"]) == ("2", "waiting", "")
     assert "files" not in record
     assert await redis.ttl(registry.key("task", "t1")) == -1
-    job = await claim_one(registry, Kind.POLL)
+    job = await claim_one(registry, DueSet.POLL)
     assert job.work["key:0"] == "a.png"
     assert "file:0" in job.work
     assert "lost:1" not in job.work
@@ -501,29 +501,29 @@ async def test_retry_refuses_what_is_not_lost(registry: Registry) -> None:
 
 async def test_retry_voids_the_tell_of_the_run_before(registry: Registry) -> None:
     await registry.submit([submission(callbacks=[{"channel": "webhook", "target": "https://a.b"}])])
-    await finish(registry, await claim_one(registry, Kind.COPY), State.FAILED)
-    telling = await claim_one(registry, Kind.TELL)
+    await finish(registry, await claim_one(registry, DueSet.COPY), State.FAILED)
+    telling = await claim_one(registry, DueSet.TELL)
     await registry.retry("t1")
     with pytest.raises(LeaseLost):
         await registry.told(telling, told="[]", settled=True, delay=0, callbacks=1)
-    assert (await due(registry))[Kind.TELL] == 0
+    assert (await due(registry))[DueSet.TELL] == 0
 
 
 async def test_cancel_of_an_unclaimed_task_is_due_at_once(registry: Registry) -> None:
     job = await waiting(registry)
-    await registry.save(job, to=Kind.POLL, delay=1000)
+    await registry.save(job, to=DueSet.POLL, delay=1000)
     assert await registry.cancel("t1") == "ok"
-    job = await claim_one(registry, Kind.COPY)
+    job = await claim_one(registry, DueSet.COPY)
     assert job.work["cancel"] == "1"
-    assert (await due(registry))[Kind.POLL] == 0
+    assert (await due(registry))[DueSet.POLL] == 0
 
 
 async def test_cancel_of_a_claimed_task_reaches_its_owner(registry: Registry) -> None:
     job = await waiting(registry)
     assert await registry.cancel("t1") == "ok"
     assert await registry.renew([job]) == {"t1": "cancel"}
-    await registry.save(job, to=Kind.POLL, delay=1000)
-    assert (await claim_one(registry, Kind.COPY)).work["cancel"] == "1"
+    await registry.save(job, to=DueSet.POLL, delay=1000)
+    assert (await claim_one(registry, DueSet.COPY)).work["cancel"] == "1"
 
 
 async def test_cancel_says_what_is_final_or_unknown(registry: Registry) -> None:
@@ -538,12 +538,12 @@ async def test_notify_tells_again_and_keeps_the_record_meanwhile(
     assert await registry.notify("t1") == "unknown"
     await registry.submit([submission(callbacks=[{"channel": "webhook", "target": "https://a.b"}])])
     assert await registry.notify("t1") == "waiting"
-    await finish(registry, await claim_one(registry, Kind.COPY))
-    telling = await claim_one(registry, Kind.TELL)
+    await finish(registry, await claim_one(registry, DueSet.COPY))
+    telling = await claim_one(registry, DueSet.TELL)
     await registry.told(telling, told='[{"id":"x"}]', settled=True, delay=0, callbacks=1)
     assert await registry.notify("t1") == "ok"
     assert await redis.ttl(registry.key("task", "t1")) == -1
-    again = await claim_one(registry, Kind.TELL)
+    again = await claim_one(registry, DueSet.TELL)
     assert again.record["told"] == "[]"
     await finish(registry, await waiting(registry, "t2"))
     assert await registry.notify("t2") == "nobody"
@@ -564,17 +564,17 @@ async def test_a_repeated_retry_opens_one_run(
 async def test_a_task_that_stands_nowhere_is_put_back(registry: Registry, redis: Redis) -> None:
     await registry.submit([submission(f"t{n}") for n in range(1200)])
     job = await claim_one_of(registry)
-    await registry.save(job, to=Kind.POLL)
+    await registry.save(job, to=DueSet.POLL)
     await redis.delete(registry.key("due", "copy"), registry.key("due", "poll"))
     await redis.zadd(registry.key("index", "copying"), {"nobody": 1})
     assert await registry.reconcile() == 1200
-    assert (await due(registry))[Kind.COPY] == 1200
+    assert (await due(registry))[DueSet.COPY] == 1200
     assert await redis.zcard(registry.key("index", "copying")) == 0
     assert await registry.reconcile() == 0  # not again within the minute
 
 
 async def claim_one_of(registry: Registry) -> Job:
-    (job,) = await claim(registry, Kind.COPY, limit=1)
+    (job,) = await claim(registry, DueSet.COPY, limit=1)
     return job
 
 
@@ -607,18 +607,18 @@ async def test_saves_of_a_moment_go_together_and_each_has_its_own_answer(
     registry: Registry, redis: Redis
 ) -> None:
     await registry.submit([submission(f"t{n}") for n in range(150)])
-    for jobs in (await claim(registry, Kind.COPY), await claim(registry, Kind.COPY)):
-        await asyncio.gather(*(registry.save(job, to=Kind.POLL) for job in jobs))
-    jobs = await claim(registry, Kind.POLL, limit=100)
+    for jobs in (await claim(registry, DueSet.COPY), await claim(registry, DueSet.COPY)):
+        await asyncio.gather(*(registry.save(job, to=DueSet.POLL) for job in jobs))
+    jobs = await claim(registry, DueSet.POLL, limit=100)
     stale, gone, *rest = jobs
     await redis.hset(registry.key("work", stale.task_id), "token", "of another claim")
     await redis.script_flush()
     before = await redis.info("stats")
-    going = asyncio.create_task(registry.save(gone, to=Kind.POLL, delay=60))
+    going = asyncio.create_task(registry.save(gone, to=DueSet.POLL, delay=60))
     await asyncio.sleep(0)
     going.cancel()
     answers = await asyncio.gather(
-        *(registry.save(job, to=Kind.POLL, delay=60, calls=1) for job in [stale, *rest]),
+        *(registry.save(job, to=DueSet.POLL, delay=60, calls=1) for job in [stale, *rest]),
         return_exceptions=True,
     )
     after = await redis.info("stats")
@@ -627,20 +627,20 @@ async def test_saves_of_a_moment_go_together_and_each_has_its_own_answer(
     assert after["total_reads_processed"] - before["total_reads_processed"] < 20
     polls = [await redis.hget(registry.key("task", job.task_id), "polls") for job in rest]
     assert set(polls) == {"1"}
-    assert (await due(registry))[Kind.POLL] == 150
+    assert (await due(registry))[DueSet.POLL] == 150
 
 
 async def test_every_save_hears_of_an_outage(registry: Registry, valkey: Valkey) -> None:
     await registry.submit([submission(f"t{n}") for n in range(5)])
-    jobs = await claim(registry, Kind.COPY)
+    jobs = await claim(registry, DueSet.COPY)
     valkey.kill()
     answers = await asyncio.gather(
-        *(registry.save(job, to=Kind.POLL) for job in jobs), return_exceptions=True
+        *(registry.save(job, to=DueSet.POLL) for job in jobs), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [RegistryUnavailable] * 5
     valkey.start()
-    await asyncio.gather(*(registry.save(job, to=Kind.POLL) for job in jobs))
-    assert (await due(registry))[Kind.POLL] == 5
+    await asyncio.gather(*(registry.save(job, to=DueSet.POLL) for job in jobs))
+    assert (await due(registry))[DueSet.POLL] == 5
 
 
 # -- rate and circuits ------------------------------------------------------------------------
@@ -649,12 +649,12 @@ async def test_every_save_hears_of_an_outage(registry: Registry, valkey: Valkey)
 async def test_polls_are_claimed_under_the_rate(redis: Redis, namespace: str) -> None:
     registry = make(redis, namespace, poll_rate=20)
     await registry.submit([submission(f"t{n}") for n in range(30)])
-    for job in await claim(registry, Kind.COPY):
-        await registry.save(job, to=Kind.POLL)
-    answer = await registry.claim(Kind.POLL, limit=100, in_hand=0, slots=100)
+    for job in await claim(registry, DueSet.COPY):
+        await registry.save(job, to=DueSet.POLL)
+    answer = await registry.claim(DueSet.POLL, limit=100, in_hand=0, slots=100)
     assert len(answer.jobs) == 5
     began = answer.jobs[0].claimed_at
-    answer = await registry.claim(Kind.POLL, limit=100, in_hand=0, slots=100)
+    answer = await registry.claim(DueSet.POLL, limit=100, in_hand=0, slots=100)
     assert len(answer.jobs) <= (await registry.now() - began) * 20 / 1000 + 1
     assert 0 <= answer.wait <= 0.06
 
@@ -710,21 +710,21 @@ async def test_an_open_circuit_lets_one_prober_through(registry: Registry, redis
     await registry.submit([submission(f"t{n}") for n in range(5)])
     assert await registry.trip("store", kind="store", message="no", probe=False)
     assert not await registry.trip("store", kind="store", message="no", probe=False)
-    answer = await registry.claim(Kind.COPY, limit=5, in_hand=0, slots=5)
+    answer = await registry.claim(DueSet.COPY, limit=5, in_hand=0, slots=5)
     assert answer.jobs == ()
     assert 0 < answer.wait <= 5
     assert (await registry.overview()).circuits["store"]["message"] == "no"
     await redis.hset(registry.key("circuit", "store"), "probe_at", "1")
-    (probe,) = await claim(registry, Kind.COPY)
+    (probe,) = await claim(registry, DueSet.COPY)
     assert probe.probe
-    assert await claim(registry, Kind.COPY) == []
+    assert await claim(registry, DueSet.COPY) == []
     await registry.trip("store", kind="store", message="no", probe=True)
     assert (await registry.overview()).circuits["store"]["gap"] == "10000"
     await registry.postpone("store")
     assert (await registry.overview()).circuits["store"]["gap"] == "10000"
     assert await registry.close_circuit("store")
     assert not await registry.close_circuit("store")
-    assert len(await claim(registry, Kind.COPY)) == 4
+    assert len(await claim(registry, DueSet.COPY)) == 4
 
 
 async def test_a_loud_line_is_said_once(registry: Registry) -> None:
@@ -740,7 +740,7 @@ async def test_a_record_of_a_newer_schema_is_handed_back_unharmed(
 ) -> None:
     await registry.submit([submission("new"), submission("old")])
     await redis.hset(f"{namespace}:task:new", "schema", "2")
-    claimed = await registry.claim(Kind.COPY, limit=10, in_hand=0, slots=10)
+    claimed = await registry.claim(DueSet.COPY, limit=10, in_hand=0, slots=10)
     assert [job.task_id for job in claimed.jobs] == ["old"]
     assert claimed.newer == 1
     notes = await redis.hgetall(f"{namespace}:work:new")
@@ -755,7 +755,7 @@ async def test_a_record_of_a_newer_schema_is_handed_back_unharmed(
 async def ended(registry: Registry, task_id: str, state: State = State.STORED) -> str:
     """A task that is final; when it ended, as its record says."""
     await registry.submit([submission(task_id)])
-    await finish(registry, await claim_one(registry, Kind.COPY), state)
+    await finish(registry, await claim_one(registry, DueSet.COPY), state)
     record = await registry.record(task_id)
     assert record is not None
     return record["finished_at"]
@@ -778,11 +778,11 @@ async def test_purge_refuses_what_is_not_over(
 ) -> None:
     await registry.submit([submission("open")])
     assert await registry.purge("open", "") == "waiting"
-    await finish(registry, await claim_one(registry, Kind.COPY))
+    await finish(registry, await claim_one(registry, DueSet.COPY))
     assert await registry.purge("open", "1") == "changed"
     called = {"channel": "webhook", "target": "https://example.com/"}
     await registry.submit([submission("told", callbacks=[called])])
-    await finish(registry, await claim_one(registry, Kind.COPY))
+    await finish(registry, await claim_one(registry, DueSet.COPY))
     record = await registry.record("told")
     assert record is not None
     assert await registry.purge("told", record["finished_at"]) == "telling"
@@ -849,7 +849,7 @@ async def test_a_full_server_accepts_nothing_by_halves(registry: Registry, redis
         with pytest.raises(RegistryUnavailable, match="takes no writes"):
             await registry.submit([submission("t1")])
         assert await registry.record("t1") is None
-        assert (await due(registry))[Kind.COPY] == 1
+        assert (await due(registry))[DueSet.COPY] == 1
     finally:
         await redis.config_set("maxmemory", "0")
     assert await registry.submit([submission("t1")]) == ({"t1": True}, [])

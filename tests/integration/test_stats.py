@@ -23,7 +23,7 @@ from worker.core.models import State
 from worker.core.services import Outlook, Service
 from worker.doctor.finding import Level
 from worker.doctor.fleet import rate
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 from worker.registry.stats import Stats, read_stats
 
@@ -43,11 +43,11 @@ async def test_an_idle_fleet(registry: Registry) -> None:
 
 async def test_what_the_fleet_did_is_shown(registry: Registry) -> None:
     await registry.submit([submission("t1")])
-    await registry.save(await claim_one(registry, Kind.COPY), to=Kind.POLL)
+    await registry.save(await claim_one(registry, DueSet.COPY), to=DueSet.POLL)
     lesson = Lesson(fields=(f"total:{bucket(45)}",), lag=0.5)
     await registry.save(
-        await claim_one(registry, Kind.POLL),
-        to=Kind.COPY, delay=-5, state=State.COPYING, calls=2, learned=lesson,
+        await claim_one(registry, DueSet.POLL),
+        to=DueSet.COPY, delay=-5, state=State.COPYING, calls=2, learned=lesson,
     )  # fmt: skip
     await registry.submit([submission("t2")])
     await registry.throttle()
@@ -70,15 +70,15 @@ async def test_labels_that_are_behind_are_shown(registry: Registry) -> None:
     for label, count in (("", 4), ("[bold]many", 30), *((f"l{n:03}", 2) for n in range(150))):
         ids = [f"{label[-4:]}-{n}" for n in range(count)]
         await registry.submit([replace(submission(i), label=label) for i in ids])
-        for job in (await registry.claim(Kind.COPY, limit=100, in_hand=0, slots=100)).jobs:
-            await registry.save(job, to=Kind.POLL, delay=-7)
+        for job in (await registry.claim(DueSet.COPY, limit=100, in_hand=0, slots=100)).jobs:
+            await registry.save(job, to=DueSet.POLL, delay=-7)
     # 334 are due, and a claim takes no more than 100
-    await registry.claim(Kind.POLL, limit=1, in_hand=0, slots=1)
+    await registry.claim(DueSet.POLL, limit=1, in_hand=0, slots=1)
     found = await read_stats(registry)
     assert found.due["poll"] == 333
     assert found.late["poll"] >= 7
     assert len(found.behind) == 10
-    assert all(line.kind is Kind.POLL and line.late >= 7 for line in found.behind)
+    assert all(line.kind is DueSet.POLL and line.late >= 7 for line in found.behind)
     document = json.loads(json.dumps(found.document()))
     assert document["behind"][0].keys() == {"set", "label", "count", "late"}
     shown = StringIO()
@@ -94,14 +94,14 @@ async def test_who_has_no_free_slot_puts_in_line_and_sees_that_others_wait(
     registry: Registry,
 ) -> None:
     await registry.submit([submission(f"t{n}") for n in range(5)])
-    batch = await registry.claim(Kind.COPY, limit=0, in_hand=1, slots=1)
+    batch = await registry.claim(DueSet.COPY, limit=0, in_hand=1, slots=1)
     assert not batch.jobs
-    assert await registry.overdue(Kind.COPY) == 5
+    assert await registry.overdue(DueSet.COPY) == 5
     assert (await read_stats(registry)).due["copy"] == 5
     due = await registry.redis.zrange(registry.key("due", "copy"), 0, -1, withscores=True)
     assert {score % 1 for _, score in due} == {0.5}
-    assert len((await registry.claim(Kind.COPY, limit=5, in_hand=0, slots=5)).jobs) == 5
-    assert await registry.overdue(Kind.COPY) == 0
+    assert len((await registry.claim(DueSet.COPY, limit=5, in_hand=0, slots=5)).jobs) == 5
+    assert await registry.overdue(DueSet.COPY) == 0
 
 
 def test_a_histogram_fits_its_line() -> None:

@@ -26,7 +26,7 @@ from tests.support import BOUND, BucketEnv
 from worker.core.services import Service
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.capabilities import Facts, Seen
-from worker.transfer.objects import Outcome, Upload, composite_checksum
+from worker.transfer.objects import Upload, Written, composite_checksum
 from worker.transfer.probe import probe
 from worker.transfer.signer import make_signer
 from worker.transfer.store import ObjectStore
@@ -58,7 +58,7 @@ def prefix() -> str:
     return f"t:{uuid.uuid4().hex}/"
 
 
-async def put(store: ObjectStore, key: str, body: bytes, **options: Any) -> Outcome:
+async def put(store: ObjectStore, key: str, body: bytes, **options: Any) -> Written:
     options = {"content_type": "text/plain", "sha256": sha256(body)} | options
     return await store.put(key, body, **options)
 
@@ -80,7 +80,7 @@ async def test_an_object_comes_back_with_all_that_was_said_of_it(
         metadata={"task-id": "t:1", "sha256": digest.hex()},
         options={"CacheControl": "max-age=60"},
     )
-    assert outcome is Outcome.CREATED
+    assert outcome is Written.CREATED
     there = await store.head(key)
     assert there is not None
     assert (there.bytes, there.content_type) == (MIB, "image/png")
@@ -101,10 +101,10 @@ async def test_what_is_not_there(store: ObjectStore, prefix: str) -> None:
 
 async def test_an_object_is_created_once(store: ObjectStore, prefix: str) -> None:
     key = f"{prefix}once"
-    assert await put(store, key, b"first") is Outcome.CREATED
-    assert await put(store, key, b"second") is Outcome.EXISTS
+    assert await put(store, key, b"first") is Written.CREATED
+    assert await put(store, key, b"second") is Written.EXISTS
     assert await store.get(key, max_bytes=10) == b"first"
-    assert await put(store, key, b"third", create_only=False) is Outcome.CREATED
+    assert await put(store, key, b"third", create_only=False) is Written.CREATED
     assert await store.get(key, max_bytes=10) == b"third"
 
 
@@ -122,7 +122,7 @@ async def test_md5_is_sent_where_sha256_is_not_checked(
     store: ObjectStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.facts = Facts(put_sha256=Seen.IGNORED, put_md5=Seen.HONOURED)
-    assert await put(store, f"{prefix}a", b"a") is Outcome.PROVEN
+    assert await put(store, f"{prefix}a", b"a") is Written.PROVEN
     there = await store.head(f"{prefix}a")
     assert there is not None
     assert there.checksum is None
@@ -163,7 +163,7 @@ async def test_parts_become_one_object(store: ObjectStore, prefix: str) -> None:
         for number, piece in enumerate(pieces, 1)
     ]
     assert len(moved) == 48
-    assert await store.complete(upload, parts) is Outcome.CREATED
+    assert await store.complete(upload, parts) is Written.CREATED
     there = await store.head(key)
     assert there is not None
     assert (there.bytes, there.content_type) == (len(body), "video/mp4")
@@ -181,7 +181,7 @@ async def test_a_damaged_part_is_refused_and_can_be_sent_again(
     with pytest.raises(StoreUnavailable, match="BadDigest"):
         await store.upload_part(upload, 1, body, sha256=sha256(b"other"))
     part = await store.upload_part(upload, 1, body, sha256=sha256(body))
-    assert await store.complete(upload, [part]) is Outcome.CREATED
+    assert await store.complete(upload, [part]) is Written.CREATED
 
 
 async def test_completing_creates_once_too(store: ObjectStore, prefix: str) -> None:
@@ -189,9 +189,9 @@ async def test_completing_creates_once_too(store: ObjectStore, prefix: str) -> N
     await put(store, key, b"first")
     upload = await store.create_upload(key, content_type="video/mp4")
     part = await store.upload_part(upload, 1, body, sha256=sha256(body))
-    assert await store.complete(upload, [part]) is Outcome.EXISTS
+    assert await store.complete(upload, [part]) is Written.EXISTS
     assert await store.get(key, max_bytes=10) == b"first"
-    assert await store.complete(upload, [part], create_only=False) is Outcome.CREATED
+    assert await store.complete(upload, [part], create_only=False) is Written.CREATED
     assert await store.digest(key) == sha256(body)
 
 
@@ -305,7 +305,7 @@ async def test_credentials_that_are_replaced_are_found(
     with pytest.raises(StoreBlocked):
         await put(store, f"{prefix}a", b"a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", environ.secret_key)
-    assert await put(store, f"{prefix}a", b"a") is Outcome.CREATED
+    assert await put(store, f"{prefix}a", b"a") is Written.CREATED
     await store.close()
 
 
@@ -319,7 +319,7 @@ async def test_no_credentials_block_until_there_are_some(
         await store.head("k")
     for name, value in environ.environ.items():
         monkeypatch.setenv(name, value)
-    assert await put(store, f"{prefix}a", b"a") is Outcome.CREATED
+    assert await put(store, f"{prefix}a", b"a") is Written.CREATED
     await store.close()
 
 
@@ -513,8 +513,8 @@ async def test_conflicts_mean_that_the_object_exists(
 ) -> None:
     handler = always(lambda: error_document(status, "ConditionalRequestConflict"))
     async with faked(handler, monkeypatch) as (store, fake):
-        assert await put(store, "k", b"x") is Outcome.EXISTS
-        assert await store.complete(Upload(key="k", id="u"), []) is Outcome.EXISTS
+        assert await put(store, "k", b"x") is Written.EXISTS
+        assert await store.complete(Upload(key="k", id="u"), []) is Written.EXISTS
         assert {request.headers["if-none-match"] for request, _ in fake.seen} == {"*"}
 
 
@@ -526,8 +526,8 @@ async def test_a_store_without_conditions_is_learned(monkeypatch: pytest.MonkeyP
 
     async with faked(handler, monkeypatch) as (store, fake):
         for _ in range(2):
-            assert await put(store, "k", b"x") is Outcome.CREATED
-        assert await store.complete(Upload(key="k", id="u"), []) is Outcome.CREATED
+            assert await put(store, "k", b"x") is Written.CREATED
+        assert await store.complete(Upload(key="k", id="u"), []) is Written.CREATED
     tried = ["if-none-match" in request.headers for request, _ in fake.seen]
     assert tried == [True, False, False, True, False]  # a PUT says nothing of completing
 
@@ -546,8 +546,8 @@ async def test_completion_that_fails_after_200_is_an_error(
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 await store.complete(upload, [])
-        assert await store.complete(upload, []) is Outcome.EXISTS
-        assert await store.complete(upload, []) is Outcome.CREATED
+        assert await store.complete(upload, []) is Written.EXISTS
+        assert await store.complete(upload, []) is Written.CREATED
 
 
 async def test_the_oss_profile_sends_what_oss_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,7 +651,7 @@ async def test_a_body_can_be_sent_again_on_a_connection_that_had_been_closed(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
         store = ObjectStore("media")
         for _ in range(3):
-            assert await put(store, "k", bytes(2 * MIB)) is Outcome.CREATED
+            assert await put(store, "k", bytes(2 * MIB)) is Written.CREATED
         await store.close()
     assert bodies == [2 * MIB] * 3
 

@@ -23,7 +23,7 @@ from tests.integration.test_registry import claim_one, due, finish, make, submis
 from tests.support import BOUND
 from worker.core.schedule import Gaps
 from worker.errors import TellError, TellRejected
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook, message_id
@@ -173,11 +173,11 @@ async def test_channels_are_settled_each_on_its_own(
     hook = {"channel": "webhook", "target": "https://a.example/x?key=secret"}
     reply = {"channel": "reply", "task": "orders.done", "queue": f"{namespace}-orders"}
     await registry.submit([submission(callbacks=[hook, reply])])
-    await finish(registry, await claim_one(registry, Kind.COPY))
+    await finish(registry, await claim_one(registry, DueSet.COPY))
     app = Celery("t", broker=redis_url)
     work = TellWork({"webhook": Broken(), "reply": CeleryReply(app)}, slots=1, gaps=Gaps())
     for _ in range(2):
-        job = await claim_one(registry, Kind.TELL)
+        job = await claim_one(registry, DueSet.TELL)
         assert await work(Claim(registry, job)) == "again"
         await redis.zadd(registry.key("due", "tell"), {"t1": 0})
     app.close()
@@ -223,10 +223,10 @@ async def test_another_application_that_knows_nothing_of_this_one_is_called(
 ) -> None:
     reply = {"channel": "reply", "task": "shop.pictures_ready", "queue": f"{namespace}-shop"}
     await registry.submit([submission(callbacks=[reply])])
-    await finish(registry, await claim_one(registry, Kind.COPY))
+    await finish(registry, await claim_one(registry, DueSet.COPY))
     app = Celery("t", broker=redis_url)
     work = TellWork({"reply": CeleryReply(app)}, slots=1, gaps=Gaps())
-    assert await work(Claim(registry, await claim_one(registry, Kind.TELL))) == "told"
+    assert await work(Claim(registry, await claim_one(registry, DueSet.TELL))) == "told"
     app.close()
 
     (tmp_path / "shop.py").write_text(SHOP)
@@ -255,11 +255,11 @@ async def test_a_settled_telling_starts_the_time_to_live(
     registry: Registry, redis: Redis, listener: Listener, webhook: Webhook
 ) -> None:
     await registry.submit([submission(callbacks=[to(listener.url)])])
-    await finish(registry, await claim_one(registry, Kind.COPY))
+    await finish(registry, await claim_one(registry, DueSet.COPY))
     work = TellWork({"webhook": webhook}, slots=1, gaps=Gaps())
-    assert await work(Claim(registry, await claim_one(registry, Kind.TELL))) == "told"
+    assert await work(Claim(registry, await claim_one(registry, DueSet.TELL))) == "told"
     assert await redis.ttl(registry.key("task", "t1")) > 0
-    assert (await due(registry))[Kind.TELL] == 0
+    assert (await due(registry))[DueSet.TELL] == 0
     assert '"exact":1.10' in listener.calls[0][1]
 
 
@@ -267,13 +267,13 @@ async def test_attempts_are_counted_and_hosts_that_fail_are_named(
     registry: Registry, redis: Redis, listener: Listener, webhook: Webhook
 ) -> None:
     await registry.submit([submission(callbacks=[to(listener.url)])])
-    await finish(registry, await claim_one(registry, Kind.COPY))
+    await finish(registry, await claim_one(registry, DueSet.COPY))
     work = TellWork({"webhook": webhook}, slots=1, gaps=Gaps(webhook=(0.0,)))
 
     async def attempt(status: int) -> str:
         listener.status = status
         await redis.zadd(registry.key("due", "tell"), {"t1": 0})
-        said = await work(Claim(registry, await claim_one(registry, Kind.TELL)))
+        said = await work(Claim(registry, await claim_one(registry, DueSet.TELL)))
         await registry.tick("a:1")
         return said
 

@@ -18,7 +18,7 @@ from tests.security.kit import blocks
 from tests.support import ROOT, BucketEnv, command, eventually
 from worker.sandbox.servers import SeaweedFS
 from worker.sandbox.simulator import Simulator
-from worker.transfer.objects import Outcome
+from worker.transfer.objects import Written
 from worker.transfer.probe import probe
 from worker.transfer.signer import Signer
 from worker.transfer.store import ObjectStore
@@ -194,7 +194,7 @@ async def test_the_actions_are_those_that_the_code_needs(
         await one.presign_get("calls/a", expires=60)
         upload = await one.create_upload("calls/b", content_type="text/plain")
         part = await one.upload_part(upload, 1, b"x", sha256=SHA_OF_X)
-        assert await one.complete(upload, [part]) is Outcome.CREATED
+        assert await one.complete(upload, [part]) is Written.CREATED
         await one.abort(await one.create_upload("calls/c", content_type="text/plain"))
         assert await one.list_uploads("calls/") == []
         assert [key async for key in one.keys("calls/")] == ["calls/a", "calls/b"]

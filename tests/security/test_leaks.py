@@ -26,7 +26,7 @@ from worker import wiring
 from worker.core.models import FoundFile, Succeeded
 from worker.core.reply import read_reply
 from worker.core.submission import Policy, read_submission
-from worker.registry.records import Job, Kind
+from worker.registry.records import DueSet, Job
 from worker.sandbox.servers import SeaweedFS, Valkey
 from worker.sandbox.simulator import Simulator
 from worker.telling.webhook import Webhook
@@ -413,7 +413,7 @@ async def test_no_repr_holds_a_secret(
             Gateway(session, endpoint=f"https://u:{MARK}@h?a={MARK}", app_key="k",
                     app_secret=APP_SECRET),
             Webhook(client, guard, WEBHOOK_SECRET), Upload(key="k", id=f"{MARK}-upload"),
-            Job(kind=Kind.POLL, task_id="a", token="t", claimed_at=0, record=record, work=record),
+            Job(kind=DueSet.POLL, task_id="a", token="t", claimed_at=0, record=record, work=record),
             CopyJob(task_id="a", url=SIGNED, base="b"), Succeeded(data=SIGNED),
             FoundFile(identity=SIGNED, refs=(), url=SIGNED),
             read_submission("a", {"callback_url": SIGNED}, Policy(webhooks=True)),

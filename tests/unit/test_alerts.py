@@ -17,7 +17,7 @@ from tests.promtool import EVERY, PROMTOOL, assert_fires, groups
 from tests.support import needs
 from worker.core.models import State
 from worker.core.services import Outlook, Service
-from worker.registry.records import Kind, Overview
+from worker.registry.records import DueSet, Overview
 from worker.web.metrics import exposition, without_redis
 
 pytestmark = needs("promtool", PROMTOOL)
@@ -33,8 +33,8 @@ def quiet(number: int) -> Overview:
     return Overview(
         now=now,
         counts=dict.fromkeys(State, 1),
-        due=dict.fromkeys(Kind, (1, 0.0)),
-        overdue=dict.fromkeys(Kind, 0),
+        due=dict.fromkeys(DueSet, (1, 0.0)),
+        overdue=dict.fromkeys(DueSet, 0),
         workers={"a:1": now},
         counters={"final:stored": number, "ended:stored:": number, "ended:failed:canceled": number,
                   "callbacks:webhook:failed": number, "polls:pending": number,
@@ -97,7 +97,7 @@ def counting(name: str) -> Change:
     return lambda fleet, number: replace(fleet, counters={**fleet.counters, name: number})
 
 
-def late(kind: Kind, seconds: float, fleet: Overview) -> Overview:
+def late(kind: DueSet, seconds: float, fleet: Overview) -> Overview:
     return replace(fleet, due={**fleet.due, kind: (9, seconds)})
 
 
@@ -121,11 +121,11 @@ def late(kind: Kind, seconds: float, fleet: Overview) -> Overview:
             id="no-worker",
         ),
         pytest.param(
-            lambda fleet, _: late(Kind.POLL, 5, fleet), 6, {"HarvesterUpstreamSilent": ""},
+            lambda fleet, _: late(DueSet.POLL, 5, fleet), 6, {"HarvesterUpstreamSilent": ""},
             id="upstream-without-usable-answers",
         ),
         pytest.param(
-            lambda fleet, _: late(Kind.FETCH, 61, fleet), 6, {"HarvesterCopiesLate": "fetch"},
+            lambda fleet, _: late(DueSet.FETCH, 61, fleet), 6, {"HarvesterCopiesLate": "fetch"},
             id="copies-late",
         ),
         pytest.param(
@@ -150,7 +150,7 @@ def test_late_polls_fire_while_the_upstream_answers(tmp_path: Path) -> None:
     def change(fleet: Overview, _: int) -> Overview:
         upstream = Outlook(service=Service.UPSTREAM, last_success=fleet.now)
         services = {**fleet.services, Service.UPSTREAM: upstream}
-        return late(Kind.POLL, 121, replace(fleet, services=services))
+        return late(DueSet.POLL, 121, replace(fleet, services=services))
 
     fires = {"HarvesterPollsLate": ""}
     assert_fires(tmp_path, scrapes(change, minutes=11), fires, began=BEGAN)

@@ -8,7 +8,7 @@ from tests.support import ROOT
 from worker.core.models import State
 from worker.doctor.finding import Level
 from worker.doctor.fleet import ticking
-from worker.registry.records import ALIVE, Kind, Overview
+from worker.registry.records import ALIVE, DueSet, Overview
 from worker.web import metrics
 from worker.web.app import glance
 
@@ -20,8 +20,8 @@ def fleet(**workers: int) -> Overview:
     return Overview(
         now=NOW,
         counts=dict.fromkeys(State, 0),
-        due=dict.fromkeys(Kind, (0, 0.0)),
-        overdue=dict.fromkeys(Kind, 0),
+        due=dict.fromkeys(DueSet, (0, 0.0)),
+        overdue=dict.fromkeys(DueSet, 0),
         workers=workers,
         counters={},
         rate=1.0,

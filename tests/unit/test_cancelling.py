@@ -14,7 +14,7 @@ import pytest
 from tests.support import BOUND, ROOT
 from worker.cancelling import heed, heeding
 from worker.engine import Engine, Parts
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 # Loops around an await that need no flag, each with what ends it.
 ENDS_OTHERWISE = {
@@ -144,7 +144,7 @@ async def test_an_engine_whose_tick_swallows_its_cancellation_ends() -> None:
         async def close(self) -> None:
             pass
 
-    async def build(_wake: Callable[[Kind], None]) -> Parts:
+    async def build(_wake: Callable[[DueSet], None]) -> Parts:
         fleet: Any = Fleet()
         return Parts(registry=fleet, works=(), intake=fleet, close=fleet.close)
 

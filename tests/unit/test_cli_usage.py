@@ -221,7 +221,7 @@ def test_since(text: str, at: int) -> None:
 
 
 def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:
-    record = manifest.shown(
+    record = manifest.public(
         {
             "task_id": "t", "state": "failed", "reason": "upstream_failed", "label": "[red]l[/]",
             "error": "one\x1b[2Jtwo\nthree", "metadata": '{"n":1.50}', "run": "2",
@@ -232,7 +232,7 @@ def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:
         }
     )  # fmt: skip
     out = io.StringIO()
-    show.show(Console(file=out, width=100), record, 5000)
+    show.print_record(Console(file=out, width=100), record, 5000)
     text = out.getvalue()
     assert "\x1b" not in text
     assert "\x9b" not in text
@@ -244,7 +244,7 @@ def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:
 
 
 def test_json_keeps_every_digit() -> None:
-    record = manifest.shown({"result": '{"seed":12345678901234567890,"score":0.10}', "run": "1"})
+    record = manifest.public({"result": '{"seed":12345678901234567890,"score":0.10}', "run": "1"})
     out = io.StringIO()
     sys_stdout, sys.stdout = sys.stdout, out
     try:

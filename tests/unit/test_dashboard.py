@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from worker.core.models import State
 from worker.core.services import Outlook, Service
-from worker.registry.records import Kind, Overview
+from worker.registry.records import DueSet, Overview
 from worker.web.metrics import exposition
 
 DASHBOARD: dict[str, Any] = json.loads(
@@ -31,8 +31,8 @@ def labels() -> dict[str, set[str]]:
     fleet = Overview(
         now=1,
         counts=dict.fromkeys(State, 1),
-        due=dict.fromkeys(Kind, (1, 1.0)),
-        overdue=dict.fromkeys(Kind, 1),
+        due=dict.fromkeys(DueSet, (1, 1.0)),
+        overdue=dict.fromkeys(DueSet, 1),
         workers={"a": 1},
         counters={"polls:running": 1},
         rate=20,

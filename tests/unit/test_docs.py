@@ -27,7 +27,7 @@ from worker.core.models import Priority, Reason, State, StoredFile
 from worker.core.schedule import Gaps, webhook_gap
 from worker.core.submission import Options, Policy, read_body, read_submission
 from worker.registry import scripts
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted(
@@ -154,7 +154,7 @@ def logged_events() -> dict[str, set[str]]:
             case ast.Constant(value=str(event)):
                 names = [event]
             case ast.JoinedStr(values=[ast.FormattedValue(), ast.Constant(value=str(end))]):
-                names = [f"{kind}{end}" for kind in Kind]
+                names = [f"{kind}{end}" for kind in DueSet]
             case other:
                 raise AssertionError(f"{path}: an event that is not a name: {ast.unparse(other)}")
         level = {"exception": "error"}.get(call.func.attr, call.func.attr)
@@ -304,7 +304,7 @@ def test_every_redis_key_is_described() -> None:
 
 def test_the_due_sets_and_circuits_are_described() -> None:
     assert rows(section(ARCHITECTURE, "Due sets, leases, tokens")).keys() == {
-        f"due:{kind}" for kind in Kind
+        f"due:{kind}" for kind in DueSet
     }
     circuits = section(OPERATIONS, "Circuits")
     for kind in reply._BLOCKED:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from worker.transfer.boxes import boxes
 from worker.transfer.media import Facts, facts
-from worker.transfer.sniff import Kind
+from worker.transfer.sniff import FileType
 
 TYPES = ("video/mp4", "video/quicktime", "audio/mp4", "audio/wav", "audio/flac", "image/png")
 
 
 def read(data: bytes, content_type: str) -> Facts:
-    return facts(memoryview(data), Kind(content_type, ""))
+    return facts(memoryview(data), FileType(content_type, ""))
 
 
 def box(name: bytes, content: bytes) -> bytes:

@@ -37,8 +37,8 @@ from multidict import CIMultiDict
 from config.settings import Settings, load_settings
 from worker import errors
 from worker.registry.client import outage
+from worker.registry.records import DueSet as Due
 from worker.registry.records import Job
-from worker.registry.records import Kind as Due
 from worker.registry.registry import Registry
 from worker.telling.reply import CeleryReply
 from worker.telling.webhook import Webhook
@@ -52,7 +52,7 @@ from worker.transfer.store import ObjectStore
 from worker.upstream.gateway import Gateway
 from worker.wiring import make_redis, refuse_unfit_redis, upstream_session
 
-Kind = type[Exception]
+DueSet = type[Exception]
 Call = Coroutine[Any, Any, Any]
 Test = Callable[..., Coroutine[Any, Any, None]]
 
@@ -111,7 +111,7 @@ GIVEN: Mapping[str, Any] = {
 }
 
 
-def classes(*modules: ModuleType, but: Mapping[str, str] = {}) -> list[Kind]:
+def classes(*modules: ModuleType, but: Mapping[str, str] = {}) -> list[DueSet]:
     """The exceptions that some modules of a library offer and the library itself defines."""
     found = {
         kind
@@ -128,7 +128,7 @@ def classes(*modules: ModuleType, but: Mapping[str, str] = {}) -> list[Kind]:
     return sorted(found, key=lambda kind: (kind.__module__, kind.__qualname__))
 
 
-def made(kind: Kind) -> Exception:
+def made(kind: DueSet) -> Exception:
     """An exception of a class, its arguments chosen by their names."""
     if issubclass(kind, botocore.exceptions.BotoCoreError):
         names = {name for _, name, *_ in string.Formatter().parse(kind.fmt) if name}
@@ -142,7 +142,7 @@ def made(kind: Kind) -> Exception:
         return kind()
 
 
-def _needed(kind: Kind, *, but: Set[str] = frozenset()) -> dict[str, Any]:
+def _needed(kind: DueSet, *, but: Set[str] = frozenset()) -> dict[str, Any]:
     try:
         parameters = inspect.signature(kind).parameters.values()
     except ValueError:  # a class written in C
@@ -194,7 +194,7 @@ def failing(error: BaseException) -> Any:
     return fail
 
 
-def each(kinds: list[Kind]) -> Callable[[Test], Test]:
+def each(kinds: list[DueSet]) -> Callable[[Test], Test]:
     """Has a test try an exception of each class; as tests of their own they would take longer."""
 
     def decorate(test: Test) -> Test:
@@ -640,7 +640,7 @@ async def test_asking_redis(server: Any, error: Exception) -> None:
             await comes_out(ask(), wanted(way, error), error)
 
 
-def wanted(way: str, error: Exception) -> Kind:
+def wanted(way: str, error: Exception) -> DueSet:
     """A start ends with an error of the settings where waiting cannot help."""
     unfit = isinstance(outage(error), errors.RegistryUnfit)
     return errors.SettingsError if unfit and way == "start" else errors.RegistryUnavailable

@@ -66,7 +66,7 @@ def test_a_bitmap_from_the_top_down() -> None:
 def test_a_head_that_is_cut_off_anywhere_tells_the_size_or_nothing(format: str) -> None:
     data = made(format)
     for end in range(min(len(data), 700)):
-        kind = sniff.Kind(sniff.sniff(data).content_type, "")
+        kind = sniff.FileType(sniff.sniff(data).content_type, "")
         assert sniff.dimensions(memoryview(data[:end]), kind) in (
             (WIDTH, HEIGHT),
             (None, None),

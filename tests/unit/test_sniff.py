@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from worker.transfer.names import Promise, What, named_extension, promised
-from worker.transfer.sniff import OCTETS, Kind, dimensions, disposition, is_error, sniff
+from worker.transfer.sniff import OCTETS, FileType, dimensions, disposition, is_error, sniff
 
 
 def picture(name: str, size: tuple[int, int] = (37, 21), **options: object) -> bytes:
@@ -101,7 +101,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_kind_is_told_from_bytes(name: str) -> None:
     head, content_type, extension = FILES[name]
-    assert sniff(head) == Kind(content_type, extension)
+    assert sniff(head) == FileType(content_type, extension)
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n not in ("json", "text", "unknown")])
@@ -109,12 +109,12 @@ def test_names_do_not_outweigh_bytes(name: str) -> None:
     head, content_type, extension = FILES[name]
     given = sniff(head, filename="a.xyz", format="mp4", url="https://a.example/b.exe")
     frame = extension in (".zip", ".gz", ".xml")  # which one only a name tells
-    assert given == Kind(content_type, given.extension if frame else extension)
+    assert given == FileType(content_type, given.extension if frame else extension)
 
 
 def test_real_avif_is_known() -> None:
     head = picture("AVIF")
-    assert sniff(head) == Kind("image/avif", ".avif")
+    assert sniff(head) == FileType("image/avif", ".avif")
     assert dimensions(head, sniff(head)) == (37, 21)
 
 
@@ -137,22 +137,22 @@ def test_names_decide_where_bytes_do_not(
 ) -> None:
     assert named_extension(filename, format, url) == extension
     unknown = FILES["unknown"][0]
-    assert sniff(unknown, filename=filename, format=format, url=url) == Kind(OCTETS, extension)
+    assert sniff(unknown, filename=filename, format=format, url=url) == FileType(OCTETS, extension)
 
 
 def test_text_keeps_the_extension_it_is_called_by() -> None:
-    assert sniff(b"1\n00:00 --> 00:01\nHi", filename="a.srt") == Kind("text/plain", ".srt")
-    assert sniff(b'{"a": 1}', filename="a.gltf") == Kind("application/json", ".gltf")
+    assert sniff(b"1\n00:00 --> 00:01\nHi", filename="a.srt") == FileType("text/plain", ".srt")
+    assert sniff(b'{"a": 1}', filename="a.gltf") == FileType("application/json", ".gltf")
 
 
 def test_json_that_goes_on_beyond_the_head_is_known_by_name() -> None:
     head = json.dumps(["x" * 100] * 1000).encode()[:1000]
-    assert sniff(head, format="json") == Kind("application/json", ".json")
-    assert sniff(head) == Kind("text/plain", ".txt")
+    assert sniff(head, format="json") == FileType("application/json", ".json")
+    assert sniff(head) == FileType("text/plain", ".txt")
 
 
 def test_text_may_be_cut_inside_a_character() -> None:
-    assert sniff("ä€😀".encode()[:-1]) == Kind("text/plain", ".txt")
+    assert sniff("ä€😀".encode()[:-1]) == FileType("text/plain", ".txt")
 
 
 def test_one_frame_header_alone_is_no_sound() -> None:
@@ -174,9 +174,9 @@ def test_damaged_files_have_a_kind_too(name: str, tail: bytes, cut: int) -> None
 
 
 def test_the_library_knows_rarer_formats() -> None:
-    assert sniff(b"wOF2\x00\x01\x00\x00" + b"\x93\x01\xf7" * 20) == Kind("font/woff2", ".woff2")
+    assert sniff(b"wOF2\x00\x01\x00\x00" + b"\x93\x01\xf7" * 20) == FileType("font/woff2", ".woff2")
     sqlite = sniff(b"SQLite format 3\x00" + b"\x93\x01\xf7" * 20, filename="a.db3")
-    assert sqlite == Kind("application/x-sqlite3", ".db3")
+    assert sqlite == FileType("application/x-sqlite3", ".db3")
 
 
 # -- errors with status 200 -------------------------------------------------------------------
@@ -278,7 +278,7 @@ ILLUSTRATED = (
 
 @pytest.mark.parametrize("body", [ILLUSTRATED, b"<!DOCTYPE svg [ ]><svg/>", SVG])
 def test_a_drawing_behind_entities_is_one(body: bytes) -> None:
-    assert sniff(body) == Kind("image/svg+xml", ".svg")
+    assert sniff(body) == FileType("image/svg+xml", ".svg")
     assert not wrong(body, ".svg", entry=True)
 
 
@@ -316,7 +316,7 @@ def test_a_text_may_be_empty(named: str) -> None:
     assert not promised(f"a{named}", "", "").filled
     known = named not in ("", ".unknown")
     text = "application/json" if named == ".json" else "text/plain"
-    assert sniff(b"", filename=f"a{named}") == Kind(text if known else OCTETS, named)
+    assert sniff(b"", filename=f"a{named}") == FileType(text if known else OCTETS, named)
 
 
 @pytest.mark.parametrize("named", [".png", ".wav", ".zip", ".svg", ".obj", ".gltf", ".ply"])
@@ -336,7 +336,7 @@ def test_width_and_height(name: str) -> None:
 def test_no_size_where_there_is_none() -> None:
     for name in ("mp4", "svg", "avif", "text"):
         assert dimensions(FILES[name][0], sniff(FILES[name][0])) == (None, None)
-    assert dimensions(FILES["png"][0][:12], Kind("image/png", ".png")) == (None, None)
+    assert dimensions(FILES["png"][0][:12], FileType("image/png", ".png")) == (None, None)
 
 
 # -- Content-Disposition ----------------------------------------------------------------------
@@ -408,23 +408,23 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 )  # fmt: skip
 def test_a_frame_keeps_the_extension_of_the_name(head: bytes, named: str, kind: str) -> None:
     found = sniff(head, filename=f"a{named}")
-    assert found == Kind(kind, named)
+    assert found == FileType(kind, named)
 
 
 @pytest.mark.parametrize("named", [".png", ".mp3", ".pdf", ".txt", ".json", ".xml", ""])
 def test_a_frame_keeps_no_extension_that_its_bytes_disprove(named: str) -> None:
-    assert sniff(b"PK\x03\x04", filename=f"a{named}") == Kind("application/zip", ".zip")
+    assert sniff(b"PK\x03\x04", filename=f"a{named}") == FileType("application/zip", ".zip")
 
 
 @pytest.mark.parametrize("named", [".zip", ".gz", ".png", ".docx.zip"])
 def test_xml_is_no_archive(named: str) -> None:
-    assert sniff(XML, filename=f"a{named}") == Kind("application/xml", ".xml")
+    assert sniff(XML, filename=f"a{named}") == FileType("application/xml", ".xml")
 
 
 @pytest.mark.parametrize("brand", [b"M4A ", b"M4B "])
 @pytest.mark.parametrize(("named", "kept"), [(".m4b", ".m4b"), (".mp4", ".m4a"), ("", ".m4a")])
 def test_sound_in_a_container_of_clips(brand: bytes, named: str, kept: str) -> None:
-    assert sniff(boxes(brand), filename=f"a{named}") == Kind("audio/mp4", kept)
+    assert sniff(boxes(brand), filename=f"a{named}") == FileType("audio/mp4", kept)
 
 
 @pytest.mark.parametrize(
@@ -432,5 +432,5 @@ def test_sound_in_a_container_of_clips(brand: bytes, named: str, kept: str) -> N
     [b"BM is short", b"GIF89a is a format", b"ID3 tags", b"%PDF- no", b"Rar!", b"glTF is"],
 )
 def test_a_text_that_begins_like_something_else_stays_one(text: bytes) -> None:
-    assert sniff(text, filename="a.txt") == Kind("text/plain", ".txt")
+    assert sniff(text, filename="a.txt") == FileType("text/plain", ".txt")
     assert sniff(text + b"\x00", filename="a.txt").content_type != "text/plain"

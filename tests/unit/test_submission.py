@@ -21,9 +21,9 @@ from worker.core.submission import (
     Submission,
     callback_id,
     merge_callbacks,
+    printable,
     read_body,
     read_submission,
-    shown,
 )
 from worker.errors import InvalidSubmission
 
@@ -86,7 +86,7 @@ def test_an_invalid_id_is_refused_alone(value: str) -> None:
 def test_an_id_is_a_string(value: Any) -> None:
     [submission], [refusal] = read_submission([value, "ok"], {}, OPEN)
     assert submission.task_id == "ok"
-    assert refusal == Refusal(what="task_id", value=shown(value), reason="must be a string")
+    assert refusal == Refusal(what="task_id", value=printable(value), reason="must be a string")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_id_is_a_string(value: Any) -> None:
 def test_what_holds_no_ids(task_ids: Any, reason: str) -> None:
     assert read_submission(task_ids, {}, OPEN) == (
         [],
-        [Refusal(what="task_ids", value=shown(task_ids), reason=reason)],
+        [Refusal(what="task_ids", value=printable(task_ids), reason=reason)],
     )
 
 
@@ -189,7 +189,7 @@ def test_nonsense_is_refused_alone(name: str, value: Any) -> None:
     refusal = refuse(**{name: value})
     assert refusal.what == f"option {name}"
     assert refusal.reason
-    assert refusal.value == shown(value)
+    assert refusal.value == printable(value)
 
 
 def test_an_unknown_option_is_refused_alone() -> None:
@@ -471,12 +471,12 @@ def test_metadata_may_be_as_deep_in_a_body_as_in_a_message() -> None:
     ],
 )
 def test_shown(value: Any, text: str) -> None:
-    assert shown(value) == text
+    assert printable(value) == text
 
 
 def test_what_is_shown_is_short() -> None:
-    assert shown("x" * 10_000_000) == "x" * 199 + "…"
-    assert shown(10**5000) == "int"
+    assert printable("x" * 10_000_000) == "x" * 199 + "…"
+    assert printable(10**5000) == "int"
 
 
 ANYTHING = st.recursive(

@@ -23,7 +23,7 @@ from worker.core import jsontext
 from worker.core.layout import Layout
 from worker.core.models import FINAL_STATES
 from worker.core.schedule import Gaps
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.registry.registry import Registry
 from worker.transfer.budget import Budget
 from worker.transfer.copier import Copier
@@ -76,7 +76,7 @@ class House:
         self.layout = Layout(bucket="memory", prefix="p/")
         self.manifests = Manifests(store, self.layout)
         self.pages: dict[str, list[Script]] = {}
-        self.woken: list[Kind] = []
+        self.woken: list[DueSet] = []
         host.script = self._serve
         self._copier = copier
         self.arrange()
@@ -100,9 +100,9 @@ class House:
                 registry, gateway, store, self._copier, endings,
                 kind=kind, layout=self.layout, copy_deadline=copy_deadline, **shared,
             )
-            for kind in (Kind.COPY, Kind.FETCH)
+            for kind in (DueSet.COPY, DueSet.FETCH)
         )  # fmt: skip
-        self.works: dict[Kind, Work] = {Kind.POLL: poll, Kind.COPY: copy, Kind.FETCH: fetch}
+        self.works: dict[DueSet, Work] = {DueSet.POLL: poll, DueSet.COPY: copy, DueSet.FETCH: fetch}
 
     # -- the file host ------------------------------------------------------------------------
 
@@ -127,15 +127,15 @@ class House:
     async def waiting(self, task_id: str = T, **options: Any) -> None:
         """A task past its first look."""
         await self.submitted(task_id, **options)
-        assert await self.step(Kind.COPY) == "new"
+        assert await self.step(DueSet.COPY) == "new"
 
     async def copying(self, *urls: str, task_id: str = T) -> None:
         """A task that succeeded upstream with these files."""
         await self.waiting(task_id)
         self.gateway.script(task_id, done(*urls))
-        assert await self.step(Kind.POLL) == "succeeded"
+        assert await self.step(DueSet.POLL) == "succeeded"
 
-    async def claim(self, kind: Kind) -> Claim:
+    async def claim(self, kind: DueSet) -> Claim:
         """Claim the one task of a kind, as if its time had come; an earlier claim has lapsed."""
         for _ in range(_STEPS):  # an owner that lives renews its claim now and then
             await self.let_time_pass()
@@ -147,18 +147,18 @@ class House:
         raise AssertionError(f"nothing is due for {kind}")
 
     @staticmethod
-    def _kinds(kind: Kind) -> tuple[Kind, ...]:
+    def _kinds(kind: DueSet) -> tuple[DueSet, ...]:
         """For the tests, all work with the bucket is one."""
-        return (Kind.COPY, Kind.FETCH) if kind is Kind.COPY else (kind,)
+        return (DueSet.COPY, DueSet.FETCH) if kind is DueSet.COPY else (kind,)
 
     async def work(self, claim: Claim) -> str:
         return await self.works[claim.job.kind](claim)
 
-    async def step(self, kind: Kind) -> str:
+    async def step(self, kind: DueSet) -> str:
         """Claim the one task of a kind and work on it once."""
         return await self.work(await self.claim(kind))
 
-    async def first_due(self, kind: Kind) -> Claim:
+    async def first_due(self, kind: DueSet) -> Claim:
         """Claim the first due task of a kind, of several; circuits let a probe through."""
         redis, key = self.registry.redis, self.registry.key
         for name in (await self.registry.overview()).circuits:
@@ -171,7 +171,7 @@ class House:
         (job,) = batch.jobs
         return Claim(self.registry, job)
 
-    async def step_due(self, kind: Kind) -> str:
+    async def step_due(self, kind: DueSet) -> str:
         """Claim the first due task of a kind, of several, and work on it once."""
         return await self.work(await self.first_due(kind))
 
@@ -188,7 +188,7 @@ class House:
     async def let_time_pass(self) -> None:
         """Every task is due now, what is claimed included, and circuits let a probe through."""
         redis, key = self.registry.redis, self.registry.key
-        for kind in Kind:
+        for kind in DueSet:
             for task_id in await redis.zrange(key("due", kind), 0, -1):
                 await redis.zadd(key("due", kind), {task_id: 0})
         for name in (await self.registry.overview()).circuits:
@@ -206,10 +206,10 @@ class House:
         )
         return found
 
-    async def due(self, task_id: str = T) -> set[Kind]:
+    async def due(self, task_id: str = T) -> set[DueSet]:
         redis, key = self.registry.redis, self.registry.key
-        found = {k for k in Kind if await redis.zscore(key("due", k), task_id) is not None}
-        return {Kind.COPY if kind is Kind.FETCH else kind for kind in found}
+        found = {k for k in DueSet if await redis.zscore(key("due", k), task_id) is not None}
+        return {DueSet.COPY if kind is DueSet.FETCH else kind for kind in found}
 
     def manifest(self, task_id: str = T) -> dict[str, Any] | None:
         there = self.store.objects.get(self.layout.manifest_key(task_id))

@@ -22,7 +22,7 @@ from tests.works.house import BUSY, GONE, PART, PRIVATE, House, T, clip, picture
 from worker.core.machine import REFUSALS
 from worker.errors import StoreBlocked, StoreRefused, StoreUnavailable
 from worker.http import host_of
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work import shares
 from worker.work.copy import CopyWork
 
@@ -54,7 +54,7 @@ async def test_a_key_once_reserved_is_used_for_ever(
     """By the next claim, and by the next try of the same one."""
     await house.copying(house.file("/0", serving(picture()), serving(jpeg())))
     house.store.on("put", error)
-    assert await house.step(Kind.COPY) == outcome
+    assert await house.step(DueSet.COPY) == outcome
     record = await house.to_the_end()
     (file,) = files(record)
     assert file["key"].endswith(".png")
@@ -68,12 +68,12 @@ async def test_uploads_of_an_earlier_claim_are_aborted_and_those_of_other_tasks_
     await house.copying(house.file("/0", serving(clip())))
     folder = house.layout.folder(T, {})
     house.store.on("create_upload", StoreUnavailable("the answer is lost"), after=True, times=2)
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "again"
     others = ["p/t10/a", "p/t/a", folder.removesuffix("/"), f"q/{folder}a"]
     for key in others:
         await house.store.create_upload(key, content_type="a/b")
     assert len(await house.store.list_uploads(folder)) == 2
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert sorted(opened.upload.key for opened in house.store.uploads.values()) == sorted(others)
 
 
@@ -83,7 +83,7 @@ async def test_an_upload_whose_abort_failed_is_aborted_when_the_file_is_stored(
     await house.copying(house.file("/0", serving(clip())))
     house.store.on("upload_part", StoreUnavailable("away"))
     house.store.on("abort", StoreUnavailable("away"))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert house.store.uploads == {}
 
 
@@ -120,11 +120,11 @@ async def test_uploads_are_looked_for_by_their_very_keys_too(house: House) -> No
     """Some stores list those of a key only if they are asked for that key."""
     await house.copying(house.file("/0", serving(clip())))
     house.store.on("create_upload", StoreUnavailable("the answer is lost"), after=True, times=2)
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "again"
     key = (await house.notes())["key:0"]
     asked = [each for call, each in house.store.log if call == "list_uploads"]
     assert key not in asked
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert [each for call, each in house.store.log if call == "list_uploads"].count(key) == 1
 
 
@@ -147,10 +147,10 @@ async def test_a_file_that_is_gone_gets_as_many_fresh_addresses_as_there_are_gap
 async def test_a_fresh_address_waits_for_its_gap(house: House) -> None:
     house.arrange(fresh=(0.0, 15.0))
     await house.copying(house.file("/0", GONE, GONE, serving(picture())))
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "again"
     redis, key = house.registry.redis, house.registry.key("due", "fetch")
     assert 14_000 < await redis.zscore(key, T) - await house.registry.now() <= 15_000
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "again"
     assert (house.fetches("/0"), house.gateway.calls[T]) == (2, 2)
 
 
@@ -160,7 +160,7 @@ async def test_an_address_that_is_about_to_expire_is_not_tried(house: House) -> 
     house.pages[f"/old?Expires={soon}"] = house.pages["/old"]
     await house.copying(f"{old}?Expires={soon}")
     house.gateway.script(T, done(new))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert [call.path for call in house.host.calls] == ["/new"]
 
 
@@ -171,7 +171,7 @@ async def test_a_dead_address_is_tried_once_while_the_upstream_gives_no_other(
     await house.copying(url)
     house.gateway.script(T, *[doubles.unavailable()] * 5, done(url))
     for _ in range(3):
-        assert await house.step(Kind.COPY) == "again"
+        assert await house.step(DueSet.COPY) == "again"
     assert house.fetches("/0") == 1
     assert (await house.to_the_end())["state"] == "stored"
     assert house.fetches("/0") == 2
@@ -209,9 +209,9 @@ async def test_past_the_deadline_only_an_upstream_that_answers_ends_a_file(
     house.gateway.script(T, IN_VAIN[name])
     if isinstance(IN_VAIN[name], Exception):
         for _ in range(10):
-            assert await house.step(Kind.COPY) == "again"
+            assert await house.step(DueSet.COPY) == "again"
     else:
-        assert await house.step(Kind.COPY) == "failed"
+        assert await house.step(DueSet.COPY) == "failed"
         assert (await house.record())["reason"] == "files_unavailable"
 
 
@@ -244,16 +244,16 @@ async def test_a_store_that_is_away_never_ends_a_file(house: House) -> None:
     await house.copying(house.file("/0"))
     house.store.on("put", StoreUnavailable("away"), times=40)
     for _ in range(20):
-        assert await house.step(Kind.COPY) == "again"
-    assert await house.step(Kind.COPY) == "stored"
+        assert await house.step(DueSet.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "stored"
 
 
 async def test_past_the_deadline_a_host_that_fails_ends_a_file(house: House) -> None:
     await house.copying(house.file("/0", BUSY))
     for _ in range(10):
-        assert await house.step(Kind.COPY) == "again"
+        assert await house.step(DueSet.COPY) == "again"
     house.arrange(copy_deadline=-1)
-    assert await house.step(Kind.COPY) == "failed"
+    assert await house.step(DueSet.COPY) == "failed"
     assert (await house.record())["reason"] == "files_unavailable"
 
 
@@ -270,7 +270,7 @@ async def test_rejected_files_do_not_hold_up_the_others(house: House) -> None:
     huge = house.file("/huge", lambda call: call.send("200 OK", "Content-Length: 999999999"))
     away = house.file("/away", lambda call: call.send("302 Found", f"Location: {PRIVATE}"))
     await house.copying(PRIVATE, "ftp://a/b", huge, house.file("/ok"), away, house.file("/too"))
-    assert await house.step(Kind.COPY) == "partial"
+    assert await house.step(DueSet.COPY) == "partial"
     record = await house.record()
     assert record["reason"] == "files_rejected"
     assert ["key" in file for file in files(record)] == [False, False, False, True, False, True]
@@ -281,7 +281,7 @@ async def test_files_that_take_parts_or_not_arrive_whole(house: House) -> None:
     bodies = [picture(), clip(1), clip(2), clip(2)[:-1], clip(3) + b"x"]
     urls = [house.file(f"/{n}", serving(body)) for n, body in enumerate(bodies)]
     await house.copying(*urls)
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     stored = files(await house.record())
     assert [house.store.objects[file["key"]].body for file in stored] == bodies
     assert [file["bytes"] for file in stored] == [len(body) for body in bodies]
@@ -297,7 +297,7 @@ async def test_a_cancel_during_a_slow_copy_keeps_what_is_stored(house: House) ->
 
     hanging = asyncio.Event()
     await house.copying(house.file("/0"), house.file("/1", slow))
-    claim = await house.claim(Kind.COPY)
+    claim = await house.claim(DueSet.COPY)
     working = asyncio.create_task(house.work(claim))
 
     async def halfway() -> bool:
@@ -326,7 +326,7 @@ async def test_a_file_whose_cancellation_was_swallowed_writes_nothing_more(house
             await asyncio.Future()
 
     await house.copying(house.file("/0"))
-    claim = await house.claim(Kind.COPY)
+    claim = await house.claim(DueSet.COPY)
     house.store.on("put", swallow)
     assert await house.work(claim) == "failed"
     (key,) = house.files()
@@ -340,7 +340,7 @@ async def test_a_cancel_is_heard_at_the_next_note(house: House) -> None:
 
     await house.copying(house.file("/0"), house.file("/1", BUSY))
     house.store.on("put", cancel)
-    await house.step(Kind.COPY)
+    await house.step(DueSet.COPY)
     record = await house.record()
     assert (record["state"], record["reason"]) == ("partial", "canceled")
 
@@ -351,7 +351,7 @@ async def test_a_cancel_that_comes_when_all_is_stored_changes_nothing(house: Hou
 
     await house.copying(house.file("/0"))
     house.store.on("put_document", cancel)
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert "cancel" not in await house.notes()
 
 
@@ -396,7 +396,7 @@ async def test_a_slow_host_makes_room_while_others_wait(
 ) -> None:
     monkeypatch.setattr(shares, "FLOOR_SECONDS", 0.2)
     await house.copying(house.file("/slow", dribbled(picture(), 2000)))
-    claim = await house.claim(Kind.COPY)
+    claim = await house.claim(DueSet.COPY)
     await house.copying(house.file("/other"), task_id="t2")
     assert await house.work(claim) == "again"
     notes = await house.notes()
@@ -414,7 +414,7 @@ async def test_a_slow_host_has_twice_the_time_when_its_turn_comes_again(
     await house.copying(house.file("/slow", dribbled(picture(), 16)))
     words = []
     while "stored" not in words and len(words) < 6:
-        claim = await house.claim(Kind.COPY)
+        claim = await house.claim(DueSet.COPY)
         await house.registry.redis.zadd(house.registry.key("due", "fetch"), {"other": 0})
         words.append(await house.work(claim))
     assert set(words) == {"again", "stored"}
@@ -426,9 +426,9 @@ async def test_a_slow_host_is_given_up_at_the_deadline_only_if_others_wait(
     monkeypatch.setattr(shares, "FLOOR_SECONDS", 0.2)
     house.arrange(copy_deadline=0)
     await house.copying(house.file("/slow", dribbled(picture(), 16)))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     await house.copying(house.file("/slow2", dribbled(picture(), 2000)), task_id="t2")
-    claim = await house.claim(Kind.COPY)
+    claim = await house.claim(DueSet.COPY)
     await house.copying(house.file("/other"), task_id="t3")
     assert await house.work(claim) == "failed"
     assert (await house.record("t2"))["reason"] == "files_unavailable"
@@ -440,7 +440,7 @@ async def test_a_host_is_left_alone_as_long_as_it_asks(house: House, status: str
         await call.send(status, "Retry-After: 40", "Content-Length: 0")
 
     await house.copying(house.file("/0", busy, serving(picture())))
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "again"
     redis, key = house.registry.redis, house.registry.key("due", "fetch")
     assert 35_000 < await redis.zscore(key, T) - await house.registry.now() <= 40_000
 
@@ -454,7 +454,7 @@ async def test_a_file_that_the_close_of_its_connection_ends_is_stored_after_a_se
 ) -> None:
     for name, body in (("/small", picture()), ("/large", clip(3))):
         await house.copying(house.file(name, without_length(body)), task_id=name[1:])
-        assert await house.step(Kind.COPY) == "stored"
+        assert await house.step(DueSet.COPY) == "stored"
         assert house.fetches(name) == 2
 
 
@@ -462,7 +462,7 @@ async def test_a_file_that_the_close_of_its_connection_cuts_is_not_stored(house:
     for name, body in (("/small", picture()), ("/large", clip(3))):
         cut, whole = without_length(body[:-9]), without_length(body)
         await house.copying(house.file(name, cut, whole), task_id=name[1:])
-        assert await house.step(Kind.COPY) == "stored"
+        assert await house.step(DueSet.COPY) == "stored"
         (stored,) = files(await house.record(name[1:]))
         assert stored["bytes"] == len(body)
         assert house.fetches(name) == 4  # twice cut and whole, then twice whole
@@ -473,19 +473,19 @@ async def test_a_host_that_has_its_share_makes_room(
 ) -> None:
     """Its tasks are given back untouched; those of other hosts go on."""
     monkeypatch.setattr(shares, "LINGERS", 0.0)
-    work = house.works[Kind.FETCH]
+    work = house.works[DueSet.FETCH]
     assert isinstance(work, CopyWork)
     await house.copying(house.file("/0"))
     with contextlib.ExitStack() as held:
         for _ in range(work.slots):
             if work._shares.fits(host_of(house.host.url())):
                 held.enter_context(work._shares.taken(host_of(house.host.url())))
-        assert await house.step(Kind.COPY) == "crowded"
+        assert await house.step(DueSet.COPY) == "crowded"
         assert house.fetches("/0") == 0
         assert not any(name.startswith(("try:", "slow:")) for name in await house.notes())
         other = house.host.url("/1").replace("127.0.0.1", "127.0.0.2")
         assert work._shares.fits(host_of(other))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
 
 
 async def test_a_slow_host_that_nobody_waits_for_has_its_time(
@@ -493,7 +493,7 @@ async def test_a_slow_host_that_nobody_waits_for_has_its_time(
 ) -> None:
     monkeypatch.setattr(shares, "FLOOR_SECONDS", 0.1)
     await house.copying(house.file("/slow", dribbled(picture(), 12)))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
 
 
 async def test_a_host_above_the_floor_never_makes_room(
@@ -502,6 +502,6 @@ async def test_a_host_above_the_floor_never_makes_room(
     monkeypatch.setattr(shares, "FLOOR_SECONDS", 0.1)
     monkeypatch.setattr(shares, "FLOOR", 10)
     await house.copying(house.file("/slow", dribbled(picture(64), 12)))
-    claim = await house.claim(Kind.COPY)
+    claim = await house.claim(DueSet.COPY)
     await house.copying(house.file("/other"), task_id="t2")
     assert await house.work(claim) == "stored"

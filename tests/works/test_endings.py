@@ -14,7 +14,7 @@ from tests.works.house import GONE, House, T, clip, picture, serving
 from worker.core.manifest import SCHEMA
 from worker.core.models import FINAL_STATES
 from worker.errors import LeaseLost, StoreBlocked, StoreRefused, StoreUnavailable
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 Trouble = Callable[[House], Exception | Callable[[], Awaitable[object]]]
 
@@ -42,7 +42,7 @@ async def moments(house: House) -> list[tuple[str, str, int]]:
 
 def lapsing(house: House) -> Callable[[], Awaitable[object]]:
     """Another worker claims the task meanwhile."""
-    return lambda: house.claim(Kind.COPY)
+    return lambda: house.claim(DueSet.COPY)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -109,10 +109,10 @@ async def test_objects_come_first_then_the_manifest_then_the_record(
 
     await house.copying(house.file("/0"), house.file("/1"))
     house.store.on("*", not_final, after=True, times=100)
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     calls = [call for call, key in house.store.log if call.startswith("put")]
     assert calls == ["put", "put", "put_document"]
-    assert house.woken[-1] is Kind.TELL
+    assert house.woken[-1] is DueSet.TELL
     ((_, event),) = await redis.xrange(house.registry.key("events"))
     record = await house.record()
     assert (event["task_id"], event["state"]) == (T, "stored")
@@ -180,7 +180,7 @@ async def test_a_manifest_is_replaced_by_one_that_is_as_rich(house: House, secon
 async def test_a_manifest_that_cannot_be_read_counts_as_none(house: House, body: bytes) -> None:
     await house.store.put_document(house.layout.manifest_key(T), body, task_id=T)
     await house.copying(house.file("/0"))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert (house.manifest() or {})["state"] == "stored"
 
 
@@ -191,9 +191,9 @@ async def test_a_manifest_that_does_not_read_back_ends_nothing(house: House) -> 
     await house.copying(house.file("/0"))
     house.store.on("put_document", damage, after=True, times=2)
     for _ in range(2):
-        assert await house.step(Kind.COPY) == "unavailable"
+        assert await house.step(DueSet.COPY) == "unavailable"
         assert (await house.record())["state"] == "copying"
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert house.store.log.count(("put", house.files()[0])) == 1
 
 
@@ -201,11 +201,11 @@ async def test_a_stored_manifest_restores_the_record_without_a_call(
     house: House, redis: Redis
 ) -> None:
     await house.copying(house.file("/0"))
-    await house.step(Kind.COPY)
+    await house.step(DueSet.COPY)
     first = await house.record()
     await redis.flushall()
     await house.submitted()
-    assert await house.step(Kind.COPY) == "restored"
+    assert await house.step(DueSet.COPY) == "restored"
     again = await house.record()
     assert again["restored"] == "true"
     for name in ("files", "result", "manifest", "metadata", "run", "finished_at", "upstream"):
@@ -219,11 +219,11 @@ async def test_a_stored_manifest_restores_the_record_without_a_call(
 async def test_an_owner_that_was_late_writes_nothing_to_the_bucket(house: House, call: str) -> None:
     """Its claim lapses before it begins, after its file is stored, after the manifest is read."""
     await house.copying(house.file("/0"))
-    late = await house.claim(Kind.COPY)
+    late = await house.claim(DueSet.COPY)
     if call == "claim":
-        await house.claim(Kind.COPY)
+        await house.claim(DueSet.COPY)
     else:
-        house.store.on(call, lambda: house.claim(Kind.COPY), after=True)
+        house.store.on(call, lambda: house.claim(DueSet.COPY), after=True)
     with pytest.raises(LeaseLost):
         await house.work(late)
     written = [call for call, _ in house.store.log if call.startswith("put")]

@@ -14,7 +14,7 @@ from tests.works.house import BUSY, PRIVATE, House, T, picture, serving
 from worker.core.machine import GiveUp, Trial, TryAgain, on_rejected
 from worker.core.models import Reason
 from worker.core.schedule import Gaps
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 ERRORS = {
     "JSON": b'{"code": "AccessDenied", "message": "no"}',
@@ -68,7 +68,7 @@ async def test_pictures_of_nodes_are_promised_too(house: House) -> None:
     url = house.file("/view", serving(b"{}"), serving(picture()))
     await house.waiting()
     house.gateway.script(T, done(result={"outputs": [{"images": [{"url": url}]}]}))
-    assert await house.step(Kind.POLL) == "succeeded"
+    assert await house.step(DueSet.POLL) == "succeeded"
     assert (await house.to_the_end())["state"] == "stored"
     assert house.fetches("/view") == 2
 
@@ -84,7 +84,7 @@ async def test_pictures_of_nodes_are_promised_too(house: House) -> None:
 )  # fmt: skip
 async def test_texts_are_stored_where_a_name_says_so(house: House, name: str, body: bytes) -> None:
     await house.copying(house.file(f"/{name}", serving(body)))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     (file,) = files(await house.record())
     assert house.store.objects[file["key"]].body == body
     assert file["key"].endswith(name[1:])
@@ -97,8 +97,8 @@ async def test_what_is_promised_to_be_nothing_is_stored_as_it_comes(
     await house.waiting()
     url = house.file("/said", serving(body))
     house.gateway.script(T, done(result={"said": {"url": url}}))
-    assert await house.step(Kind.POLL) == "succeeded"
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.POLL) == "succeeded"
+    assert await house.step(DueSet.COPY) == "stored"
     assert files(await house.record())[0]["bytes"] == len(body)
 
 
@@ -115,7 +115,7 @@ async def test_a_clip_of_sound_alone_is_a_sound(
     track = box(b"trak", box(b"mdia", box(b"hdlr", bytes(8), handler, bytes(13))))
     body = box(b"ftyp", b"isom", bytes(4), b"isom") + box(b"moov", track)
     await house.copying(house.file(f"/{name}", serving(body)))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     (file,) = files(await house.record())
     assert (file["content_type"], file["key"].rpartition(".")[2]) == kind
 
@@ -148,9 +148,9 @@ async def test_answers_that_agree_lose_it(house: House, between: tuple[Script, .
 async def test_answers_that_never_agree_lose_it_at_the_deadline(house: House) -> None:
     await house.copying(house.file("/0", *[huge, away] * 6, serving(picture())))
     for _ in range(5):
-        assert await house.step(Kind.COPY) == "again"
+        assert await house.step(DueSet.COPY) == "again"
     house.arrange(copy_deadline=-1)
-    assert await house.step(Kind.COPY) == "failed"
+    assert await house.step(DueSet.COPY) == "failed"
     assert (await house.record())["reason"] == "files_rejected"
 
 
@@ -176,7 +176,7 @@ async def test_a_picture_of_countless_empty_extents_is_stored_like_any_other(
     """Counting them took 180 MB for some hundred bytes, and for 20 kB a minute of silence."""
     body = empty_extents(items)
     await house.copying(house.file("/0.avif", serving(body)), house.file("/1.png"))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     hostile, good = files(await house.record())
     assert (hostile["bytes"], hostile["content_type"]) == (len(body), "image/avif")
     assert "width" not in hostile or hostile["width"] is None

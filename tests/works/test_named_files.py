@@ -11,7 +11,7 @@ import pytest
 from tests.doubles import doubtful, success
 from tests.works.house import GONE, House, T
 from worker.core.machine import Open
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 
 async def ended(house: House) -> tuple[str, str, list[dict[str, Any]], Any]:
@@ -27,7 +27,7 @@ def result(record: dict[str, str]) -> Any:
 async def copying(house: House, **data: Any) -> None:
     await house.waiting()
     house.gateway.script(T, success(**data))
-    assert await house.step(Kind.POLL) == "succeeded"
+    assert await house.step(DueSet.POLL) == "succeeded"
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ async def a_minute_passes(house: House) -> None:
 async def test_an_entry_that_names_nothing_is_none_when_said_three_times(house: House) -> None:
     await house.waiting()
     house.gateway.script(T, success(images=[None, house.file("/1"), {}]))
-    assert await house.step(Kind.POLL) == "unsure"
+    assert await house.step(DueSet.POLL) == "unsure"
     await a_minute_passes(house)
-    assert await house.step(Kind.POLL) == "unsure"
+    assert await house.step(DueSet.POLL) == "unsure"
     state, _, (file,), shown = await ended(house)
     assert (state, file["name"]) == ("stored", "images/1")
     assert shown["images"] == [None, file["uri"], {}]
@@ -113,7 +113,7 @@ async def test_entries_that_fill_up_are_waited_for(house: House) -> None:
     await house.waiting()
     growing = [[None, None], [one, None], [one, two]]
     house.gateway.script(T, *[success(images=images) for images in growing])
-    assert [await house.step(Kind.POLL) for _ in growing] == ["unsure", "unsure", "succeeded"]
+    assert [await house.step(DueSet.POLL) for _ in growing] == ["unsure", "unsure", "succeeded"]
     state, _, files, _ = await ended(house)
     assert (state, len(files)) == ("stored", 2)
 
@@ -123,7 +123,7 @@ async def test_no_images_at_all_is_believed_when_said_three_times_in_a_row(house
     null = success(images=None)
     house.gateway.script(T, null, null, doubtful(), null)
     for _ in range(5):
-        assert await house.step(Kind.POLL) == "unsure"
+        assert await house.step(DueSet.POLL) == "unsure"
         if "unsure" in await house.notes():
             await a_minute_passes(house)
     state, _, files, shown = await ended(house)
@@ -168,7 +168,7 @@ async def test_a_text_is_no_lost_file_of_a_canceled_task(house_of_upstream: Hous
     house.arrange(fresh=(0.0, 99.0))
     good, dead = house.file("/a.png"), house.file("/dead.png", GONE)
     await copying(house, result={"images": [good], "see": dead})
-    assert await house.step(Kind.COPY) == "again"
+    assert await house.step(DueSet.COPY) == "again"
     await house.registry.cancel(T)
     state, reason, files, shown = await ended(house)
     assert (state, reason, len(files), shown["result"]["see"]) == ("stored", "", 1, dead)

@@ -13,7 +13,7 @@ from tests.works.house import GONE, House, T
 from worker.core import schedule
 from worker.errors import StoreBlocked, StoreUnavailable
 from worker.registry.clock import Clock
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 OUTAGES = {
     "throttled": doubles.throttled(),
@@ -27,7 +27,7 @@ async def test_outages_end_nothing_even_past_the_deadline(house: House, name: st
     await house.waiting(deadline=0.001)
     house.gateway.script(T, *[OUTAGES[name]] * 12, done(house.file("/0")))
     for _ in range(12):
-        assert await house.step(Kind.POLL) == name
+        assert await house.step(DueSet.POLL) == name
         assert (await house.record())["state"] == "waiting"
     record = await house.to_the_end()
     assert (record["state"], record["polls"]) == ("stored", "13")
@@ -37,8 +37,8 @@ async def test_outages_end_nothing_even_past_the_deadline(house: House, name: st
 async def test_a_deadline_ends_a_task_only_after_an_answer(house: House) -> None:
     await house.waiting(deadline=0.001)
     house.gateway.script(T, doubles.unavailable(), pending())
-    assert await house.step(Kind.POLL) == "unavailable"
-    assert await house.step(Kind.POLL) == "ended"
+    assert await house.step(DueSet.POLL) == "unavailable"
+    assert await house.step(DueSet.POLL) == "ended"
     record = await house.to_the_end()
     assert (record["state"], record["reason"]) == ("failed", "deadline_exceeded")
     assert "running" in record["upstream"]
@@ -51,19 +51,19 @@ async def test_a_clock_that_has_just_stepped_ends_nothing(house: House, answer: 
     house.registry.clock = stepped = Clock()
     for at in (0, 90_000_000):
         stepped.heard(at, stepped.begin())
-    assert await house.step(Kind.POLL) in ("pending", "unsure")
+    assert await house.step(DueSet.POLL) in ("pending", "unsure")
     house.registry.clock = Clock(settled=0)
     await house.registry.now()
-    assert await house.step(Kind.POLL) == "ended"
+    assert await house.step(DueSet.POLL) == "ended"
 
 
 async def test_an_unknown_task_is_believed_after_its_grace(house: House) -> None:
     house.arrange(grace=600)
     await house.waiting()
     house.gateway.script(T, not_found())
-    assert await house.step(Kind.POLL) == "unsure"
+    assert await house.step(DueSet.POLL) == "unsure"
     house.arrange(grace=0)
-    assert await house.step(Kind.POLL) == "ended"
+    assert await house.step(DueSet.POLL) == "ended"
     record = await house.to_the_end()
     assert (record["state"], record["reason"]) == ("failed", "unknown_task")
 
@@ -72,16 +72,16 @@ async def test_doubts_are_counted_until_an_answer_can_be_used(house: House) -> N
     await house.waiting()
     house.gateway.script(T, *[doubles.doubtful()] * 9, pending())
     for number in range(1, 10):
-        assert await house.step(Kind.POLL) == "unsure"
+        assert await house.step(DueSet.POLL) == "unsure"
         assert (await house.notes())["doubts"] == str(number)
-    assert await house.step(Kind.POLL) == "pending"
+    assert await house.step(DueSet.POLL) == "pending"
     assert not {"doubts", "doubted_at"} & set(await house.notes())
 
 
 async def test_throttling_slows_down_the_whole_fleet(house: House) -> None:
     await house.waiting()
     house.gateway.script(T, doubles.throttled())
-    await house.step(Kind.POLL)
+    await house.step(DueSet.POLL)
     assert (await house.registry.overview()).rate_factor == pytest.approx(0.5, abs=0.01)
 
 
@@ -95,20 +95,20 @@ async def gap(house: House, name: str = "upstream") -> str:
 
 async def test_a_circuit_opens_lets_probes_through_and_closes(house: House) -> None:
     async def claimed() -> int:
-        batch = await house.registry.claim(Kind.POLL, limit=9, in_hand=0, slots=9)
+        batch = await house.registry.claim(DueSet.POLL, limit=9, in_hand=0, slots=9)
         return len(batch.jobs)
 
     await house.waiting()
     blocked = doubles.blocked()
     house.gateway.script(T, blocked, blocked, doubles.unavailable(), pending())
-    assert await house.step(Kind.POLL) == "blocked"
+    assert await house.step(DueSet.POLL) == "blocked"
     assert (await house.registry.overview()).circuits["upstream"]["kind"] == "credentials"
     assert (await gap(house), await claimed()) == ("5000", 0)
-    assert await house.step(Kind.POLL) == "blocked"
+    assert await house.step(DueSet.POLL) == "blocked"
     assert (await gap(house), await claimed()) == ("10000", 0)
-    assert await house.step(Kind.POLL) == "unavailable"  # proves nothing
+    assert await house.step(DueSet.POLL) == "unavailable"  # proves nothing
     assert (await gap(house), await claimed()) == ("10000", 0)
-    assert await house.step(Kind.POLL) == "pending"
+    assert await house.step(DueSet.POLL) == "pending"
     assert (await house.registry.overview()).circuits == {}
 
 
@@ -117,9 +117,9 @@ async def test_a_stores_circuit_closes_with_the_first_step_that_works(house: Hou
     house.store.on("put", StoreBlocked("no"), times=2)
     house.store.on("put_document", StoreUnavailable("away"))
     for outcome in ("blocked", "blocked", "unavailable"):  # the last one proves nothing
-        assert await house.step(Kind.COPY) == outcome
+        assert await house.step(DueSet.COPY) == outcome
     assert await gap(house, "store") == "10000"
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert (await house.registry.overview()).circuits == {}
 
 
@@ -129,9 +129,9 @@ async def test_a_copy_probes_the_upstream_where_no_poll_can(house: House) -> Non
     house.gateway.script(T, doubles.blocked(), doubles.unavailable(), done(house.file("/1")))
     await house.registry.trip("upstream", kind="credentials", message="no", probe=False)
     for _ in range(2):
-        assert await house.step(Kind.COPY) == "again"
+        assert await house.step(DueSet.COPY) == "again"
         assert await gap(house) == "5000"
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     assert (await house.registry.overview()).circuits == {}
 
 
@@ -142,7 +142,7 @@ async def test_durations_are_learned_and_decide_when_to_ask(house: House) -> Non
         """When the next look comes, in seconds after this one and after the submission."""
         await house.waiting(task_id)
         house.gateway.script(task_id, said)
-        assert await house.step(Kind.POLL) == "pending"
+        assert await house.step(DueSet.POLL) == "pending"
         registry = house.registry
         due: Any = await registry.redis.zscore(registry.key("due", "poll"), task_id)
         await registry.redis.zrem(registry.key("due", "poll"), task_id)  # the next has its turn
@@ -161,7 +161,7 @@ async def test_durations_are_learned_and_decide_when_to_ask(house: House) -> Non
         began, ended = now / 1000 - 2, now / 1000
         said = done(taskBeginTime=f"{began:.3f}", taskEndTime=f"{ended:.3f}")
         house.gateway.script(task_id, said)
-        assert await house.step(Kind.POLL) == "succeeded"
+        assert await house.step(DueSet.POLL) == "succeeded"
         await house.to_the_end(task_id)
     known = await house.registry.durations("poster")
     assert (known.total.total, known.queued.total, known.running.total) == (5, 5, 5)
@@ -182,5 +182,5 @@ async def test_a_retry_teaches_nothing(house: House) -> None:
     await house.to_the_end()
     assert await house.registry.retry(T) == "ok"
     house.gateway.script(T, done())
-    assert await house.step(Kind.POLL) == "succeeded"
+    assert await house.step(DueSet.POLL) == "succeeded"
     assert (await house.registry.durations("poster")).total.total == 0

@@ -11,7 +11,7 @@ from tests.doubles import done, failed
 from tests.works.house import GONE, House
 from worker.core.models import FINAL_STATES
 from worker.errors import RegistryUnavailable, StoreUnavailable
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work.rebuild import Rebuilt, rebuild
 
 IDS = ("t1", "t2", "t3", "t4")
@@ -70,7 +70,7 @@ async def test_a_record_that_is_there_is_left_as_it_is(
     await house.submitted("t2")
     assert await rebuild(house.registry, house.manifests) == Rebuilt(restored=3, known=1)
     assert (await house.record("t2"))["state"] == "waiting"
-    assert await house.due("t2") == {Kind.COPY}
+    assert await house.due("t2") == {DueSet.COPY}
 
 
 async def test_what_cannot_be_read_is_named_and_holds_up_nothing(

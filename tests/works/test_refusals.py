@@ -8,7 +8,7 @@ from tests import doubles
 from tests.doubles import not_found, pending
 from tests.works.house import GONE, House, T, picture, serving
 from worker.core.models import FINAL_STATES
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 
 async def ids(house: House, *names: str) -> None:
@@ -21,7 +21,7 @@ async def poll(house: House, task_id: str) -> str:
     redis, key = house.registry.redis, house.registry.key
     for other in await redis.zrange(key("due", "poll"), 0, -1):
         await redis.zadd(key("due", "poll"), {other: 0 if other == task_id else 1e15})
-    return await house.step_due(Kind.POLL)
+    return await house.step_due(DueSet.POLL)
 
 
 async def long_ago(house: House) -> None:
@@ -142,7 +142,7 @@ async def test_the_probe_passes_over_ids_that_may_be_the_cause(house: House) -> 
     await redis.zadd(key("suspects"), {"a": 1, "b": 2})
     await redis.hset(key("work", "c"), "doubts", "1")
     await house.registry.trip("upstream", kind="request", message="no", probe=False)
-    claim = await house.first_due(Kind.POLL)
+    claim = await house.first_due(DueSet.POLL)
     assert (claim.job.task_id, claim.job.probe) == ("good", True)
 
 
@@ -160,7 +160,7 @@ async def test_the_probe_takes_turns_where_all_may_be_the_cause(house: House) ->
     for _ in range(6):
         await redis.hset(key("circuit", "upstream"), "probe_at", "0")
         await redis.delete(key("rate"))
-        batch = await house.registry.claim(Kind.POLL, limit=10, in_hand=0, slots=4)
+        batch = await house.registry.claim(DueSet.POLL, limit=10, in_hand=0, slots=4)
         (job,) = batch.jobs
         assert job.probe
         probed.append(job.task_id)
@@ -173,7 +173,7 @@ async def test_a_refused_refresh_opens_no_circuit(house: House) -> None:
         name = f"t{number}"
         await house.copying(house.file(f"/{number}", GONE, serving(picture())), task_id=name)
         house.gateway.script(name, doubles.bare() if number else doubles.blocked())
-        assert await house.step_due(Kind.COPY) == "again"
+        assert await house.step_due(DueSet.COPY) == "again"
         await long_ago(house)
         assert not await is_open(house)
         await house.registry.redis.zrem(house.registry.key("due", "copy"), name)  # no more steps
@@ -182,7 +182,7 @@ async def test_a_refused_refresh_opens_no_circuit(house: House) -> None:
 async def test_a_final_task_is_no_suspect_any_more(house: House) -> None:
     await house.waiting()
     house.gateway.script(T, doubles.bare())
-    assert await house.step(Kind.POLL) == "refused"
+    assert await house.step(DueSet.POLL) == "refused"
     assert await house.registry.cancel(T) == "ok"
     record = await house.to_the_end()
     assert record["state"] in FINAL_STATES

@@ -16,7 +16,7 @@ from tests.integration.test_registry import claim, due, finish, make, submission
 from tests.support import BOUND, eventually
 from worker.core.schedule import Gaps
 from worker.errors import TellError
-from worker.registry.records import Job, Kind
+from worker.registry.records import DueSet, Job
 from worker.registry.registry import Registry
 from worker.work.claim import Claim
 from worker.work.shares import FEW
@@ -56,9 +56,9 @@ class Telling:
         ids = [str(number) for number in range(of_each * len(hooks))]
         for number, task_id in enumerate(ids):
             await self.registry.submit([submission(task_id, callbacks=[hooks[number // of_each]])])
-        for job in await claim(self.registry, Kind.COPY):
+        for job in await claim(self.registry, DueSet.COPY):
             await finish(self.registry, job)
-        jobs = await claim(self.registry, Kind.TELL)
+        jobs = await claim(self.registry, DueSet.TELL)
         return sorted(jobs, key=lambda job: int(job.task_id))
 
     def start(self, job: Job) -> asyncio.Task[str]:
@@ -136,9 +136,9 @@ async def test_callbacks_of_one_task_do_not_wait_for_each_other(registry: Regist
     hooks = [{"channel": "webhook", "target": each} for each in (SILENT, GOOD)]
     async with telling(registry) as tell:
         await registry.submit([submission(callbacks=hooks)])
-        (job,) = await claim(registry, Kind.COPY)
+        (job,) = await claim(registry, DueSet.COPY)
         await finish(registry, job)
-        (job,) = await claim(registry, Kind.TELL)
+        (job,) = await claim(registry, DueSet.TELL)
         running = tell.start(job)
         await eventually(lambda: tell.targets.called == [SILENT, GOOD])
         tell.targets.over.set()
@@ -158,4 +158,4 @@ async def test_few_large_records_are_held_at_once_whoever_is_to_be_told(
         running = [tell.start(job) for job in large]
         assert [await each for each in running[FEW:]] == ["crowded"] * (8 - FEW)
         assert await tell.start(jobs[8]) == "told"
-        assert (await due(registry))[Kind.TELL] == 8
+        assert (await due(registry))[DueSet.TELL] == 8

@@ -19,7 +19,7 @@ from tests.works.house import BUSY, GONE, PRIVATE, House, T, picture, serving
 from worker.core.models import FINAL_STATES
 from worker.engine import Drain, Pace
 from worker.errors import LeaseLost, StoreBlocked, StoreError, StoreRefused, StoreUnavailable
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work.claim import insist
 from worker.work.copy import CopyWork
 
@@ -30,9 +30,9 @@ Go = Callable[[House], Awaitable[str]]
 class Way:
     """A way out of a claim: how it goes, its word, and what is to be seen afterwards."""
 
-    kind: Kind
+    kind: DueSet
     word: str
-    due: Kind | None
+    due: DueSet | None
     noted: tuple[str, ...]
     go: Go
 
@@ -41,7 +41,12 @@ WAYS: dict[str, Way] = {}
 
 
 def way(
-    kind: Kind, word: str, due: Kind | None = None, *, noted: tuple[str, ...] = (), name: str = ""
+    kind: DueSet,
+    word: str,
+    due: DueSet | None = None,
+    *,
+    noted: tuple[str, ...] = (),
+    name: str = "",
 ) -> Callable[[Go], Go]:
     """``due`` is the set where the task should be; ``None`` says that its run has ended."""
 
@@ -61,41 +66,41 @@ def answered(said: Said) -> Go:
     async def go(house: House) -> str:
         await house.waiting()
         house.gateway.script(T, said, pending())
-        return await house.step(Kind.POLL)
+        return await house.step(DueSet.POLL)
 
     return go
 
 
-way(Kind.POLL, "pending", Kind.POLL, noted=("seen_at",))(answered(pending()))
-way(Kind.POLL, "unsure", Kind.POLL, noted=("doubts",))(answered(doubles.doubtful()))
-way(Kind.POLL, "succeeded", Kind.COPY, noted=("data",))(answered(done()))
-way(Kind.POLL, "ended", Kind.COPY, noted=("ending",))(answered(doubles.failed()))
-way(Kind.POLL, "throttled", Kind.POLL, noted=("faults",))(answered(doubles.throttled()))
-way(Kind.POLL, "unavailable", Kind.POLL, noted=("faults",))(answered(doubles.unavailable()))
-way(Kind.POLL, "blocked", Kind.POLL)(answered(doubles.blocked()))
-way(Kind.POLL, "refused", Kind.POLL, noted=("faults",))(answered(doubles.bare()))
+way(DueSet.POLL, "pending", DueSet.POLL, noted=("seen_at",))(answered(pending()))
+way(DueSet.POLL, "unsure", DueSet.POLL, noted=("doubts",))(answered(doubles.doubtful()))
+way(DueSet.POLL, "succeeded", DueSet.COPY, noted=("data",))(answered(done()))
+way(DueSet.POLL, "ended", DueSet.COPY, noted=("ending",))(answered(doubles.failed()))
+way(DueSet.POLL, "throttled", DueSet.POLL, noted=("faults",))(answered(doubles.throttled()))
+way(DueSet.POLL, "unavailable", DueSet.POLL, noted=("faults",))(answered(doubles.unavailable()))
+way(DueSet.POLL, "blocked", DueSet.POLL)(answered(doubles.blocked()))
+way(DueSet.POLL, "refused", DueSet.POLL, noted=("faults",))(answered(doubles.bare()))
 
 
-@way(Kind.POLL, "canceled", Kind.COPY, noted=("cancel",))
+@way(DueSet.POLL, "canceled", DueSet.COPY, noted=("cancel",))
 async def _(house: House) -> str:
     await house.waiting()
-    await house.claim(Kind.POLL)
+    await house.claim(DueSet.POLL)
     assert await house.registry.cancel(T) == "ok"  # only flagged: its owner lives, as it seems
-    return await house.step(Kind.POLL)
+    return await house.step(DueSet.POLL)
 
 
-@way(Kind.POLL, "poisoned", Kind.COPY, noted=("ending",))
+@way(DueSet.POLL, "poisoned", DueSet.COPY, noted=("ending",))
 async def _(house: House) -> str:
     await house.waiting()
     await poison(house)
-    return await house.step(Kind.POLL)
+    return await house.step(DueSet.POLL)
 
 
 async def poison(house: House) -> None:
     await house.registry.redis.hset(house.registry.key("work", T), "lapses", "6")
 
 
-@way(Kind.POLL, "pending", Kind.COPY, noted=("cancel",), name="canceled meanwhile")
+@way(DueSet.POLL, "pending", DueSet.COPY, noted=("cancel",), name="canceled meanwhile")
 async def _(house: House) -> str:
     async def cancel() -> doubles.Answer:
         assert await house.registry.cancel(T) == "ok"
@@ -124,49 +129,49 @@ async def dying(house: House, *others: str) -> None:
     await house.copying(house.file("/0", GONE), *others)
 
 
-@way(Kind.COPY, "new", Kind.POLL)
+@way(DueSet.COPY, "new", DueSet.POLL)
 async def _(house: House) -> str:
     await house.submitted()
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "new", Kind.COPY, noted=("cancel",), name="canceled meanwhile")
+@way(DueSet.COPY, "new", DueSet.COPY, noted=("cancel",), name="canceled meanwhile")
 async def _(house: House) -> str:
     async def cancel() -> None:
         assert await house.registry.cancel(T) == "ok"
 
     await house.submitted()
     house.store.on("get", cancel)
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "again", Kind.COPY, noted=BURDEN)
+@way(DueSet.COPY, "again", DueSet.COPY, noted=BURDEN)
 async def _(house: House) -> str:
     await burdened(house)
     house.pages["/0"] = [GONE, BUSY, serving(picture())]
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
 for said in (doubles.throttled(), doubles.unavailable(), doubles.blocked(), pending()):
 
-    @way(Kind.COPY, "again", Kind.COPY, noted=BURDEN, name=f"no address: {type(said).__name__}")
+    @way(DueSet.COPY, "again", DueSet.COPY, noted=BURDEN, name=f"no address: {type(said).__name__}")
     async def _(house: House, said: Said = said) -> str:
         await burdened(house, said)
-        return await house.step(Kind.COPY)
+        return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "blocked", Kind.COPY, noted=BURDEN)
+@way(DueSet.COPY, "blocked", DueSet.COPY, noted=BURDEN)
 async def _(house: House) -> str:
     await burdened(house)
     house.store.on("put", StoreBlocked("no"))
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
 def at_the_manifest(error: StoreError, call: str, *, after: bool = False, skip: int = 0) -> Go:
     async def go(house: House) -> str:
         await dying(house)
         house.store.on(call, error, key="*/manifests/*", after=after, skip=skip)
-        return await house.step(Kind.COPY)
+        return await house.step(DueSet.COPY)
 
     return go
 
@@ -183,28 +188,28 @@ for error, word, noted in (
         "before it is read back": at_the_manifest(error, "get", skip=1),
     }.items():
         name = f"manifest, {moment}, {type(error).__name__}"
-        way(Kind.COPY, word, Kind.COPY, noted=noted, name=name)(go)
+        way(DueSet.COPY, word, DueSet.COPY, noted=noted, name=name)(go)
 
 
-@way(Kind.COPY, "unavailable", Kind.COPY, noted=("faults",), name="first look")
+@way(DueSet.COPY, "unavailable", DueSet.COPY, noted=("faults",), name="first look")
 async def _(house: House) -> str:
     await house.submitted()
     house.store.on("get", StoreUnavailable("away"))
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "newer", Kind.COPY, noted=("lost:0",))
+@way(DueSet.COPY, "newer", DueSet.COPY, noted=("lost:0",))
 async def _(house: House) -> str:
     await dying(house)
     await newer_manifest(house)
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "newer", Kind.COPY, name="first look")
+@way(DueSet.COPY, "newer", DueSet.COPY, name="first look")
 async def _(house: House) -> str:
     await house.submitted()
     await newer_manifest(house)
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
 async def newer_manifest(house: House) -> None:
@@ -212,117 +217,117 @@ async def newer_manifest(house: House) -> None:
     await house.store.put_document(house.layout.manifest_key(T), body, task_id=T)
 
 
-@way(Kind.COPY, "handed on", Kind.COPY, name="from a worker that knows no other set")
+@way(DueSet.COPY, "handed on", DueSet.COPY, name="from a worker that knows no other set")
 async def _(house: House) -> str:
     await house.copying(house.file("/0"))
     redis, key = house.registry.redis, house.registry.key
     await redis.zrem(key("due", "fetch"), T)
     await redis.zadd(key("due", "copy"), {T: 0})
-    word = await house.step(Kind.COPY)
+    word = await house.step(DueSet.COPY)
     assert await redis.zscore(key("due", "fetch"), T) is not None
     return word
 
 
-@way(Kind.COPY, "crowded", Kind.COPY)
+@way(DueSet.COPY, "crowded", DueSet.COPY)
 async def _(house: House) -> str:
     await house.copying(house.file("/0"))
-    work = house.works[Kind.FETCH]
+    work = house.works[DueSet.FETCH]
     assert isinstance(work, CopyWork)
     answers = iter([False])
     work._shares.fits = lambda host: next(answers, True)  # type: ignore[method-assign]
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "stored")
+@way(DueSet.COPY, "stored")
 async def _(house: House) -> str:
     await house.copying(house.file("/0", GONE, serving(picture())))
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "partial")
+@way(DueSet.COPY, "partial")
 async def _(house: House) -> str:
     await dying(house, house.file("/1"))
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "failed")
+@way(DueSet.COPY, "failed")
 async def _(house: House) -> str:
     await dying(house)
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "stored", Kind.TELL, name="with a callback")
+@way(DueSet.COPY, "stored", DueSet.TELL, name="with a callback")
 async def _(house: House) -> str:
     callback = {"channel": "reply", "task": "a.b", "queue": "q"}
     await house.waiting(callbacks=[callback])
     house.gateway.script(T, done(house.file("/0")))
-    await house.step(Kind.POLL)
-    return await house.step(Kind.COPY)
+    await house.step(DueSet.POLL)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "restored", name="first look")
+@way(DueSet.COPY, "restored", name="first look")
 async def _(house: House) -> str:
     await house.copying(house.file("/0"))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     await house.registry.redis.flushall()
     await house.submitted()
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "restored", name="at the end, by another submission")
+@way(DueSet.COPY, "restored", name="at the end, by another submission")
 async def _(house: House) -> str:
     await house.copying(house.file("/0"))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     await house.registry.redis.flushall()
     manifest = house.store.objects.pop(house.layout.manifest_key(T))
     await dying(house)
     house.store.objects[house.layout.manifest_key(T)] = manifest
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "restored", name="at the end, by the same submission")
+@way(DueSet.COPY, "restored", name="at the end, by the same submission")
 async def _(house: House) -> str:
     await house.copying(house.file("/0"))
-    house.store.on("put_document", lambda: house.claim(Kind.COPY), after=True)
+    house.store.on("put_document", lambda: house.claim(DueSet.COPY), after=True)
     with pytest.raises(LeaseLost):
-        await house.step(Kind.COPY)
+        await house.step(DueSet.COPY)
     await house.registry.redis.hdel(house.registry.key("work", T), "file:0")
     assert await house.registry.cancel(T) == "ok"
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "failed", name="canceled before")
+@way(DueSet.COPY, "failed", name="canceled before")
 async def _(house: House) -> str:
     await house.waiting()
     house.gateway.script(T, pending())
-    await house.step(Kind.POLL)
+    await house.step(DueSet.POLL)
     assert await house.registry.cancel(T) == "ok"
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
-@way(Kind.COPY, "failed", name="canceled while fresh addresses are asked for")
+@way(DueSet.COPY, "failed", name="canceled while fresh addresses are asked for")
 async def _(house: House) -> str:
     async def cancel() -> doubles.Answer:
         claim.cancel.set()
         return await asyncio.Future()
 
     await burdened(house, cancel)
-    claim = await house.claim(Kind.COPY)
+    claim = await house.claim(DueSet.COPY)
     return await house.work(claim)
 
 
-@way(Kind.COPY, "failed", name="poisoned")
+@way(DueSet.COPY, "failed", name="poisoned")
 async def _(house: House) -> str:
     await house.copying(house.file("/0"))
     await poison(house)
-    return await house.step(Kind.COPY)
+    return await house.step(DueSet.COPY)
 
 
 # -- what they leave --------------------------------------------------------------------------
 
 
 async def check(
-    house: House, due: Kind | None, noted: tuple[str, ...] = (), *, uncounted: int = 0
+    house: House, due: DueSet | None, noted: tuple[str, ...] = (), *, uncounted: int = 0
 ) -> None:
     record, notes = await house.record(), await house.notes()
     assert int(record["polls"]) == house.gateway.calls[T] - uncounted
@@ -355,7 +360,7 @@ async def test_a_way_out(house: House, name: str) -> None:
     assert await taken.go(house) == taken.word
     await check(house, taken.due, taken.noted)
     final = (await house.record())["state"] in FINAL_STATES
-    assert final == (taken.due in (None, Kind.TELL))
+    assert final == (taken.due in (None, DueSet.TELL))
     if not final:
         await check_the_rest(house)
 
@@ -387,9 +392,9 @@ def words(*names: str) -> set[str]:
 
 
 def test_no_way_out_is_missing() -> None:
-    taken = {kind: {w.word for w in WAYS.values() if w.kind is kind} for kind in Kind}
-    assert words("work/poll.py", "core/polling.py") == taken[Kind.POLL]
-    assert words("work/copy.py", "work/endings.py") == taken[Kind.COPY]
+    taken = {kind: {w.word for w in WAYS.values() if w.kind is kind} for kind in DueSet}
+    assert words("work/poll.py", "core/polling.py") == taken[DueSet.POLL]
+    assert words("work/copy.py", "work/endings.py") == taken[DueSet.COPY]
 
 
 # -- what workers that know no set of files leave -----------------------------------------------
@@ -401,9 +406,9 @@ async def test_a_task_that_also_stands_where_files_are_moved_is_worked_on_there(
     """Their search for lost tasks puts it into the other set as well, even while it is claimed."""
     await house.copying(house.file("/0"))
     redis, key = house.registry.redis, house.registry.key
-    claim = await house.claim(Kind.FETCH)
+    claim = await house.claim(DueSet.FETCH)
     await redis.zadd(key("due", "copy"), {T: 0})
-    batch = await house.registry.claim(Kind.COPY, limit=10, in_hand=0, slots=4)
+    batch = await house.registry.claim(DueSet.COPY, limit=10, in_hand=0, slots=4)
     assert not batch.jobs
     assert await redis.zscore(key("due", "copy"), T) is None
     assert await house.work(claim) == "stored"
@@ -411,11 +416,11 @@ async def test_a_task_that_also_stands_where_files_are_moved_is_worked_on_there(
 
 async def test_a_task_that_they_have_ended_is_not_worked_on_again(house: House) -> None:
     await house.copying(house.file("/0"))
-    assert await house.step(Kind.COPY) == "stored"
+    assert await house.step(DueSet.COPY) == "stored"
     redis, key = house.registry.redis, house.registry.key
     await redis.zadd(key("due", "fetch"), {T: 0})
     before = await house.record()
-    batch = await house.registry.claim(Kind.FETCH, limit=10, in_hand=0, slots=4)
+    batch = await house.registry.claim(DueSet.FETCH, limit=10, in_hand=0, slots=4)
     assert not batch.jobs
     assert await redis.zscore(key("due", "fetch"), T) is None
     assert await house.record() == before
@@ -424,18 +429,18 @@ async def test_a_task_that_they_have_ended_is_not_worked_on_again(house: House) 
 # -- the engine's -----------------------------------------------------------------------------
 
 BOTH = pytest.mark.parametrize(
-    ("kind", "noted"), [(Kind.POLL, ()), (Kind.COPY, ("try:0", "try:1", "try:2"))]
+    ("kind", "noted"), [(DueSet.POLL, ()), (DueSet.COPY, ("try:0", "try:1", "try:2"))]
 )
 
 
-async def called_back(house: House, kind: Kind, act: Callable[[], Awaitable[object]]) -> None:
+async def called_back(house: House, kind: DueSet, act: Callable[[], Awaitable[object]]) -> None:
     """A task for which ``act`` happens while the upstream is asked."""
 
     async def say() -> doubles.Answer:
         await act()
         return pending()
 
-    if kind is Kind.COPY:
+    if kind is DueSet.COPY:
         await burdened(house, say)
     else:
         await house.waiting()
@@ -443,10 +448,10 @@ async def called_back(house: House, kind: Kind, act: Callable[[], Awaitable[obje
 
 
 @contextlib.asynccontextmanager
-async def drained(house: House, kind: Kind) -> AsyncIterator[Drain]:
+async def drained(house: House, kind: DueSet) -> AsyncIterator[Drain]:
     """A drain works while the block runs; it is stopped then."""
     # it claims once and looks again only when it is woken
-    kind = Kind.FETCH if kind is Kind.COPY else kind
+    kind = DueSet.FETCH if kind is DueSet.COPY else kind
     drain = Drain(house.registry, house.works[kind], Pace(tick=600))
     await house.let_time_pass()
     running = asyncio.create_task(drain.run())
@@ -462,7 +467,7 @@ async def idle(drain: Drain) -> None:
 
 
 @BOTH
-async def test_a_crash(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
+async def test_a_crash(house: House, kind: DueSet, noted: tuple[str, ...]) -> None:
     async def crash() -> None:
         crashed.set()
         raise ZeroDivisionError
@@ -477,7 +482,7 @@ async def test_a_crash(house: House, kind: Kind, noted: tuple[str, ...]) -> None
 
 
 @BOTH
-async def test_a_stop(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
+async def test_a_stop(house: House, kind: DueSet, noted: tuple[str, ...]) -> None:
     async def hang() -> None:
         hanging.set()
         await asyncio.Future()
@@ -492,7 +497,7 @@ async def test_a_stop(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
 
 
 @BOTH
-async def test_a_lost_lease(house: House, kind: Kind, noted: tuple[str, ...]) -> None:
+async def test_a_lost_lease(house: House, kind: DueSet, noted: tuple[str, ...]) -> None:
     async def lapse() -> None:
         others.append(await house.claim(kind))
         lost.set()
@@ -514,7 +519,11 @@ async def test_a_lost_lease(house: House, kind: Kind, noted: tuple[str, ...]) ->
 
 @BOTH
 async def test_a_redis_that_takes_no_writes(
-    house: House, redis: Redis, kind: Kind, noted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    house: House,
+    redis: Redis,
+    kind: DueSet,
+    noted: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def fill() -> None:
         await redis.config_set("maxmemory", "1")

@@ -172,7 +172,7 @@ async def _act_on_many(
             filters = replace(filters, left_out=ONLY_WHEN_NAMED - filters.reasons)
         choice = await _choose(fleet, action, filters, ids)
         if not how.as_json and not how.plain:
-            _show(action, choice)
+            _print_choice(action, choice)
         done: int | None = None
         not_done = choice.impossible
         if not how.dry_run and (how.yes or not choice.matched or _confirmed(action, choice)):
@@ -200,11 +200,11 @@ async def _batches(
         return
     read, after = 0, None
     while True:
-        found = await selection.newest(
+        page = await selection.newest(
             fleet, filters, limit=_BATCH, most=NEWEST, after=after, read=read
         )
-        read, after = read + found.read, found.after
-        yield found.records, found.read, Counter()
+        read, after = read + page.read, page.after
+        yield page.records, page.read, Counter()
         if after is None:
             return
 
@@ -225,7 +225,7 @@ async def _choose(
     return choice
 
 
-def _show(action: Action, choice: _Choice) -> None:
+def _print_choice(action: Action, choice: _Choice) -> None:
     from worker.cli.show import plain
 
     parts = ", ".join(
@@ -285,21 +285,21 @@ def _progress(action: Action, total: int, until: int) -> Iterator[Callable[[int]
         nonlocal at, said
         at = now
         if out.is_terminal:
-            shown.update(row, completed=now)
+            progress.update(row, completed=now)
         elif total > _BATCH and now > said and (now >= total or now - said >= total / _LINES):
             said = now
             complain(f"{now:,} of {total:,}")
 
-    shown = bar(out)
-    row = shown.add_task(_WORDS[action], total=total)
+    progress = bar(out)
+    row = progress.add_task(_WORDS[action], total=total)
     if out.is_terminal and total > _BATCH:
-        shown.start()
+        progress.start()
     ended = False
     try:
         yield advance
         ended = True
     finally:
-        shown.stop()
+        progress.stop()
         if not ended:
             time = datetime.fromtimestamp(until / 1000, UTC).isoformat(timespec="milliseconds")
             complain(f"stopped after {at:,} of {total:,} tasks; go on with --until {time}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from worker.sandbox.demo import Outcome
+    from worker.sandbox.demo import JobResult
 
 _SAY_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 
@@ -41,7 +41,7 @@ def run(directory: Path | None) -> bool:
             raise
         progress = _Progress(out, len(titles), started)
         with progress:
-            records = asyncio.run(demo.follow(list(titles), progress.show))
+            records = asyncio.run(demo.follow(list(titles), progress.update))
         took = time.monotonic() - started
         outcomes = demo.judge(titles, records)
         _report(out, outcomes, took)
@@ -89,7 +89,7 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, states: Counter[str], done: int) -> None:
+    def update(self, states: Counter[str], done: int) -> None:
         """Show how many tasks are in each state, and how many of all are final."""
         if self._bar is not None and self._row is not None:
             said = "  ".join(
@@ -108,7 +108,7 @@ class _Progress:
             )
 
 
-def _report(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
+def _report(out: Console, outcomes: Sequence[JobResult], took: float) -> None:
     table = plain_table()
     table.add_column("task", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -133,13 +133,13 @@ def _report(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
     _total(out, outcomes, took)
 
 
-def _verdict(outcome: Outcome) -> Text:
+def _verdict(outcome: JobResult) -> Text:
     if outcome.wrong:
         return Text("✗ " + "; ".join(outcome.wrong), "bold red")
     return Text.assemble(("✓ ", "green"), str(outcome.record.get("reason") or ""))
 
 
-def _total(out: Console, outcomes: Sequence[Outcome], took: float) -> None:
+def _total(out: Console, outcomes: Sequence[JobResult], took: float) -> None:
     states = Counter(str(outcome.record.get("state", "unknown")) for outcome in outcomes)
     files = [file for outcome in outcomes for file in outcome.stored]
     amount = size(sum(int(file["bytes"]) for file in files))

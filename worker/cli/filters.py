@@ -111,12 +111,12 @@ class Wanted:
         """The ids of the file, each once; ``None`` without one. Raises ``BadParameter``."""
         if self.from_file is None:
             return None
-        found: dict[str, None] = {}
+        unique: dict[str, None] = {}
         for task_id in read_ids(self.from_file):
-            found[task_id] = None
-            if len(found) > _MAX_IDS:
+            unique[task_id] = None
+            if len(unique) > _MAX_IDS:
                 raise typer.BadParameter(f"more than {_MAX_IDS:,} ids", param_hint="--from-file")
-        return list(found)
+        return list(unique)
 
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from worker.work.rebuild import Rebuilt
 
 
-class Level(StrEnum):
+class LogLevel(StrEnum):
     """How much a worker logs."""
 
     DEBUG = "DEBUG"
@@ -39,8 +39,8 @@ def worker(
         ),
     ] = None,
     loglevel: Annotated[
-        Level, typer.Option("--loglevel", "-l", help="How much is logged.", case_sensitive=False)
-    ] = Level.INFO,
+        LogLevel, typer.Option("--loglevel", "-l", help="How much is logged.", case_sensitive=False)
+    ] = LogLevel.INFO,
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM; run several for more speed."""
     from worker.process import name as process_name
@@ -61,15 +61,15 @@ def rebuild(
     Records that exist are left as they are. Exit code 1 if a manifest cannot be read.
     """
     chosen = settings()
-    found = asyncio.run(_rebuild(chosen))
+    rebuilt = asyncio.run(_rebuild(chosen))
     if as_json:
-        unreadable = [{"key": key, "reason": reason} for key, reason in found.unreadable]
-        print_json({"restored": found.restored, "known": found.known, "unreadable": unreadable})
+        unreadable = [{"key": key, "reason": reason} for key, reason in rebuilt.unreadable]
+        print_json({"restored": rebuilt.restored, "known": rebuilt.known, "unreadable": unreadable})
     else:
-        print(f"{found.restored} restored, {found.known} known already")
-        for key, reason in found.unreadable:
+        print(f"{rebuilt.restored} restored, {rebuilt.known} known already")
+        for key, reason in rebuilt.unreadable:
             complain(f"{key}: {reason}")
-    if found.unreadable:
+    if rebuilt.unreadable:
         raise typer.Exit(FAILED)
 
 
@@ -85,7 +85,7 @@ async def _rebuild(chosen: Settings) -> Rebuilt:
                 return await restore_all(
                     fleet,
                     Manifests(store, make_layout(chosen)),
-                    seen=lambda found: line.update(f"{found.restored} restored"),
+                    seen=lambda so_far: line.update(f"{so_far.restored} restored"),
                 )
     finally:
         await store.close()

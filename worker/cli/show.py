@@ -36,7 +36,7 @@ def plain(value: object, style: str = "") -> Text:
     return Text(one_line(str(value), _LONGEST), style=style)
 
 
-def show(out: Console, record: Mapping[str, Any], now: int) -> None:
+def print_record(out: Console, record: Mapping[str, Any], now: int) -> None:
     """Print one record (as ``manifest.shown`` gives it); ``now`` in Unix milliseconds."""
 
     state = str(record["state"])

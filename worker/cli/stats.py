@@ -44,27 +44,27 @@ async def _stats(chosen: Settings, *, as_json: bool, watch: bool) -> None:
     from worker.registry.stats import read_stats
 
     async with registry(chosen) as fleet:
-        found = await read_stats(fleet)
+        report = await read_stats(fleet)
         if as_json and watch:
             while True:
                 heed()
-                print_json_line(found.document())
+                print_json_line(report.document())
                 await asyncio.sleep(_EVERY)
-                found = await read_stats(fleet)
+                report = await read_stats(fleet)
         elif as_json:
-            print_json(found.document())
+            print_json(report.document())
         elif watch:
-            with Live(draw(found), console=console(), auto_refresh=False) as live:
+            with Live(draw(report), console=console(), auto_refresh=False) as live:
                 while True:
                     heed()
                     await asyncio.sleep(_EVERY)
-                    before, found = found, await read_stats(fleet)
-                    live.update(draw(found, before), refresh=True)
+                    before, report = report, await read_stats(fleet)
+                    live.update(draw(report, before), refresh=True)
         else:
-            console().print(draw(found))
+            console().print(draw(report))
 
 
-def draw(found: Stats, before: Stats | None = None) -> RenderableType:
+def draw(report: Stats, before: Stats | None = None) -> RenderableType:
     """The report; with the one before it also the calls made a second since then."""
     from rich.console import Group
     from rich.table import Table
@@ -74,62 +74,62 @@ def draw(found: Stats, before: Stats | None = None) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("tasks", " · ".join(f"{count:,} {name}" for name, count in found.states.items()))
-    for name, said, style in _troubles(found):
+    facts.add_row("tasks", " · ".join(f"{count:,} {name}" for name, count in report.states.items()))
+    for name, said, style in _troubles(report):
         facts.add_row(name, plain(said, style))
-    versions = ", ".join(f"{n} of {v or '0.1'}" for v, n in sorted(found.versions.items()))
-    mixed = f": {versions}" if len(found.versions) > 1 else ""
-    facts.add_row("workers", f"{found.workers}{mixed}")
-    if found.intake:
-        facts.add_row("intake stream", f"{found.intake:,} entries to be read")
-    for kind, count in found.due.items():
-        late = f", late by {span(found.late[kind])}" if count else ""
+    versions = ", ".join(f"{n} of {v or '0.1'}" for v, n in sorted(report.versions.items()))
+    mixed = f": {versions}" if len(report.versions) > 1 else ""
+    facts.add_row("workers", f"{report.workers}{mixed}")
+    if report.intake:
+        facts.add_row("intake stream", f"{report.intake:,} entries to be read")
+    for kind, count in report.due.items():
+        late = f", late by {span(report.late[kind])}" if count else ""
         facts.add_row(f"due to {kind}", f"{count:,}{late}")
-        for line in found.behind[:_BEHIND]:
+        for line in report.behind[:_BEHIND]:
             if line.kind == kind:
                 waits = f": {line.count:,} wait for their turn, late by {span(line.late)}"
                 facts.add_row("", plain(line.label or "(none)").append(waits))
     used = ""
-    if before is not None and found.at > before.at:
-        used = f"{(found.calls - before.calls) * 1000 / (found.at - before.at):,.1f} used of "
-    facts.add_row("calls a second", f"{used}{found.rate:,.1f} (limit {found.rate_limit:,.1f})")
-    facts.add_row("price of a call", f"{found.price:.3f} s of lag")
-    reasons = found.too_slow
-    facts.add_row("all asked once in", plain(span(found.once_round), "red" if reasons else ""))
+    if before is not None and report.at > before.at:
+        used = f"{(report.calls - before.calls) * 1000 / (report.at - before.at):,.1f} used of "
+    facts.add_row("calls a second", f"{used}{report.rate:,.1f} (limit {report.rate_limit:,.1f})")
+    facts.add_row("price of a call", f"{report.price:.3f} s of lag")
+    reasons = report.too_slow
+    facts.add_row("all asked once in", plain(span(report.once_round), "red" if reasons else ""))
     for reason in reasons:
         facts.add_row("", plain(reason, "red"))
-    if found.calls_a_task is not None and found.detection_lag is not None:
-        facts.add_row("calls a task", f"{found.calls_a_task:.1f}")
-        facts.add_row("seen done after", f"{found.detection_lag:.2f} s, in the mean")
-    facts.add_row("leases", f"{found.leases_expired:,} expired · {found.stale_writes:,} refused")
-    if found.clock_step:
-        facts.add_row("clock", plain(found.clock_step, "red"))
-    if not found.labels:
+    if report.calls_a_task is not None and report.detection_lag is not None:
+        facts.add_row("calls a task", f"{report.calls_a_task:.1f}")
+        facts.add_row("seen done after", f"{report.detection_lag:.2f} s, in the mean")
+    facts.add_row("leases", f"{report.leases_expired:,} expired · {report.stale_writes:,} refused")
+    if report.clock_step:
+        facts.add_row("clock", plain(report.clock_step, "red"))
+    if not report.labels:
         return facts
     table = plain_table()
     table.caption, table.caption_justify = "counted among the newest tasks of each state", "left"
     table.add_column("label", no_wrap=True, overflow="ellipsis", min_width=10, max_width=24)
-    for state in found.states:
+    for state in report.states:
         table.add_column(state, justify="right", no_wrap=True, style=STATE_STYLES[state])
     table.add_column("durations")
-    for label, counts in found.labels.items():
-        history = found.durations[label].total
-        cells = [str(counts.get(state, "")) for state in found.states]
+    for label, counts in report.labels.items():
+        history = report.durations[label].total
+        cells = [str(counts.get(state, "")) for state in report.states]
         table.add_row(plain(label or "(none)"), *cells, sparkline(history))
     return Group(facts, "", table)
 
 
-def _troubles(found: Stats) -> Iterator[tuple[str, str, str]]:
+def _troubles(report: Stats) -> Iterator[tuple[str, str, str]]:
     """Rows about services that do not answer, and their style."""
-    for outlook in found.outages:
-        since = outlook.since or found.at
-        for_so_long = span((found.at - since) / 1000)
+    for outlook in report.outages:
+        since = outlook.since or report.at
+        for_so_long = span((report.at - since) / 1000)
         said = f"out of reach since {moment(since)}, for {for_so_long}: {outlook.trouble}"
         yield outlook.service, said, "bold red"
         yield "", outlook.remedy, "red"
         yield "", outlook.meanwhile, ""
-    for host in found.hosts[:_BEHIND]:
-        for_so_long = span((found.at - host.since) / 1000)
+    for host in report.hosts[:_BEHIND]:
+        for_so_long = span((report.at - host.since) / 1000)
         yield "webhooks", f"{host.host} has failed for {for_so_long}: {host.trouble}", "red"
 
 

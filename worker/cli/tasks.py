@@ -13,7 +13,7 @@ import typer
 
 from worker.cli.base import FAILED, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered, read_ids, say_bound
-from worker.cli.show import FEW, Report, last_time, refused_table, show, tasks_table
+from worker.cli.show import FEW, Report, last_time, print_record, refused_table, tasks_table
 from worker.core import jsontext, manifest
 from worker.core.figures import span
 from worker.core.models import FINAL_STATES, Priority, Reason, State
@@ -203,7 +203,7 @@ def status(
     if as_json:
         print_json(record)
     else:
-        show(console(), record, now)
+        print_record(console(), record, now)
     if record["state"] == State.FAILED:
         raise typer.Exit(FAILED)
 
@@ -213,7 +213,7 @@ async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, i
         record = await fleet.record(task_id)
         if record is None:
             return None, await fleet.now()
-        return manifest.shown(record, await fleet.held_up(task_id)), await fleet.now()
+        return manifest.public(record, await fleet.held_up(task_id)), await fleet.now()
 
 
 @filtered
@@ -263,15 +263,15 @@ async def _list(
         counts = await fleet.counts()
         filters = wanted.filters(states, now=now)
         most = _EVERYTHING if limit is None else limit
-        found = await _find(fleet, filters, ids, most, newest_first=wanted.since is None)
+        documents = await _find(fleet, filters, ids, most, newest_first=wanted.since is None)
         if ids is None:
             await say_bound(fleet, filters)
     if as_json:
-        print_json(found)
+        print_json(documents)
         return
     out = console()
-    if found:
-        out.print(tasks_table(found, now))
+    if documents:
+        out.print(tasks_table(documents, now))
     else:
         out.print("no such task" if any(counts.values()) else "no task yet")
     out.print(" · ".join(f"{count:,} {name}" for name, count in counts.items()), style="dim")
@@ -284,39 +284,41 @@ async def _find(
 
     No more of a state is read than there is room for.
     """
-    found: list[dict[str, Any]] = []
+    documents: list[dict[str, Any]] = []
     if ids is not None:
         async for record in passing(fleet, filters, ids):
-            found.append(record)
-            if len(found) == most:
+            documents.append(record)
+            if len(documents) == most:
                 break
-        return found
+        return documents
     if newest_first:
         after, read = None, 0
-        while len(found) < most:
-            step = min(_PAGE, most - len(found))
+        while len(documents) < most:
+            step = min(_PAGE, most - len(documents))
             page = await selection.newest(
                 fleet, filters, limit=step, most=_EVERYTHING, after=after, read=read
             )
             chosen = [record["task_id"] for record in page.records]
             # an index may name a record that has just expired
-            found += [manifest.shown(record) for record in await fleet.records(chosen) if record]
+            documents += [
+                manifest.public(record) for record in await fleet.records(chosen) if record
+            ]
             after, read = page.after, read + page.read
             if after is None:
                 break
-        return found
+        return documents
     size = _PAGE if filters.by_record else min(_PAGE, most)
     for state in filters.states:
         room = most
         of_state = replace(filters, states=(state,))
         async for page_ids in selection.oldest(fleet, of_state, size=size):
             records = [record for record in await fleet.records(page_ids) if record]
-            found += [manifest.shown(record) for record in records[:room]]
+            documents += [manifest.public(record) for record in records[:room]]
             room -= len(records)
             if room <= 0:
                 break
-    found.sort(key=last_time)
-    return found[:most]
+    documents.sort(key=last_time)
+    return documents[:most]
 
 
 async def passing(
@@ -326,7 +328,7 @@ async def passing(
     for start in range(0, len(ids), _PAGE):
         for record in await fleet.records(ids[start : start + _PAGE]):
             if record is not None and filters.match(record):
-                yield manifest.shown(record)
+                yield manifest.public(record)
 
 
 async def _list_refused(chosen: Settings, limit: int, as_json: bool) -> None:

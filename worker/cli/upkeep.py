@@ -59,8 +59,8 @@ def purge(
         parse_since(_age(older_than), now=0)  # before anything is connected
     wanted = frozenset(states or FINAL_STATES)
     chosen = settings()
-    found, said = asyncio.run(_purge(chosen, task_ids or (), older_than, wanted, yes))
-    _show_purge(found, said, yes=yes, as_json=as_json)
+    records, said = asyncio.run(_purge(chosen, task_ids or (), older_than, wanted, yes))
+    _show_purge(records, said, yes=yes, as_json=as_json)
     if any(answer != "ok" for answer in said.values()):
         raise typer.Exit(FAILED)
 
@@ -78,7 +78,7 @@ async def _purge(
     yes: bool,
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """What is chosen, by id, and what became of each id: ``ok`` or why it stays."""
-    found: dict[str, dict[str, str]] = {}
+    records: dict[str, dict[str, str]] = {}
     said: dict[str, str] = {}
     async with registry(chosen) as fleet:
         until: int | None = None
@@ -96,12 +96,12 @@ async def _purge(
                 if not state.final:
                     said[task_id] = state
                 elif state in states and (until is None or int(record["finished_at"]) <= until):
-                    found[task_id] = record
+                    records[task_id] = record
                     said[task_id] = "ok"
         if yes:
-            for task_id, record in found.items():
+            for task_id, record in records.items():
                 said[task_id] = await fleet.purge(task_id, record["finished_at"])
-    return found, said
+    return records, said
 
 
 async def _pages_to_purge(
@@ -116,16 +116,16 @@ async def _pages_to_purge(
 
 
 def _show_purge(
-    found: dict[str, dict[str, str]], said: dict[str, str], *, yes: bool, as_json: bool
+    records: dict[str, dict[str, str]], said: dict[str, str], *, yes: bool, as_json: bool
 ) -> None:
-    going = [task_id for task_id in found if said[task_id] == "ok"]
+    going = [task_id for task_id in records if said[task_id] == "ok"]
     staying = {task_id: answer for task_id, answer in said.items() if answer != "ok"}
     if as_json:
         tasks = [
             {
                 "task_id": task_id,
-                "state": found[task_id]["state"],
-                "finished_at": int(found[task_id]["finished_at"]),
+                "state": records[task_id]["state"],
+                "finished_at": int(records[task_id]["finished_at"]),
             }
             for task_id in going
         ]
@@ -135,9 +135,9 @@ def _show_purge(
         complain(f"{task_id}: {_WHY.get(answer, f'is {answer}')}")
     if len(going) <= FEW:
         for task_id in going:
-            record = found[task_id]
+            record = records[task_id]
             print(f"{task_id}\t{record['state']}\t{moment(int(record['finished_at']))}")
-    counts = Counter(found[task_id]["state"] for task_id in going)
+    counts = Counter(records[task_id]["state"] for task_id in going)
     by_state = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
     verb = "removed" if yes else "would be removed; --yes removes them"
     print(f"{len(going):,} {verb}" + (f" ({by_state})" if counts else ""))
@@ -161,22 +161,28 @@ def verify(
         raise typer.BadParameter("give task ids, --all or --since")
     if since is not None:
         parse_since(since, now=0)  # before anything is connected
-    found = asyncio.run(_verify(settings(), task_ids or (), since))
+    verified = asyncio.run(_verify(settings(), task_ids or (), since))
     if as_json:
         wrong = [
-            {"task_id": d.task_id, "key": d.key, "reason": d.reason} for d in found.differences
+            {"task_id": d.task_id, "key": d.key, "reason": d.reason} for d in verified.differences
         ]
         print_json(
-            {"tasks": found.tasks, "files": found.files, "bytes": found.bytes, "differences": wrong}
+            {
+                "tasks": verified.tasks,
+                "files": verified.files,
+                "bytes": verified.bytes,
+                "differences": wrong,
+            }
         )
     else:
-        for difference in found.differences:
+        count = len(verified.differences)
+        for difference in verified.differences:
             print(f"{difference.task_id}\t{difference.key}\t{difference.reason}")
         print(
-            f"{found.tasks:,} tasks, {found.files:,} files, {size(found.bytes)} read: "
-            f"{len(found.differences) or 'no'} difference{'s' * (len(found.differences) != 1)}"
+            f"{verified.tasks:,} tasks, {verified.files:,} files, {size(verified.bytes)} read: "
+            f"{count or 'no'} difference{'s' * (count != 1)}"
         )
-    if found.differences:
+    if verified.differences:
         raise typer.Exit(FAILED)
 
 
@@ -209,7 +215,7 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
                 store,
                 manifests,
                 ids(),
-                seen=lambda found: line.update(f"{found.tasks} tasks, {size(found.bytes)}"),
+                seen=lambda so_far: line.update(f"{so_far.tasks} tasks, {size(so_far.bytes)}"),
             )
     finally:
         await store.close()
@@ -240,7 +246,7 @@ async def _export(chosen: Settings, wanted: Wanted, ids: Sequence[str] | None) -
         async for page in selection.oldest(fleet, filters):
             for record in await fleet.records(page):
                 if record is not None:
-                    print(_line(manifest.shown(record)))
+                    print(_line(manifest.public(record)))
         await say_bound(fleet, filters)
 
 

@@ -109,12 +109,12 @@ class Files:
         """When the next pending file may be tried."""
         return min((self.trials[n][1] for n in self.pending if n in self.trials), default=now)
 
-    def renew(self, found: Sequence[FoundFile]) -> Collection[int]:
+    def renew(self, files: Sequence[FoundFile]) -> Collection[int]:
         """Take the addresses of a new reply, and return the files that it names.
 
         The others keep the address that they had: it may still work.
         """
-        self.kept, self.found = self.addresses(), found
+        self.kept, self.found = self.addresses(), files
         return self._named().keys()
 
     def addresses(self) -> dict[int, str]:

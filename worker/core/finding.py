@@ -262,8 +262,8 @@ def find_files(data: Json, host: str = "") -> list[FoundFile]:
     if not isinstance(data, dict):
         return []
     result, images = data.get("result"), data.get("images")
-    found = (place for place in _places("result", result) if place.holder is not None)
-    sure = [*_counted(chain(found, _images(images)))]
+    places = (place for place in _places("result", result) if place.holder is not None)
+    sure = [*_counted(chain(places, _images(images)))]
     hosts = {parts.hostname for parts in map(_sure, sure) if parts}
     files = _Files()
     for place in _places("result", result):

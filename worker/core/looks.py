@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from worker.core.models import Refusal
-from worker.core.submission import MAX_IDS, TASK_ID, shown
+from worker.core.submission import MAX_IDS, TASK_ID, printable
 
 
 class Look(StrEnum):
@@ -44,7 +44,7 @@ def read_ids(given: object) -> tuple[list[str], list[Refusal]]:
     values = [given] if isinstance(given, str) else given
     if not isinstance(values, list | tuple) or not 0 < len(values) <= MAX_IDS:
         reason = f"must be a task id or a list of 1 to {MAX_IDS:,} of them"
-        return [], [Refusal(what="look", value=shown(given), reason=reason)]
+        return [], [Refusal(what="look", value=printable(given), reason=reason)]
     ids, others = dict[str, None](), list[object]()
     for value in values:
         if isinstance(value, str) and TASK_ID.fullmatch(value):
@@ -54,4 +54,4 @@ def read_ids(given: object) -> tuple[list[str], list[Refusal]]:
     if not others:
         return list(ids), []
     reason = f"not a task id; {len(others):,} of {len(values):,} are not"
-    return list(ids), [Refusal(what="look", value=shown(others[0]), reason=reason)]
+    return list(ids), [Refusal(what="look", value=printable(others[0]), reason=reason)]

@@ -63,7 +63,7 @@ def record_document(
     return document
 
 
-def shown(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str, Json]:
+def public(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str, Json]:
     """A record as callers see it, whichever way: its document, with ``told`` and ``restored``.
 
     ``outage`` is the service that the task waits for, if one is out of reach: it is then why the
@@ -89,7 +89,7 @@ def shown(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str,
 def for_targets(record: Mapping[str, str]) -> dict[str, Json]:
     """A record as callbacks get it: no target learns the secrets in another one's address."""
     document = record_document(record, address=origin)
-    document["told"] = _shown(
+    document["told"] = _addressed(
         jsontext.loads(record.get("told") or "[]", max_bytes=MAX_BYTES), origin
     )
     if record.get("restored"):
@@ -118,10 +118,10 @@ def manifest_from_record(record: Mapping[str, str]) -> bytes:
 
 def _without_secrets(options: Json, address: Callable[[str], str]) -> Json:
     _checked("options", isinstance(options, dict) and isinstance(options.get("callbacks"), list))
-    return {**options, "callbacks": _shown(options["callbacks"], address)}
+    return {**options, "callbacks": _addressed(options["callbacks"], address)}
 
 
-def _shown(entries: Json, address: Callable[[str], str]) -> Json:
+def _addressed(entries: Json, address: Callable[[str], str]) -> Json:
     """Callbacks or entries of ``told``, their URLs without secrets."""
     return [
         {**entry, "target": address(entry["target"])}

@@ -47,9 +47,9 @@ class Call:
 
 def unreadable(value: object, reason: str) -> Call:
     """The call of a message of which nothing can be accepted."""
-    shown = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     return Call(
-        refusals=(Refusal(what="message", value=one_line(shown, 200), reason=one_line(reason)),)
+        refusals=(Refusal(what="message", value=one_line(text, 200), reason=one_line(reason)),)
     )
 
 

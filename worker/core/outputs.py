@@ -73,7 +73,7 @@ class FileOutcome:
 # -- planning ---------------------------------------------------------------------------------
 
 
-def plan_files(found: Sequence[FoundFile]) -> list[PlannedFile]:
+def plan_files(files: Sequence[FoundFile]) -> list[PlannedFile]:
     """Fix names and identities of a task's files.
 
     Files beyond the first 1,000 that could be stored are rejected; beyond as many rejected ones
@@ -82,14 +82,14 @@ def plan_files(found: Sequence[FoundFile]) -> list[PlannedFile]:
     plan: list[PlannedFile] = []
     used: set[str] = set()
     storable = 0
-    for position, file in enumerate(found):
+    for position, file in enumerate(files):
         rejected = "" if file.url or file.awaited else NOT_HTTP
         if not rejected and storable == MAX_FILES:
             rejected = TOO_MANY
         refs, rest = file.refs, len(plan) == 2 * MAX_FILES
         if rest:
             rejected = TOO_MANY
-            refs = tuple(ref for other in found[position:] for ref in other.refs)
+            refs = tuple(ref for other in files[position:] for ref in other.refs)
         storable += not rejected
         name = _unused_name(refs[0], used)
         used.add(name)
@@ -141,7 +141,7 @@ def _place(ref: str) -> str:
 
 
 def addresses(
-    plan: Sequence[PlannedFile], found: Sequence[FoundFile], stored: Container[str]
+    plan: Sequence[PlannedFile], files: Sequence[FoundFile], stored: Container[str]
 ) -> dict[str, str]:
     """The addresses that a reply gives for the planned files still to be stored, by name.
 
@@ -151,10 +151,10 @@ def addresses(
     """
     wanted = {file.name for file in plan if not file.rejected and file.name not in stored}
     planned = {file.identity: file for file in plan}
-    places = _at_places(plan, {file.identity for file in found})
+    places = _at_places(plan, {file.identity for file in files})
     urls: dict[str, str] = {}
     others: dict[str, list[FoundFile]] = {}
-    for file in found:
+    for file in files:
         if file.identity in planned:
             here = [planned[file.identity]]
         else:
@@ -174,8 +174,8 @@ def addresses(
     return urls
 
 
-def _other_name(planned: PlannedFile, found: FoundFile) -> bool:
-    return bool(planned.filename and found.filename) and planned.filename != found.filename
+def _other_name(planned: PlannedFile, file: FoundFile) -> bool:
+    return bool(planned.filename and file.filename) and planned.filename != file.filename
 
 
 # -- endings ----------------------------------------------------------------------------------
@@ -246,11 +246,11 @@ def shape_result(
     """
     if not isinstance(data, dict):
         return {}
-    found = find_files(data, host)
+    files = find_files(data, host)
     planned = {file.identity: file for file in plan}
-    places = _at_places(plan, {file.identity for file in found})
+    places = _at_places(plan, {file.identity for file in files})
     replaced: _Links = {}
-    for file in found:
+    for file in files:
         for ref in file.refs:
             its = planned.get(file.identity) or places.get(_place(ref))
             if its or not file.loose:

@@ -43,8 +43,8 @@ class Provider:
 
     def region_of(self, endpoint: str) -> str:
         """The region that an endpoint lies in; empty if neither it nor the row says so."""
-        found = re.fullmatch(self.hosts, _host(endpoint)) if self.hosts else None
-        return (found and found.groupdict().get("region")) or self.region
+        match = re.fullmatch(self.hosts, _host(endpoint)) if self.hosts else None
+        return (match and match.groupdict().get("region")) or self.region
 
 
 _LABEL = r"[a-z0-9-]+"
@@ -186,8 +186,8 @@ def choose(storage: str, endpoint: str) -> tuple[str, Provider]:
             name = word
         elif word in _COLUMNS:
             columns |= _COLUMNS[word]
-        elif found := re.fullmatch(r"parts=(\d{1,5})", word):
-            columns["parts"] = min(max(1, int(found[1])), MOST_PARTS)
+        elif match := re.fullmatch(r"parts=(\d{1,5})", word):
+            columns["parts"] = min(max(1, int(match[1])), MOST_PARTS)
         else:
             raise ValueError(
                 f"knows no {word[:40]!r}: it is auto or one of {', '.join(sorted(PROVIDERS))}, "

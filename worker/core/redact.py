@@ -165,8 +165,8 @@ def redact(text: str) -> str:
 
 def _word_before(text: str, end: int) -> str:
     """The word that ends there, in lower case."""
-    found = _WORD.match(text[max(0, end - _LONGEST_WORD) : end][::-1])
-    return found[0][::-1].lower() if found else ""
+    match = _WORD.match(text[max(0, end - _LONGEST_WORD) : end][::-1])
+    return match[0][::-1].lower() if match else ""
 
 
 def _without_values(text: str) -> str:
@@ -183,25 +183,25 @@ def _without_values(text: str) -> str:
             plain = _ENCODED.sub("", word, count=1) if _ENCODED.match(word) else word
             names = plain in _WORDS or word.endswith(_ENDINGS) or any(s in word for s in _STORES)
             value = _VALUE if names else None
-        if value is not None and (found := value.match(text, mark.end())):
+        if value is not None and (match := value.match(text, mark.end())):
             parts.append(text[at : mark.end()])
-            at = found.end()
+            at = match.end()
     return "".join((*parts, text[at:])) if parts else text
 
 
 def _redact_token(match: re.Match[str]) -> str:
     token = match.group()
-    found = [(end, _word_before(token, end.start())) for end in _SCHEME_END.finditer(token)]
+    words = [(end, _word_before(token, end.start())) for end in _SCHEME_END.finditer(token)]
     # a second one may belong to a password
-    found = [
+    words = [
         (end, scheme)
-        for end, scheme in found
-        if (end, scheme) == found[0] or scheme.endswith(_KNOWN)
+        for end, scheme in words
+        if (end, scheme) == words[0] or scheme.endswith(_KNOWN)
     ]
-    if not found:
+    if not words:
         return token
-    parts = [token[: found[0][0].end()]]
-    for (start, scheme), following in zip(found, [*found[1:], None], strict=True):
+    parts = [token[: words[0][0].end()]]
+    for (start, scheme), following in zip(words, [*words[1:], None], strict=True):
         rest = token[start.end() : following[0].start() if following else len(token)]
         word = "" if following is None else rest[max(0, len(rest) - len(following[1])) :]
         rest, cut = _without_query(_without_user(scheme, rest[: len(rest) - len(word)]))

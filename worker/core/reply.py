@@ -157,21 +157,21 @@ def _envelope(body: bytes) -> dict[str, Json] | None:
 def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
     code = headers.get(_CODE, "").strip()
     message = headers.get(_MESSAGE, "").strip()
-    shown = f"HTTP {status} {code}".rstrip()
+    summary = f"HTTP {status} {code}".rstrip()
     if message:  # what follows repeats the request, the access key included
-        shown += f": {message.partition('Server StringToSign')[0].rstrip(', ')}"
+        summary += f": {message.partition('Server StringToSign')[0].rstrip(', ')}"
     if "location" in headers:
-        shown += f" (redirects to {headers['location']})"
+        summary += f" (redirects to {headers['location']})"
     if "x-ca-request-id" in headers:
-        shown += f" (request {headers['x-ca-request-id']})"
+        summary += f" (request {headers['x-ca-request-id']})"
 
     named = _by_prefix(_CLASS_BY_MESSAGE, message.lower()) or _by_prefix(_CLASS_BY_CODE, code)
     kind = named or _by_status(status)
     if kind == "throttled":
-        return UpstreamThrottled(one_line(f"the upstream throttles: {shown}"))
+        return UpstreamThrottled(one_line(f"the upstream throttles: {summary}"))
     if kind == "backend":
-        return UpstreamUnavailable(one_line(f"the upstream fails: {shown}"))
-    error = one_line(f"{_BLOCKED[kind]}: {shown}")
+        return UpstreamUnavailable(one_line(f"the upstream fails: {summary}"))
+    error = one_line(f"{_BLOCKED[kind]}: {summary}")
     # a refusal of the request, or one that gives no reason, may be of this id alone
     if kind == "request" or not named:
         return UpstreamRefused(error, kind=kind)
@@ -209,8 +209,8 @@ def _observe(reply: dict[str, Json], task_id: str, host: str) -> Observation:
         return _ended(reply, status)
     if status in _SUCCEEDED:
         return _succeeded(data, host)
-    shown = one_line(_text(data.get("status")), 100)
-    return Pending(status=shown, known=status in _WAITING)
+    text = one_line(_text(data.get("status")), 100)
+    return Pending(status=text, known=status in _WAITING)
 
 
 def _raise_if_not_about_the_task(reply: dict[str, Json]) -> None:
@@ -248,7 +248,7 @@ def _succeeded(data: dict[str, Json], host: str) -> Observation:
             error += f"; it has {', '.join(others[:_OTHERS])}"
         return Doubtful(error=one_line(error))
     try:
-        found = finding.find_files(data, host)
+        files = finding.find_files(data, host)
     except jsontext.TooLargeError as exc:
         return Doubtful(error=f"{_TOO_LARGE}: {exc}")
     text = jsontext.dumps(data)
@@ -256,7 +256,7 @@ def _succeeded(data: dict[str, Json], host: str) -> Observation:
         jsontext.check_size(text)
     except jsontext.TooLargeError as exc:
         return Doubtful(error=f"{_TOO_LARGE}: {exc}")
-    expires = min(filter(None, (finding.url_expiry(file.url) for file in found)), default=None)
+    expires = min(filter(None, (finding.url_expiry(file.url) for file in files)), default=None)
     return Succeeded(data=text, unsure=unsure, expires=expires)
 
 
@@ -315,13 +315,13 @@ def _words(reply: dict[str, Json]) -> Iterator[tuple[str, str]]:
 
 def _others(reply: dict[str, Json]) -> dict[str, str]:
     """What the upstream says in members that nobody has documented, bounded and without secrets."""
-    found: dict[str, str] = {}
+    members: dict[str, str] = {}
     for name, text in _words(reply):
-        if len(found) == _OTHERS:
+        if len(members) == _OTHERS:
             break
         if text.strip():
-            found[one_line(name, 64)] = redact(text[: 16 * _OTHER])[:_OTHER]
-    return found
+            members[one_line(name, 64)] = redact(text[: 16 * _OTHER])[:_OTHER]
+    return members
 
 
 def _complaint(reply: dict[str, Json]) -> str:

@@ -105,9 +105,9 @@ def _failure(error: UpstreamError) -> str:
 
 
 def _with_addresses(
-    plan: Iterable[PlannedFile], found: Iterable[FoundFile]
+    plan: Iterable[PlannedFile], files: Iterable[FoundFile]
 ) -> Iterable[tuple[PlannedFile, str]]:
-    urls = {file.identity: file.url for file in found}
+    urls = {file.identity: file.url for file in files}
     return ((planned, urls.get(planned.identity, "")) for planned in plan)
 
 
@@ -201,8 +201,8 @@ class _Alias:
 
     def _string(self, text: str, *, content: bool) -> str:
         bare = text.strip()
-        if found := _ADDRESS.fullmatch(bare):
-            return text.replace(bare, self._address(found), 1)
+        if match := _ADDRESS.fullmatch(bare):
+            return text.replace(bare, self._address(match), 1)
         if content and text[:1] in ("{", "["):
             try:
                 inside = jsontext.loads(text)
@@ -215,8 +215,8 @@ class _Alias:
             return f"text of {len(text)} characters"
         return safe
 
-    def _address(self, found: re.Match[str]) -> str:
-        origin, path, query = found.groups(default="")
+    def _address(self, match: re.Match[str]) -> str:
+        origin, path, query = match.groups(default="")
         origin = self.text(_USER.sub("//", origin))
         path = "/".join(map(self._segment, path.split("/")))
         parts = [part.partition("=") for part in query.split("&")] if query else []

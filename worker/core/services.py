@@ -128,14 +128,14 @@ def judge(
     now: int, fields: Mapping[str, str], circuits: Mapping[str, Mapping[str, str]]
 ) -> dict[Service, Outlook]:
     """What is known of each service, from what the fleet has noted of them (``heard.lua``)."""
-    found = {}
+    outlooks = {}
     for service in Service:
         names = filter(None, (service, _APART.get(service)))
         outlook = max((_heard(service, name, now, fields) for name in names), key=_badness)
         if circuit := circuits.get(service):
             outlook = _blocked(outlook, circuit, now)
-        found[service] = outlook
-    return found
+        outlooks[service] = outlook
+    return outlooks
 
 
 def _heard(service: Service, name: str, now: int, fields: Mapping[str, str]) -> Outlook:

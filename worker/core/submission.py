@@ -130,7 +130,7 @@ def read_submission(
     for value in _listed(task_ids, refusals):
         reason = _refuse_id(value, chosen.prefix, policy)
         if reason:
-            refusals.append(Refusal(what="task_id", value=shown(value), reason=reason))
+            refusals.append(Refusal(what="task_id", value=printable(value), reason=reason))
         else:
             accepted[value] = Submission(
                 task_id=value, metadata=metadata, label=label, options=text
@@ -153,7 +153,7 @@ def _listed(task_ids: object, refusals: list[Refusal]) -> Sequence[Json]:
         reason = f"more than {MAX_IDS:,} ids in one message"
     else:
         return task_ids
-    refusals.append(Refusal(what="task_ids", value=shown(task_ids), reason=reason))
+    refusals.append(Refusal(what="task_ids", value=printable(task_ids), reason=reason))
     return []
 
 
@@ -170,7 +170,7 @@ def _refuse_id(value: object, task_prefix: str, policy: Policy) -> str:
     return ""
 
 
-def shown(value: object) -> str:
+def printable(value: object) -> str:
     """A refused value for people: one redacted line of at most 200 characters.
 
     Of lists and objects only the size is shown.
@@ -194,7 +194,7 @@ def _read_options(options: Mapping[str, object], policy: Policy) -> tuple[Option
     refusals: list[Refusal] = []
 
     def refuse(name: str, reason: str) -> None:
-        value = shown(options[name])
+        value = printable(options[name])
         refusals.append(Refusal(what=f"option {one_line(name, 64)}", value=value, reason=reason))
 
     unknown = 0
@@ -365,8 +365,8 @@ def _traceparent(value: object, _: Policy) -> str:
 
 def traced(options: Mapping[str, Json], parent: object) -> dict[str, Json]:
     """The options of a message that came with this ``traceparent``, which may be anything."""
-    found = trace.traceparent(parent)
-    return {"traceparent": found, **options} if found else dict(options)
+    checked = trace.traceparent(parent)
+    return {"traceparent": checked, **options} if checked else dict(options)
 
 
 _CONTAINERS = (dict, list, tuple)

@@ -22,10 +22,10 @@ def traceparent(value: object) -> str:
     """The value in the form of version 00; empty if it cannot be read, and is to be ignored."""
     if not isinstance(value, str) or len(value) > MAX_BYTES:
         return ""
-    found = _PARENT.fullmatch(value)
-    if found is None or (found[2] and value.startswith("00")):
+    match = _PARENT.fullmatch(value)
+    if match is None or (match[2] and value.startswith("00")):
         return ""
-    return f"00{found[1]}"
+    return f"00{match[1]}"
 
 
 def trace_id(value: object) -> str:

@@ -87,7 +87,7 @@ async def _other_address(settings: Settings) -> str:
 
 def _describe(place: str, seen: Capabilities) -> Findings:
     facts = seen.facts
-    found = [
+    findings = [
         Finding(
             name="Bucket",
             detail=f"{place} at {strip_query(seen.endpoint)}: an object goes in and comes back",
@@ -105,10 +105,10 @@ def _describe(place: str, seen: Capabilities) -> Findings:
             "Grant ListBucketMultipartUploads if it is missing; otherwise have a lifecycle rule "
             "end what a killed worker leaves open."
         )
-        found.append(bad("Uploads", Level.WARNING, detail, remedy))
+        findings.append(bad("Uploads", Level.WARNING, detail, remedy))
     if seen.clock_skew is not None:
-        found.append(clock("Bucket clock", seen.clock_skew, "the store's"))
-    return found
+        findings.append(clock("Bucket clock", seen.clock_skew, "the store's"))
+    return findings
 
 
 def _checksums(facts: Facts) -> Finding:

@@ -26,18 +26,18 @@ async def check(registry: Registry) -> Findings:
     except RegistryUnavailable:
         detail = "not known without Redis"
         return [Finding(name="Workers", level=Level.WARNING, detail=detail)]
-    found = [ticking(fleet), rate(stats)]
+    findings = [ticking(fleet), rate(stats)]
     if fleet.clock_step:
         remedy = "Have NTP slew the clock of its machine instead of stepping it."
-        found.append(bad("Redis clock", Level.WARNING, fleet.clock_step, remedy))
+        findings.append(bad("Redis clock", Level.WARNING, fleet.clock_step, remedy))
     for outlook in stats.outages:
-        found.append(_outage(outlook, fleet.now))
+        findings.append(_outage(outlook, fleet.now))
     for host in fleet.hosts[:SHOWN]:
         since = span((fleet.now - host.since) / 1000)
         detail = f"{host.host} accepts none for {since}: {host.trouble}"
         remedy = "Each is tried for three days; ask the owner of the host."
-        found.append(bad("Webhooks", Level.WARNING, detail, remedy))
-    return found
+        findings.append(bad("Webhooks", Level.WARNING, detail, remedy))
+    return findings
 
 
 def rate(stats: Stats) -> Finding:

@@ -9,13 +9,13 @@ _VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
 def remark(environ: Mapping[str, str]) -> str:
     """A sentence that names the proxy variables that are set; empty without any."""
-    found = [
+    named = [
         name
         for variable in _VARIABLES
         for name in (variable, variable.lower())
         if environ.get(name, "").strip()
     ]
-    if not found:
+    if not named:
         return ""
-    are = "is set, which is" if len(found) == 1 else "are set, which are"
-    return f"{', '.join(found)} {are} not used: the fleet connects without a proxy."
+    are = "is set, which is" if len(named) == 1 else "are set, which are"
+    return f"{', '.join(named)} {are} not used: the fleet connects without a proxy."

@@ -70,22 +70,22 @@ async def _keys(registry: Registry) -> Findings:
     except RegistryUnavailable as error:
         remedy = "Make room, or wait until Redis takes writes again."
         return [Finding(name="Keys", level=Level.WRONG, detail=str(error), remedy=remedy)]
-    found = []
+    findings = []
     for key, said in list(unusable.items())[:SHOWN]:
         remedy = "Give the user of REDIS_URL this key; docs/security.md has the access list."
         if not said:
             remedy = f"Find out what did, then remove the key: redis-cli DEL {key}"
         detail = one_line(f"{key}: {said or 'something else than the fleet has written it'}", 200)
-        found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+        findings.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
     if aside:
-        shown = ", ".join(aside[:SHOWN])
-        detail = f"{count(len(aside), 'task')} set aside, since a key has a wrong type: {shown}"
+        some = ", ".join(aside[:SHOWN])
+        detail = f"{count(len(aside), 'task')} set aside, since a key has a wrong type: {some}"
         remedy = (
             "Find out what overwrites harvester:task:ID or harvester:work:ID, remove that key "
             "and submit the id again."
         )
-        found.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
-    return found
+        findings.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+    return findings
 
 
 async def _stream(registry: Registry) -> Findings:
@@ -108,10 +108,10 @@ async def _stream(registry: Registry) -> Findings:
 async def _snapshot_rule(registry: Registry) -> str | None:
     """When snapshots are made, or ``None`` if the server does not say."""
     try:
-        found: dict[Any, Any] = await registry.redis.config_get("save")
+        config: dict[Any, Any] = await registry.redis.config_get("save")
     except RegistryUnavailable:  # hosted servers hide their configuration
         return None
-    saves = found.get("save")
+    saves = config.get("save")
     return None if saves is None else str(saves)
 
 

@@ -61,8 +61,8 @@ async def examine_reply(settings: Settings, task_id: str) -> tuple[list[Finding]
         f"{where} answered HTTP {reply.status} in {span(took)}: {size(len(reply.body))}, {kind}"
     )
     reading = samples.read(reply)
-    found = [Finding(name="Call", detail=detail), _class(reading), *_members(reply, reading)]
-    return [*found, *await _files(settings, reading)], reply
+    findings = [Finding(name="Call", detail=detail), _class(reading), *_members(reply, reading)]
+    return [*findings, *await _files(settings, reading)], reply
 
 
 def _class(reading: Reading) -> Finding:
@@ -106,21 +106,21 @@ def _consequence(reading: Reading) -> str:
 
 def _members(reply: Reply, reading: Reading) -> list[Finding]:
     """What the record would hold of it, and what else the reply is made of."""
-    found = []
+    findings = []
     if reading.answer is not None:
         for name, value in jsontext.loads(reading.answer.upstream).items():
             if value not in (None, "", [], {}):
-                shown = value if isinstance(value, str) else jsontext.dumps(value)
-                found.append(Finding(name=one_line(name, 40), detail=one_line(shown)))
+                text = value if isinstance(value, str) else jsontext.dumps(value)
+                findings.append(Finding(name=one_line(name, 40), detail=one_line(text)))
         for name, at in (
             ("Began", reading.answer.began_at),
             ("Ended", reading.answer.ended_at),
         ):
             if at is not None:
-                found.append(Finding(name=name, detail=moment(round(at * 1000))))
+                findings.append(Finding(name=name, detail=moment(round(at * 1000))))
     if made_of := samples.members(reply):
-        found.append(Finding(name="Members", detail=f"data has {made_of}"))
-    return found
+        findings.append(Finding(name="Members", detail=f"data has {made_of}"))
+    return findings
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -146,10 +146,10 @@ async def _files(settings: Settings, reading: Reading) -> list[Finding]:
 
     async with session:
         tried = [one(planned, url) for planned, url in reading.files[:_SHOWN]]
-        found = list(await asyncio.gather(*tried))
-    if left := len(reading.files) - len(found):
-        found.append(Finding(name="Files", detail=f"{left:,} more, which were not tried"))
-    return found
+        findings = list(await asyncio.gather(*tried))
+    if left := len(reading.files) - len(findings):
+        findings.append(Finding(name="Files", detail=f"{left:,} more, which were not tried"))
+    return findings
 
 
 async def _file(source: Source, planned: PlannedFile, url: str) -> Finding:

@@ -38,23 +38,23 @@ async def check(settings: Settings, registry: Registry) -> Findings:
             answer = await gateway.get_result(made_up)
         except UpstreamThrottled as error:
             remedy = "If this lasts, lower HARVESTER_POLL_RATE."
-            found = [bad("Upstream", Level.WARNING, f"{where} is throttling: {error}", remedy)]
+            findings = [bad("Upstream", Level.WARNING, f"{where} is throttling: {error}", remedy)]
         except UpstreamRefused as error:
-            found = [await _refused(registry, where, error)]
+            findings = [await _refused(registry, where, error)]
         except UpstreamBlocked as error:
             remedy = REMEDIES[error.kind]
-            found = [bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)]
+            findings = [bad("Upstream", Level.WRONG, f"{where}: {error}", remedy)]
         except UpstreamUnavailable as error:
             remedy = "Check SPEEDPIX_ENDPOINT and the network; the fleet waits until it is back."
             return [bad("Upstream", Level.UNREACHABLE, f"{where}: {error}", remedy)]
         else:
-            found = [Finding(name="Upstream", detail=f"{where} accepts the signature")]
+            findings = [Finding(name="Upstream", detail=f"{where} accepts the signature")]
             if not isinstance(answer.observation, NotFound):
                 said = f"{where} answered strangely to a task id that does not exist"
-                found = [bad("Upstream", Level.WARNING, said, "Ask the vendor if tasks fail.")]
+                findings = [bad("Upstream", Level.WARNING, said, "Ask the vendor if tasks fail.")]
     if gateway.clock_skew is not None:
-        found.append(clock("Upstream clock", -gateway.clock_skew, "the upstream's"))
-    return found
+        findings.append(clock("Upstream clock", -gateway.clock_skew, "the upstream's"))
+    return findings
 
 
 async def _refused(registry: Registry, where: str, error: UpstreamRefused) -> Finding:

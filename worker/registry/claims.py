@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from worker.core.manifest import SCHEMA
 from worker.errors import LeaseLost
 from worker.registry.base import Base, flat, pairs
-from worker.registry.records import CIRCUIT_OF, Batch, Job, Kind, Unsaved
+from worker.registry.records import CIRCUIT_OF, Batch, DueSet, Job, Unsaved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ def _whole(text: str | int) -> int:
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     """The jobs by the claim that they came with."""
-    found: dict[str, list[Job]] = {}
+    by_token: dict[str, list[Job]] = {}
     for job in jobs:
-        found.setdefault(job.token, []).append(job)
-    return found
+        by_token.setdefault(job.token, []).append(job)
+    return by_token
 
 
 class Claims(Base):
@@ -42,7 +42,7 @@ class Claims(Base):
 
     async def claim(
         self,
-        kind: Kind,
+        kind: DueSet,
         *,
         limit: int,
         in_hand: int,
@@ -57,7 +57,7 @@ class Claims(Base):
         if self.clock.stepped:
             return await self._repaired()
         token = secrets.token_hex(16)
-        polling = kind is Kind.POLL
+        polling = kind is DueSet.POLL
         answer = await self.scripts.call(
             "claim",
             kind,
@@ -160,7 +160,7 @@ class Claims(Base):
         self,
         job: Job,
         *,
-        to: Kind,
+        to: DueSet,
         delay: float = 0,
         state: State | None = None,
         calls: int = 0,
@@ -180,7 +180,7 @@ class Claims(Base):
         if error is not None:
             fields += ["last_error", error]
         # what goes to be copied may carry megabytes: not with others
-        call = self.scripts.call_together if to is Kind.POLL else self.scripts.call
+        call = self.scripts.call_together if to is DueSet.POLL else self.scripts.call
         said = await call(
             "save",
             job.task_id,

@@ -149,12 +149,12 @@ def _refusal(entry: bytes | int) -> dict[str, Any]:
     if isinstance(entry, int):
         return _odd(f"{entry:,} bytes")
     try:
-        found = json.loads(entry.decode("utf-8", "replace"))
+        members = json.loads(entry.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        members = None
+    if not isinstance(members, dict):
         return _odd(entry.decode("utf-8", "backslashreplace"))
-    return {"at": _time(found), **{name: _text(found, name) for name in _TEXTS}}
+    return {"at": _time(members), **{name: _text(members, name) for name in _TEXTS}}
 
 
 def _odd(value: str) -> dict[str, Any]:
@@ -164,11 +164,11 @@ def _odd(value: str) -> dict[str, Any]:
     }
 
 
-def _time(found: Mapping[str, Any]) -> int:
-    at = found.get("at")
+def _time(members: Mapping[str, Any]) -> int:
+    at = members.get("at")
     return at if type(at) is int and 0 <= at < 10**14 else 0
 
 
-def _text(found: Mapping[str, Any], name: str) -> str:
-    value = found.get(name, "")
+def _text(members: Mapping[str, Any], name: str) -> str:
+    value = members.get(name, "")
     return one_line(value if isinstance(value, str) else type(value).__name__)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from worker.registry.records import Kind, Line
+from worker.registry.records import DueSet, Line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ _SHIFT = 120_000  # claim.lua
 class Lines:
     """``waiting`` counts the tasks in line, by due set; ``lines`` has the longest one first."""
 
-    waiting: Mapping[Kind, int]
+    waiting: Mapping[DueSet, int]
     lines: Sequence[Line]
 
-    def late(self, kind: Kind) -> float:
+    def late(self, kind: DueSet) -> float:
         """For how many seconds the first task of a due set has been in line; 0 if none is."""
         return max((line.late for line in self.lines if line.kind is kind), default=0.0)
 
@@ -37,13 +37,15 @@ async def read_lines(registry: Base, now: int) -> Lines:
     """Read them at ``now`` (Unix milliseconds), at a bounded cost."""
     redis, key = registry.redis, registry.key
     async with redis.pipeline(transaction=False) as pipe:
-        for kind in Kind:
+        for kind in DueSet:
             pipe.hget(key("turn", kind), "waiting")
             pipe.zrange(key("turns", kind), 0, LOOKED_AT - 1)
         answers: list[Any] = await pipe.execute()
-    waiting = {kind: int(count or 0) for kind, count in zip(Kind, answers[::2], strict=True)}
+    waiting = {kind: int(count or 0) for kind, count in zip(DueSet, answers[::2], strict=True)}
     labels = [
-        (kind, str(label)) for kind, some in zip(Kind, answers[1::2], strict=True) for label in some
+        (kind, str(label))
+        for kind, some in zip(DueSet, answers[1::2], strict=True)
+        for label in some
     ]
     if not labels:
         return Lines(waiting=waiting, lines=())

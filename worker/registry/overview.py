@@ -9,7 +9,7 @@ from worker.core.services import Outlook, Service, hosts, judge
 from worker.errors import RegistryUnavailable
 from worker.registry.client import each_answer
 from worker.registry.lines import read_lines
-from worker.registry.records import Kind, Overview
+from worker.registry.records import DueSet, Overview
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ async def read_overview(registry: Base) -> Overview:
     async with redis.pipeline(transaction=False) as pipe:
         for state in State:
             pipe.zcard(key("index", state))
-        for kind in Kind:
+        for kind in DueSet:
             pipe.zcard(key("due", kind))
             pipe.zrange(key("due", kind), 0, 0, withscores=True)
             pipe.zcount(key("due", kind), "-inf", now)
@@ -39,9 +39,9 @@ async def read_overview(registry: Base) -> Overview:
         answers = iter(await pipe.execute())
     counts = {state: int(next(answers)) for state in State}
     lines = await read_lines(registry, now)
-    due: dict[Kind, tuple[int, float]] = {}
-    overdue: dict[Kind, int] = {}
-    for kind in Kind:
+    due: dict[DueSet, tuple[int, float]] = {}
+    overdue: dict[DueSet, int] = {}
+    for kind in DueSet:
         size, first = next(answers), next(answers)
         # a task in line comes due by itself if no worker looks
         overdue[kind] = max(int(next(answers)), lines.waiting[kind])
@@ -89,9 +89,9 @@ async def _services(
     fields: Mapping[str, str],
     circuits: Mapping[str, Mapping[str, str]],
 ) -> dict[Service, Outlook]:
-    found = judge(now, fields, circuits)
-    found[Service.REDIS] = await _redis(registry, now, found[Service.REDIS].last_success)
-    return found
+    outlooks = judge(now, fields, circuits)
+    outlooks[Service.REDIS] = await _redis(registry, now, outlooks[Service.REDIS].last_success)
+    return outlooks
 
 
 async def _redis(registry: Base, now: int, written_at: int | None) -> Outlook:

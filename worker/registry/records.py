@@ -18,7 +18,7 @@ ALIVE = 15.0
 """Seconds since its last tick for which a worker counts as alive."""
 
 
-class Kind(StrEnum):
+class DueSet(StrEnum):
     """A due set: what a task is due for.
 
     ``poll`` talks to the upstream, ``copy`` to the bucket (the first look for a manifest, and the
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 
 CIRCUIT_OF = {
-    Kind.POLL: "upstream", Kind.COPY: "store", Kind.FETCH: "store", Kind.TELL: "tell",
+    DueSet.POLL: "upstream", DueSet.COPY: "store", DueSet.FETCH: "store", DueSet.TELL: "tell",
 }  # fmt: skip
 """The circuit that work of each kind waits for while it is open."""
 
@@ -49,7 +49,7 @@ class Job:
     takes at the label's share of the fleet's rate.
     """
 
-    kind: Kind
+    kind: DueSet
     task_id: str
     token: str
     claimed_at: int
@@ -137,7 +137,7 @@ class Batch:
 class Line:
     """What is overdue of one label: how many tasks, and for how many seconds the first of them."""
 
-    kind: Kind
+    kind: DueSet
     label: str
     count: int
     late: float
@@ -159,8 +159,8 @@ class Overview:
 
     now: int
     counts: Mapping[State, int]
-    due: Mapping[Kind, tuple[int, float]]
-    overdue: Mapping[Kind, int]
+    due: Mapping[DueSet, tuple[int, float]]
+    overdue: Mapping[DueSet, int]
     workers: Mapping[str, int]
     counters: Mapping[str, int]
     rate: float
@@ -176,7 +176,7 @@ class Overview:
     @property
     def behind(self) -> float:
         """Seconds that the overdue polls take at the rate there is."""
-        return self.overdue[Kind.POLL] / (self.rate * self.rate_factor)
+        return self.overdue[DueSet.POLL] / (self.rate * self.rate_factor)
 
     @property
     def clock_step(self) -> str:

@@ -18,12 +18,12 @@ _STEP = 100  # records that are read at once
 _GROUPS = 50
 _SHOWN = 3
 
-Place = tuple[int, str]
+Cursor = tuple[int, str]
 """Where a list goes on: the time and the id of the last task that was read."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Found:
+class Selected:
     """Tasks that pass, the newest first.
 
     ``read`` counts the tasks that were looked at. ``after`` is where the next step begins; ``None``
@@ -32,7 +32,7 @@ class Found:
 
     records: list[Mapping[str, str]] = field(default_factory=list)
     read: int = 0
-    after: Place | None = None
+    after: Cursor | None = None
 
 
 async def newest(
@@ -41,10 +41,10 @@ async def newest(
     *,
     limit: int,
     most: int,
-    after: Place | None = None,
+    after: Cursor | None = None,
     read: int = 0,
     names: Sequence[str] = FIELDS,
-) -> Found:
+) -> Selected:
     """Up to ``limit`` tasks that pass, of the next ``most`` in order, with these fields.
 
     ``names`` begin with ``task_id``, and hold :data:`FIELDS` where filters read records. ``read``
@@ -54,27 +54,27 @@ async def newest(
         most = min(most, NEWEST - read)
     if after is None and filters.until is not None:
         after = (filters.until + 1, "")
-    found = Found(after=after)
+    selected = Selected(after=after)
     more = True
-    while more and len(found.records) < limit and found.read < most:
-        step = _STEP if filters.by_record else limit - len(found.records)
-        step = min(step, most - found.read)
-        page = await registry.page(filters.states, after=found.after, limit=step)
+    while more and len(selected.records) < limit and selected.read < most:
+        step = _STEP if filters.by_record else limit - len(selected.records)
+        step = min(step, most - selected.read)
+        page = await registry.page(filters.states, after=selected.after, limit=step)
         recent = [row for row in page if row[0] >= filters.since]
         more = len(recent) == step
         records = await registry.fields([task_id for _, task_id in recent], names)
         for place, record in zip(recent, records, strict=True):
-            if len(found.records) == limit:
+            if len(selected.records) == limit:
                 more = True
                 break
-            found.after = place
-            found.read += 1
+            selected.after = place
+            selected.read += 1
             # an index may name a record that has just expired, or moved on
             if record is not None and (not filters.by_record or filters.match(record)):
-                found.records.append(record)
-    if not more or (filters.bounded and read + found.read >= NEWEST):
-        found.after = None
-    return found
+                selected.records.append(record)
+    if not more or (filters.bounded and read + selected.read >= NEWEST):
+        selected.after = None
+    return selected
 
 
 async def oldest(registry: View, filters: Filters, *, size: int = 100) -> AsyncIterator[list[str]]:
@@ -84,8 +84,8 @@ async def oldest(registry: View, filters: Filters, *, size: int = 100) -> AsyncI
     """
     if filters.bounded:
         by_state: dict[str, list[str]] = {state: [] for state in filters.states}
-        found = await newest(registry, filters, limit=NEWEST, most=NEWEST)
-        for record in reversed(found.records):
+        selected = await newest(registry, filters, limit=NEWEST, most=NEWEST)
+        for record in reversed(selected.records):
             by_state[record["state"]].append(record["task_id"])
         for ids in by_state.values():
             for start in range(0, len(ids), size):
@@ -148,9 +148,9 @@ class Group:
 
 async def groups(registry: View, filters: Filters) -> tuple[list[Group], int]:
     """The largest groups among the newest tasks that pass, and how many tasks were read."""
-    found = await newest(registry, filters, limit=NEWEST, most=NEWEST)
+    selected = await newest(registry, filters, limit=NEWEST, most=NEWEST)
     made: dict[tuple[str, str, str], Group] = {}
-    for record in found.records:
+    for record in selected.records:
         key = record["state"], record.get("reason", ""), group_of(record)
         group = made.get(key)
         if group is None:
@@ -162,4 +162,4 @@ async def groups(registry: View, filters: Filters) -> tuple[list[Group], int]:
         group.oldest = time_of(record)
         if len(group.task_ids) < _SHOWN:
             group.task_ids.append(record["task_id"])
-    return sorted(made.values(), key=lambda group: -group.count)[:_GROUPS], found.read
+    return sorted(made.values(), key=lambda group: -group.count)[:_GROUPS], selected.read

@@ -91,14 +91,14 @@ class Stats:
     @property
     def too_slow(self) -> list[str]:
         """Why :attr:`once_round` is too long, a line for each reason; empty if it is not."""
-        once, found = self.once_round, list[str]()
+        once, reasons = self.once_round, list[str]()
         # by such a clock everything is late; in an outage tasks gather, whatever the rate
         if self.clock_step or not self._answers:
-            return found
+            return reasons
         if once > schedule.LONGEST:
-            found.append(f"that is longer than {schedule.LONGEST:.0f} s, the longest gap planned")
+            reasons.append(f"that is longer than {schedule.LONGEST:.0f} s, the longest gap planned")
         if self.url_life_left is not None and once > self.url_life_left:
-            found.append(
+            reasons.append(
                 "one in twenty files had an address that would have worked for "
                 f"{self.url_life_left:.0f} s more at most"
             )
@@ -106,28 +106,28 @@ class Stats:
             half = known.total.quantile(0.5)
             if half is not None and once > half and known.total.total >= LEAST_DURATIONS:
                 named = f"labelled {label}" if label else "without a label"
-                found.append(f"half of the tasks {named} take less than {half:.0f} s")
-        return found
+                reasons.append(f"half of the tasks {named} take less than {half:.0f} s")
+        return reasons
 
     def document(self) -> dict[str, Any]:
         """As JSON; histograms by their quantiles."""
-        found = asdict(replace(self, services={}, hosts=())) | {
+        out = asdict(replace(self, services={}, hosts=())) | {
             "once_round": round(self.once_round, 1),
             "too_slow": self.too_slow,
             **glance(self.services, self.hosts, self.intake),
         }
-        del found["hosts"]
-        found["behind"] = [
+        del out["hosts"]
+        out["behind"] = [
             {"set": line.kind, "label": line.label, "count": line.count, "late": line.late}
             for line in self.behind
         ]
-        found["durations"] = {
+        out["durations"] = {
             label: {
                 name: _quantiles(getattr(known, name)) for name in ("total", "queued", "running")
             }
             for label, known in self.durations.items()
         }
-        return found
+        return out
 
 
 def _quantiles(histogram: Histogram) -> dict[str, float | None]:
@@ -153,7 +153,7 @@ async def read_stats(registry: View, fleet: Overview | None = None) -> Stats:
                 labels.setdefault(record["label"], Counter())[state] += 1
     most = sorted(labels, key=lambda label: -labels[label].total())[:LABELS]
     counters = fleet.counters
-    found = counters.get("found", 0)
+    succeeded = counters.get("found", 0)
     many = values(counters, "url_life_left") >= LEAST_FILES
     return Stats(
         at=fleet.now,
@@ -165,8 +165,8 @@ async def read_stats(registry: View, fleet: Overview | None = None) -> Stats:
         rate_limit=fleet.rate,
         price=schedule.price(fleet.behind),
         calls=counters.get("calls", 0),
-        calls_a_task=counters.get("found_calls", 0) / found if found else None,
-        detection_lag=counters.get("found_lag_ms", 0) / 1000 / found if found else None,
+        calls_a_task=counters.get("found_calls", 0) / succeeded if succeeded else None,
+        detection_lag=counters.get("found_lag_ms", 0) / 1000 / succeeded if succeeded else None,
         url_life_left=quantile(counters, "url_life_left", 0.05) if many else None,
         leases_expired=counters.get("leases_expired", 0),
         stale_writes=counters.get("stale_writes", 0),

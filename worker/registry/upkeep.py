@@ -48,19 +48,19 @@ class Upkeep(Base):
         """
         if not await self.say_once("reconcile"):
             return 0
-        found = 0
+        count = 0
         for state in (State.WAITING, State.COPYING):
             rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
             for _ in range(_RECONCILE_STEPS):
                 looked_at, back = map(
                     int, await self.scripts.call("reconcile", state, rank, _RECONCILED)
                 )
-                found += back
+                count += back
                 rank = rank + looked_at if looked_at == _RECONCILED else 0
                 if not rank:
                     break
             await self.redis.set(self.key("reconciled", state), rank, ex=3600)
-        return found
+        return count
 
     async def leave(self, worker: str) -> None:
         """Forget a worker that ends."""
@@ -80,21 +80,21 @@ class Upkeep(Base):
 
         Raises ``RegistryUnavailable`` if Redis takes no writes now.
         """
-        found = pairs(await self.scripts.call("check"))
-        for key, said in found.items():
+        unusable = pairs(await self.scripts.call("check"))
+        for key, said in unusable.items():
             known = outage(ResponseError(said))
             if WRONG_TYPE not in said and not isinstance(known, RegistryUnfit):
                 raise known or RegistryUnavailable(f"Redis answers: {said}")
-            found[key] = "" if WRONG_TYPE in said else said
-        return found
+            unusable[key] = "" if WRONG_TYPE in said else said
+        return unusable
 
     async def set_aside(self, *, seconds: float) -> list[str]:
         """The tasks that were set aside lately, since something else has overwritten their keys."""
         since = await self.now() - round(seconds * 1000)
-        found: Any = await self.redis.zrangebyscore(self.key("aside"), since, "+inf")
-        return list(found)
+        ids: Any = await self.redis.zrangebyscore(self.key("aside"), since, "+inf")
+        return list(ids)
 
     async def info(self) -> dict[str, Any]:
         """The server's ``INFO``."""
-        found: dict[str, Any] = await self.redis.info()
-        return found
+        info: dict[str, Any] = await self.redis.info()
+        return info

@@ -11,7 +11,7 @@ from worker.errors import RegistryUnavailable
 from worker.registry.base import CHUNK, Base
 from worker.registry.client import each_answer
 from worker.registry.overview import CIRCUITS, read_overview
-from worker.registry.records import CIRCUIT_OF, Kind
+from worker.registry.records import CIRCUIT_OF, DueSet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,7 +33,7 @@ class View(Base):
 
     async def held_up(self, task_id: str) -> Outlook | None:
         """The service that a task waits for, if that is out of reach."""
-        kinds = (Kind.POLL, Kind.COPY, Kind.FETCH)
+        kinds = (DueSet.POLL, DueSet.COPY, DueSet.FETCH)
         now = await self.now()
         async with self.redis.pipeline(transaction=False) as pipe:
             for kind in kinds:
@@ -42,22 +42,22 @@ class View(Base):
                 pipe.hgetall(self.key("circuit", name))
             pipe.hgetall(self.key("services"))
             *due, upstream, store, fields = await pipe.execute()
-        found = judge(now, fields, {"upstream": upstream, "store": store})
+        outlooks = judge(now, fields, {"upstream": upstream, "store": store})
         for kind, at in zip(kinds, due, strict=True):
-            outlook = found[Service(CIRCUIT_OF[kind])]
+            outlook = outlooks[Service(CIRCUIT_OF[kind])]
             if at is not None and outlook.since is not None:
                 return outlook
         return None
 
     async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
         """The records of several tasks, in order."""
-        found: list[dict[str, str] | None] = []
+        records: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), CHUNK):
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + CHUNK]:
                     pipe.hgetall(self.key("task", task_id))
-                found += [fields or None for fields in await each_answer(pipe)]
-        return found
+                records += [fields or None for fields in await each_answer(pipe)]
+        return records
 
     async def fields(
         self, task_ids: Sequence[str], names: Sequence[str]
@@ -66,29 +66,29 @@ class View(Base):
 
         The first of ``names`` is one that every record has; others are left out if missing.
         """
-        found: list[dict[str, str] | None] = []
+        records: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), CHUNK):
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + CHUNK]:
                     pipe.hmget(self.key("task", task_id), names)
                 rows = await each_answer(pipe)
-            found += [
+            records += [
                 {n: v for n, v in zip(names, row or (), strict=bool(row)) if v is not None} or None
                 for row in rows
             ]
-        return found
+        return records
 
     async def states(self, task_ids: Sequence[str]) -> dict[str, State | None]:
         """The states of several tasks; ``None`` for an unknown one."""
-        found: dict[str, State | None] = {}
+        by_id: dict[str, State | None] = {}
         for start in range(0, len(task_ids), 1000):
             chunk = task_ids[start : start + 1000]
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in chunk:
                     pipe.hget(self.key("task", task_id), "state")
                 states = await each_answer(pipe)
-            found.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
-        return found
+            by_id.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
+        return by_id
 
     async def pages(
         self,
@@ -144,18 +144,18 @@ class View(Base):
         Ordered as in :meth:`pages`; ``after`` is the last one of the page before. Costs the same
         however many tasks there are.
         """
-        found: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
-        starts = dict.fromkeys(found, 0)
+        by_state: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
+        starts = dict.fromkeys(by_state, 0)
         if after is not None:
             async with self.redis.pipeline(transaction=False) as pipe:
-                for state in found:
+                for state in by_state:
                     pipe.zrevrank(self.key("index", state), after[1])
                     pipe.zcount(self.key("index", state), f"({after[0]}", "+inf")
                 answers = iter(await pipe.execute())
-            for state in found:
+            for state in by_state:
                 rank, above = next(answers), next(answers)
                 starts[state] = int(above) if rank is None else int(rank) + 1
-        left = list(found)
+        left = list(by_state)
         while left:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for state in left:
@@ -169,22 +169,22 @@ class View(Base):
                 starts[state] += limit
                 each = [(int(score), str(task_id)) for task_id, score in rows]
                 # of those at the very time of the last one, some have been shown
-                found[state] += [row for row in each if after is None or row < after]
-                if len(rows) < limit or len(found[state]) >= limit:
+                by_state[state] += [row for row in each if after is None or row < after]
+                if len(rows) < limit or len(by_state[state]) >= limit:
                     left.remove(state)
-        return sorted((row for rows in found.values() for row in rows), reverse=True)[:limit]
+        return sorted((row for rows in by_state.values() for row in rows), reverse=True)[:limit]
 
     async def overview(self) -> Overview:
         """What the fleet as a whole is doing, at the same cost however many tasks there are."""
         try:
-            found = await read_overview(self)
+            fleet = await read_overview(self)
         except RegistryUnavailable as error:
             self.reach.failed(Service.REDIS, error)
             raise
         self.reach.heard(Service.REDIS)
-        return found
+        return fleet
 
-    async def overdue(self, kind: Kind) -> int:
+    async def overdue(self, kind: DueSet) -> int:
         """How many tasks of a kind are due and not claimed."""
         now = await self.now()
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -195,8 +195,8 @@ class View(Base):
 
     async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Events after an entry id of the stream, oldest first."""
-        found: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)
-        return [(str(entry), dict(fields)) for entry, fields in found]
+        entries: Any = await self.redis.xrange(self.key("events"), f"({after}", count=count)
+        return [(str(entry), dict(fields)) for entry, fields in entries]
 
     async def newest_event(self) -> str:
         """The entry id of the newest event."""

@@ -114,7 +114,7 @@ def _jobs() -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class JobResult:
     """One task at the end. ``wrong`` says what is not as it must be; empty if nothing."""
 
     title: str
@@ -214,11 +214,11 @@ class Demo:
         return titles
 
     async def follow(
-        self, ids: Sequence[str], show: Callable[[Counter[str], int], None]
+        self, ids: Sequence[str], seen: Callable[[Counter[str], int], None]
     ) -> list[dict[str, Any]]:
         """Wait until every task is final or time is up; the records, in order.
 
-        ``show`` is called with how many tasks are in each state, and how many of all are final.
+        ``seen`` is called with how many tasks are in each state, and how many of all are final.
         """
         registry = make_registry(self._settings)
         until = time.monotonic() + DEADLINE
@@ -227,7 +227,7 @@ class Demo:
                 self._fleet.look()
                 states = [state for state in (await registry.states(ids)).values() if state]
                 done = sum(state.final for state in states)
-                show(Counter(map(str, states)), done)
+                seen(Counter(map(str, states)), done)
                 if done == len(ids) or time.monotonic() > until:
                     break
                 await asyncio.sleep(_LOOK)
@@ -241,7 +241,7 @@ class Demo:
 
     def judge(
         self, titles: Mapping[str, str], records: Sequence[Mapping[str, Any]]
-    ) -> list[Outcome]:
+    ) -> list[JobResult]:
         """Compare every record, and every stored byte, with what the scripts foretell."""
         foretold = self.simulator.oracle()["tasks"]
         with contextlib.closing(self.store.client()) as client:
@@ -301,7 +301,7 @@ def compare(
     record: Mapping[str, Any],
     foretold: Mapping[str, Any],
     digest: Callable[[str], str],
-) -> Outcome:
+) -> JobResult:
     """Compare one record with the simulator's oracle; ``digest`` reads an object back."""
     wrong: list[str] = []
     ended = record.get("state"), record.get("reason")
@@ -322,7 +322,7 @@ def compare(
         else:
             verified += 1
     wrong += [f"{file['name']} is one file too many" for file in files.values() if "key" in file]
-    return Outcome(title=title, record=record, wrong=wrong, verified=verified)
+    return JobResult(title=title, record=record, wrong=wrong, verified=verified)
 
 
 def _words(state: object, reason: object) -> str:

@@ -425,12 +425,12 @@ def _free_ports(
     count: int, *, also: int = 0, but: frozenset[int] | set[int] = frozenset()
 ) -> tuple[int, ...]:
     """``count`` ports that are free now, each with the one ``also`` above it."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, k=len(_PORTS)):
         if port not in but and _is_free(port) and (not also or _is_free(port + also)):
-            found.append(port)
-            if len(found) == count:
-                return tuple(found)
+            ports.append(port)
+            if len(ports) == count:
+                return tuple(ports)
     raise SettingsError(f"fewer than {count} free ports between {_PORTS.start} and {_PORTS.stop}")
 
 

@@ -134,8 +134,8 @@ class Home:
                     return {}
         except OSError:
             return {}
-        found = self.load().get("environment", {})
-        return {str(name): str(value) for name, value in found.items()}
+        kept = self.load().get("environment", {})
+        return {str(name): str(value) for name, value in kept.items()}
 
     def publish(self, environ: Mapping[str, str]) -> None:
         """Let commands and shells find the servers."""

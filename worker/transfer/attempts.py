@@ -208,5 +208,5 @@ def md5(body: Buffer) -> bytes:
 
 def is_md5(etag: str, digest: bytes) -> bool:
     """Whether an ETag is this MD5, in whatever case and with quotes or without."""
-    found = _PLAIN_MD5.fullmatch(etag.strip())
-    return found is not None and found[1].lower() == digest.hex()
+    match = _PLAIN_MD5.fullmatch(etag.strip())
+    return match is not None and match[1].lower() == digest.hex()

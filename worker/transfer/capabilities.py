@@ -68,12 +68,12 @@ class Facts:
     def from_json(cls, text: str) -> Facts:
         """Read what :meth:`to_json` wrote; whatever cannot be read is not known."""
         try:
-            found = json.loads(text)
+            members = json.loads(text)
         except (ValueError, RecursionError):
             return cls()
-        if not isinstance(found, dict):
+        if not isinstance(members, dict):
             return cls()
-        return cls(**{name: _seen(found.get(name)) for name in NAMES})
+        return cls(**{name: _seen(members.get(name)) for name in NAMES})
 
 
 NAMES = tuple(field.name for field in fields(Facts))

@@ -54,8 +54,8 @@ def read(status: int, body: bytes) -> Complaint:
     text = body[:BODY_BYTES]
     if not _START.match(text):
         return Complaint(status=status)
-    found = [re.search(rb"<%b>([^<]*)</%b>" % (tag, tag), text) for tag in (b"Code", b"Message")]
-    code, message = (unescape(m[1].decode("utf-8", "replace")) if m else "" for m in found)
+    matches = [re.search(rb"<%b>([^<]*)</%b>" % (tag, tag), text) for tag in (b"Code", b"Message")]
+    code, message = (unescape(m[1].decode("utf-8", "replace")) if m else "" for m in matches)
     return Complaint(status=status, code=one_line(code, 60) or "Error", message=message)
 
 

@@ -21,7 +21,7 @@ from worker.core.models import StoredFile
 from worker.errors import SourceFault, SourceGone, SourceRejected, StoreError, StoreUnavailable
 from worker.http import host_of
 from worker.transfer import media, names, sniff
-from worker.transfer.objects import Outcome, composite_checksum
+from worker.transfer.objects import Written, composite_checksum
 from worker.transfer.part import PartBuffer
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from worker.transfer.budget import Budget, Room
     from worker.transfer.objects import Part, StoredObject, Upload
-    from worker.transfer.sniff import Kind
+    from worker.transfer.sniff import FileType
     from worker.transfer.source import Download, Source
     from worker.transfer.store import ObjectStore
 
@@ -88,7 +88,7 @@ class _File:
 
     job: CopyJob
     key: str
-    kind: Kind
+    kind: FileType
     width: int | None
     height: int | None
     duration: float | None
@@ -202,7 +202,9 @@ class Copier:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def _kind(self, job: CopyJob, download: Download, part: PartBuffer, hold: Hold) -> Kind:
+    async def _kind(
+        self, job: CopyJob, download: Download, part: PartBuffer, hold: Hold
+    ) -> FileType:
         """What the file is, from its first bytes; refuses what may not be stored."""
         await self._fill(download, part, hold, most=sniff.HEAD_BYTES)
         head = bytes(part.data)
@@ -215,7 +217,7 @@ class Copier:
             raise SourceGone(f"the file's host sent {what} with status 200 instead of the file")
         return self._allowed(kind)
 
-    def _allowed(self, kind: Kind) -> Kind:
+    def _allowed(self, kind: FileType) -> FileType:
         if not any(fnmatchcase(kind.content_type, glob) for glob in self._content_types):
             raise SourceRejected(f"content of type {kind.content_type} is not allowed")
         return kind
@@ -266,7 +268,7 @@ class Copier:
     async def _copy_whole(self, file: _File, part: PartBuffer, hold: Hold) -> StoredFile:
         content = _Content(size=len(part), sha256=part.digest(), checksum=_base64(part.digest()))
 
-        async def put(*, create_only: bool) -> Outcome:
+        async def put(*, create_only: bool) -> Written:
             await hold.check()
             return await self._store.put(
                 file.key,
@@ -281,7 +283,7 @@ class Copier:
             )
 
         outcome = await put(create_only=True)
-        if outcome is Outcome.EXISTS:
+        if outcome is Written.EXISTS:
             if await self._is_there(file.key, content, hold):
                 return file.stored(content)
             outcome = await put(create_only=False)
@@ -300,7 +302,7 @@ class Copier:
                 size=download.received, sha256=part.whole(), checksum=composite_checksum(parts)
             )
             outcome = await self._complete(upload, parts, content, hold)
-            if outcome is Outcome.EXISTS:
+            if outcome is Written.EXISTS:
                 await self._abort(upload)
                 return file.stored(content)
         await self._verify(file.key, content, hold, outcome)
@@ -308,8 +310,8 @@ class Copier:
 
     async def _complete(
         self, upload: Upload, parts: Sequence[Part], content: _Content, hold: Hold
-    ) -> Outcome:
-        """Make the object; :attr:`Outcome.EXISTS` if the very bytes are there already.
+    ) -> Written:
+        """Make the object; :attr:`Written.EXISTS` if the very bytes are there already.
 
         Some stores put a large object together only now. One that does not answer in time, or
         before a proxy gives up, may still have it soon.
@@ -317,7 +319,7 @@ class Copier:
         await hold.check()
         try:
             outcome = await self._store.complete(upload, parts)
-            if outcome is not Outcome.EXISTS:
+            if outcome is not Written.EXISTS:
                 return outcome
             if await self._is_there(upload.key, content, hold):
                 return outcome
@@ -328,7 +330,7 @@ class Copier:
             while True:
                 with contextlib.suppress(StoreError):
                     if await self._is_there(upload.key, content, hold):
-                        return Outcome.EXISTS
+                        return Written.EXISTS
                 if self._clock() >= until:
                     raise
                 await asyncio.sleep(_LATE_PAUSE)
@@ -446,12 +448,12 @@ class Copier:
 
     # -- what the store holds -----------------------------------------------------------------
 
-    async def _verify(self, key: str, content: _Content, hold: Hold, outcome: Outcome) -> None:
+    async def _verify(self, key: str, content: _Content, hold: Hold, outcome: Written) -> None:
         """Raise unless the store holds what was just written."""
         there = await self._store.head(key)
         # a checksum that is given back and is another one speaks against the bytes
         given = there and there.checksum
-        proven = outcome is Outcome.PROVEN and given in (None, content.checksum)
+        proven = outcome is Written.PROVEN and given in (None, content.checksum)
         difference = await self._difference(key, there, content, hold, proven=proven)
         if difference:
             raise StoreUnavailable(f"{key} was accepted, but {difference}")

@@ -308,13 +308,13 @@ class _Resolver(AbstractResolver):
     ) -> list[ResolveResult]:
         name = _canonical(host)
         try:
-            found = await self._lookup.resolve(host, port, family)
+            addresses = await self._lookup.resolve(host, port, family)
         except (OSError, UnicodeError) as exc:  # UnicodeError: a label of over 63 characters
             raise SourceFault(f"the host {name} cannot be found") from exc
         oddity = _oddity.get()
         allowed = [
             result
-            for result in found
+            for result in addresses
             if self._guard._permits(name, ip_address(result["host"]), oddity)
         ]
         if not allowed:

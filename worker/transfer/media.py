@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from worker.transfer.boxes import box, boxes
 
 if TYPE_CHECKING:
-    from worker.transfer.sniff import Kind
+    from worker.transfer.sniff import FileType
 
 _MOST_CHUNKS = 1000
 _MOST_TRACKS = 32
@@ -36,7 +36,7 @@ class Facts:
     sound: bool = False
 
 
-def facts(head: memoryview, kind: Kind) -> Facts:
+def facts(head: memoryview, kind: FileType) -> Facts:
     """What the beginning of a clip or a sound tells of it; never raises."""
     try:
         if kind.content_type in _ISO_MEDIA:
@@ -68,7 +68,7 @@ def _iso_media(head: memoryview) -> Facts:
             duration = None if units == _UNKNOWN[layout] else _seconds(units, rate)
         elif name == b"trak" and len(tracks) < _MOST_TRACKS:
             tracks.append(_track(content))
-    width, height = max((track.shown for track in tracks), default=(0, 0))
+    width, height = max((track.size for track in tracks), default=(0, 0))
     if width and height:
         return Facts(width=width, height=height, duration=duration)
     kinds = {track.handler for track in tracks}
@@ -80,7 +80,7 @@ class _Track(NamedTuple):
     """What a track holds (ISO/IEC 14496-12, 8.4.3), and the size that it is shown with."""
 
     handler: bytes
-    shown: tuple[int, int]
+    size: tuple[int, int]
 
 
 def _track(content: memoryview) -> _Track:
@@ -88,11 +88,11 @@ def _track(content: memoryview) -> _Track:
     handler = box(media.content, b"hdlr") if media else None
     return _Track(
         bytes(handler.content[8:12]) if handler else b"",
-        _shown(header.content) if header else (0, 0),
+        _size(header.content) if header else (0, 0),
     )
 
 
-def _shown(track: memoryview) -> tuple[int, int]:
+def _size(track: memoryview) -> tuple[int, int]:
     """Width and height a track is shown with, turned as its matrix says; zeros for sound."""
     at = 52 if track[0] == 1 else 40
     across, turn = struct.unpack_from(">ii", track, at)

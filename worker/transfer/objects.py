@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class Outcome(Enum):
+class Written(Enum):
     """What became of a write that was to create its object."""
 
     CREATED = "created"
@@ -78,8 +78,8 @@ def composite_checksum(parts: Sequence[Part]) -> str:
 
 def listed(parts: Sequence[Part], *, checksums: bool) -> bytes:
     """The body of CompleteMultipartUpload, with the checksums that parts carried or without."""
-    found = "".join(_part_xml(part, checksum=checksums and part.checksum) for part in parts)
-    return f"<CompleteMultipartUpload>{found}</CompleteMultipartUpload>".encode()
+    entries = "".join(_part_xml(part, checksum=checksums and part.checksum) for part in parts)
+    return f"<CompleteMultipartUpload>{entries}</CompleteMultipartUpload>".encode()
 
 
 def _part_xml(part: Part, *, checksum: bool) -> str:

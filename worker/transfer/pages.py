@@ -39,10 +39,10 @@ class _Progress:
 
 def _entries(page: Mapping[str, Any], name: str, *members: str) -> list[dict[str, Any]]:
     """The entries of a page; raises ``StoreUnavailable`` if one lacks what it is about."""
-    found: list[dict[str, Any]] = page.get(name, [])
-    if not all(entry.get(member) for entry in found for member in members):
+    entries: list[dict[str, Any]] = page.get(name, [])
+    if not all(entry.get(member) for entry in entries for member in members):
         raise StoreUnavailable(f"the store's list of {name.lower()} holds an entry without a name")
-    return found
+    return entries
 
 
 async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str, Any]]:

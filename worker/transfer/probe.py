@@ -242,13 +242,13 @@ class _Look:
 
     async def _listing(self, upload: str) -> None:
         try:
-            found = await self._store.list_uploads(self._key)
+            uploads = await self._store.list_uploads(self._key)
         except StoreUnavailable:
             return
         except StoreError:
             self._note(listing=Seen.REFUSED)
             return
-        listed = any(each.id == upload for each in found)
+        listed = any(each.id == upload for each in uploads)
         self._note(listing=Seen.HONOURED if listed else Seen.IGNORED)
 
     @contextlib.asynccontextmanager

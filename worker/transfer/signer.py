@@ -47,7 +47,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class BucketAddress:
     """Where requests go: what comes before a key, the ``Host`` header, and the signature's scope.
 
     ``bucket`` is the path of the bucket's own address, ``scope`` region and service.
@@ -68,8 +68,8 @@ class Signer:
 
     boto: Any
     credentials: Any
-    place: Place
-    outside: Place
+    place: BucketAddress
+    outside: BucketAddress
     provider_name: str
     provider: Provider
     ca_bundle: str | None
@@ -119,7 +119,7 @@ class Signer:
 
     def _signed(
         self,
-        at: Place,
+        at: BucketAddress,
         method: str,
         path: str,
         query: dict[str, str],
@@ -205,14 +205,14 @@ def _signing_key(secret: str, day: str, region: str, service: str) -> bytes:
     return key
 
 
-def _place(boto: Any, bucket: str) -> Place:
+def _address(boto: Any, bucket: str) -> BucketAddress:
     """Where boto3 would send requests, and what it would sign them for: it is asked once."""
     address = urlsplit(boto.generate_presigned_url("get_object", {"Bucket": bucket, "Key": _PROBE}))
     query = parse_qs(address.query)
     if query.get("X-Amz-Algorithm") != [_ALGORITHM] or "X-Amz-S3session-Token" in query:
         raise ValueError(f"{bucket}: buckets of this kind are not supported")
     netloc = address.netloc.lower()
-    return Place(
+    return BucketAddress(
         origin=f"{address.scheme}://{netloc}",
         bucket=address.path.removesuffix(f"/{_PROBE}") or "/",
         host=netloc.removesuffix(f":{_PORTS[address.scheme]}"),
@@ -238,12 +238,12 @@ def make_signer(bucket: str, storage: str, presign_endpoint: str = "") -> Signer
     style: Addressing = "path" if "." in bucket and name == "aws" else provider.addressing
     region = session.region_name or provider.region_of(endpoint) or None
     boto = session.client("s3", region_name=region, config=_config(style))
-    place = outside = _place(boto, bucket)
+    place = outside = _address(boto, bucket)
     if presign_endpoint:
         there = session.client(
             "s3", region_name=region, config=_config(style), endpoint_url=presign_endpoint
         )
-        outside = _place(there, bucket)
+        outside = _address(there, bucket)
     return Signer(
         boto=boto,
         credentials=credentials,

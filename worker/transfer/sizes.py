@@ -36,8 +36,8 @@ def size(head: memoryview, content_type: str) -> Size | None:
     return found
 
 
-def _shown(found: Size, orientation: int) -> Size:
-    return (found[1], found[0]) if orientation in _TURNED else found
+def _turned(size: Size, orientation: int) -> Size:
+    return (size[1], size[0]) if orientation in _TURNED else size
 
 
 def _orientation(exif: memoryview) -> int:
@@ -55,13 +55,13 @@ def _ifd(data: memoryview, wanted: tuple[int, ...]) -> dict[int, int]:
         return {}
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
-    found: dict[int, int] = {}
+    values: dict[int, int] = {}
     for entry in range(min(count, _STEPS)):
         tag, kind = struct.unpack_from(f"{order}HH", data, at + 2 + 12 * entry)
         if tag in wanted and kind in (3, 4):
             layout = f"{order}H" if kind == 3 else f"{order}I"
-            (found[tag],) = struct.unpack_from(layout, data, at + 10 + 12 * entry)
-    return found
+            (values[tag],) = struct.unpack_from(layout, data, at + 10 + 12 * entry)
+    return values
 
 
 def _png(head: memoryview) -> Size | None:
@@ -74,7 +74,7 @@ def _png(head: memoryview) -> Size | None:
             break
         length, name = struct.unpack_from(">I4s", head, at)
         if name == b"eXIf":
-            return _shown(found, _orientation(head[at + 8 : at + 8 + length]))
+            return _turned(found, _orientation(head[at + 8 : at + 8 + length]))
         if name == b"IDAT":
             break
         at += 12 + length
@@ -109,7 +109,7 @@ def _jpeg(head: memoryview) -> Size | None:
         (length,) = struct.unpack_from(">H", head, at + 2)
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", head, at + 5)
-            return _shown((width, height), orientation)
+            return _turned((width, height), orientation)
         if marker == 0xE1 and not orientation and bytes(head[at + 4 : at + 10]) == b"Exif\0\0":
             orientation = _orientation(head[at + 10 : at + 2 + length])
         if length < 2 or marker == 0xDA:
@@ -139,16 +139,16 @@ def _webp(head: memoryview) -> Size | None:
             exif = head[at + 8 : at + 8 + length]
             if bytes(exif[:6]) == b"Exif\0\0":
                 exif = exif[6:]
-            return _shown((width, height), _orientation(exif))
+            return _turned((width, height), _orientation(exif))
         at += 8 + length + length % 2
     return width, height
 
 
 def _tiff(head: memoryview) -> Size | None:
-    found = _ifd(head, (256, 257, _ORIENTATION))
-    if 256 not in found or 257 not in found:
+    values = _ifd(head, (256, 257, _ORIENTATION))
+    if 256 not in values or 257 not in values:
         return None
-    return _shown((found[256], found[257]), found.get(_ORIENTATION, 1))
+    return _turned((values[256], values[257]), values.get(_ORIENTATION, 1))
 
 
 def _psd(head: memoryview) -> Size:
@@ -158,8 +158,8 @@ def _psd(head: memoryview) -> Size:
 
 def _within(data: memoryview | None, name: bytes, skip: int = 0) -> memoryview | None:
     """The content of the first box of a name, without its first ``skip`` bytes."""
-    found = box(data, name)
-    return found.content[skip:] if found else None
+    inner = box(data, name)
+    return inner.content[skip:] if inner else None
 
 
 def _jp2(head: memoryview) -> Size | None:

@@ -33,7 +33,7 @@ _RASTER = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FileType:
     """A content type, and the extension that goes with it (``.png``) or nothing."""
 
     content_type: str
@@ -41,61 +41,61 @@ class Kind:
 
 
 _MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", Kind("image/png", ".png")),
-    (b"\xff\xd8\xff", Kind("image/jpeg", ".jpg")),
-    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", Kind("image/jp2", ".jp2")),
-    (b"GIF87a", Kind("image/gif", ".gif")),
-    (b"GIF89a", Kind("image/gif", ".gif")),
-    (b"II*\x00", Kind("image/tiff", ".tiff")),
-    (b"MM\x00*", Kind("image/tiff", ".tiff")),
-    (b"8BPS\x00\x01", Kind("image/vnd.adobe.photoshop", ".psd")),
-    (b"\x76\x2f\x31\x01", Kind("image/x-exr", ".exr")),
-    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", Kind("image/jxl", ".jxl")),
-    (b"glTF", Kind("model/gltf-binary", ".glb")),
-    (b"fLaC", Kind("audio/flac", ".flac")),
-    (b"ID3", Kind("audio/mpeg", ".mp3")),
-    (b"MThd\x00\x00\x00\x06", Kind("audio/midi", ".mid")),
-    (b"FLV\x01", Kind("video/x-flv", ".flv")),
-    (b"\x00\x00\x01\xba", Kind("video/mpeg", ".mpg")),
-    (b"PK\x03\x04", Kind("application/zip", ".zip")),
-    (b"PK\x05\x06", Kind("application/zip", ".zip")),
-    (b"7z\xbc\xaf\x27\x1c", Kind("application/x-7z-compressed", ".7z")),
-    (b"Rar!\x1a\x07", Kind("application/vnd.rar", ".rar")),
-    (b"\x1f\x8b\x08", Kind("application/gzip", ".gz")),
-    (b"%PDF-", Kind("application/pdf", ".pdf")),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("application/x-ole-storage", "")),
+    (b"\x89PNG\r\n\x1a\n", FileType("image/png", ".png")),
+    (b"\xff\xd8\xff", FileType("image/jpeg", ".jpg")),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", FileType("image/jp2", ".jp2")),
+    (b"GIF87a", FileType("image/gif", ".gif")),
+    (b"GIF89a", FileType("image/gif", ".gif")),
+    (b"II*\x00", FileType("image/tiff", ".tiff")),
+    (b"MM\x00*", FileType("image/tiff", ".tiff")),
+    (b"8BPS\x00\x01", FileType("image/vnd.adobe.photoshop", ".psd")),
+    (b"\x76\x2f\x31\x01", FileType("image/x-exr", ".exr")),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", FileType("image/jxl", ".jxl")),
+    (b"glTF", FileType("model/gltf-binary", ".glb")),
+    (b"fLaC", FileType("audio/flac", ".flac")),
+    (b"ID3", FileType("audio/mpeg", ".mp3")),
+    (b"MThd\x00\x00\x00\x06", FileType("audio/midi", ".mid")),
+    (b"FLV\x01", FileType("video/x-flv", ".flv")),
+    (b"\x00\x00\x01\xba", FileType("video/mpeg", ".mpg")),
+    (b"PK\x03\x04", FileType("application/zip", ".zip")),
+    (b"PK\x05\x06", FileType("application/zip", ".zip")),
+    (b"7z\xbc\xaf\x27\x1c", FileType("application/x-7z-compressed", ".7z")),
+    (b"Rar!\x1a\x07", FileType("application/vnd.rar", ".rar")),
+    (b"\x1f\x8b\x08", FileType("application/gzip", ".gz")),
+    (b"%PDF-", FileType("application/pdf", ".pdf")),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", FileType("application/x-ole-storage", "")),
 )
 # Extensions of frames that many formats have in common: .docx, .usdz, .spz, .dae, .xls…
 _FRAMES = frozenset({"", ".zip", ".gz", ".xml"})
 # Four-letter types of containers that hold several kinds.
 _RIFF = {
-    b"WEBP": Kind("image/webp", ".webp"),
-    b"WAVE": Kind("audio/wav", ".wav"),
-    b"AVI ": Kind("video/x-msvideo", ".avi"),
+    b"WEBP": FileType("image/webp", ".webp"),
+    b"WAVE": FileType("audio/wav", ".wav"),
+    b"AVI ": FileType("video/x-msvideo", ".avi"),
 }
 # Brands of ISO base media files (ISO/IEC 14496-12 and mp4ra.org).
 _BRANDS = {
-    b"avif": Kind("image/avif", ".avif"),
-    b"avis": Kind("image/avif", ".avif"),
-    b"heic": Kind("image/heic", ".heic"),
-    b"heix": Kind("image/heic", ".heic"),
-    b"mif1": Kind("image/heif", ".heif"),
-    b"qt  ": Kind("video/quicktime", ".mov"),
-    b"M4A ": Kind("audio/mp4", ".m4a"),
-    b"M4B ": Kind("audio/mp4", ".m4a"),
-    b"3gp4": Kind("video/3gpp", ".3gp"),
-    b"3gp5": Kind("video/3gpp", ".3gp"),
+    b"avif": FileType("image/avif", ".avif"),
+    b"avis": FileType("image/avif", ".avif"),
+    b"heic": FileType("image/heic", ".heic"),
+    b"heix": FileType("image/heic", ".heic"),
+    b"mif1": FileType("image/heif", ".heif"),
+    b"qt  ": FileType("video/quicktime", ".mov"),
+    b"M4A ": FileType("audio/mp4", ".m4a"),
+    b"M4B ": FileType("audio/mp4", ".m4a"),
+    b"3gp4": FileType("video/3gpp", ".3gp"),
+    b"3gp5": FileType("video/3gpp", ".3gp"),
 }
-_MP4 = Kind("video/mp4", ".mp4")
+_MP4 = FileType("video/mp4", ".mp4")
 # Extensions that a file has by its bytes only, never by its name.
 _TOLD = frozenset(
     {kind.extension for _, kind in _MAGIC}
     | {kind.extension for kind in (*_RIFF.values(), *_BRANDS.values(), _MP4)}
     | {".aiff", ".webm", ".mkv", ".ogg", ".ogv", ".bmp", ".ico", ".tar", ".ts", ".aac", ".svg"}
 )
-_HTML = Kind("text/html", ".html")
-_XML = Kind("application/xml", ".xml")
-_SVG = Kind("image/svg+xml", ".svg")
+_HTML = FileType("text/html", ".html")
+_XML = FileType("application/xml", ".xml")
+_SVG = FileType("image/svg+xml", ".svg")
 
 _BOM = b"\xef\xbb\xbf"
 _PROLOGUE = re.compile(
@@ -124,7 +124,7 @@ _DATABASE = sorted(
 )
 
 
-def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -> Kind:
+def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -> FileType:
     """What the file that begins with ``head`` is.
 
     Where bytes do not tell, the extension comes from ``filename``, ``format`` or the path of
@@ -137,10 +137,10 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
     if known := _by_magic(head) or _by_markup(head):
         return _named_as(known, named)
     text = _by_text(head, named)
-    return text or _by_database(head, named) or Kind(OCTETS, named)
+    return text or _by_database(head, named) or FileType(OCTETS, named)
 
 
-def _named_as(kind: Kind, named: str) -> Kind:
+def _named_as(kind: FileType, named: str) -> FileType:
     """A kind that is the frame of many others, with the extension that tells which one."""
     if kind.content_type == "audio/mp4":
         return sound(named)
@@ -148,10 +148,10 @@ def _named_as(kind: Kind, named: str) -> Kind:
         return kind
     if kind is not _XML and is_text(named):
         return kind  # packed, it is no longer what the name says
-    return Kind(kind.content_type, named)
+    return FileType(kind.content_type, named)
 
 
-def is_error(head: bytes, kind: Kind, promise: Promise) -> bool:
+def is_error(head: bytes, kind: FileType, promise: Promise) -> bool:
     """Whether an error stands where a file should be: hosts send those with status 200 too."""
     if kind.content_type == _XML.content_type and _ERROR_START.match(_content(head)):
         return True
@@ -169,7 +169,7 @@ def is_error(head: bytes, kind: Kind, promise: Promise) -> bool:
     return first in ("", "<") or _is_json(text)
 
 
-def _is_text(head: bytes, kind: Kind) -> bool:
+def _is_text(head: bytes, kind: FileType) -> bool:
     if head.startswith((b"ply\n", b"ply\r", b"%PDF-")) or kind is _SVG:
         return False  # a model, document or picture in plain characters
     if kind.content_type in _MARKUP or _text(head) is not None:
@@ -191,12 +191,12 @@ def _is_wide(start: bytes) -> bool:
     return False
 
 
-def sound(named: str) -> Kind:
+def sound(named: str) -> FileType:
     """The kind of an MP4 container that holds sound and nothing to see."""
-    return Kind("audio/mp4", named if named in (".m4a", ".m4b") else ".m4a")
+    return FileType("audio/mp4", named if named in (".m4a", ".m4b") else ".m4a")
 
 
-def dimensions(head: bytes | memoryview, kind: Kind) -> tuple[int | None, int | None]:
+def dimensions(head: bytes | memoryview, kind: FileType) -> tuple[int | None, int | None]:
     """Width and height of a raster picture as it is shown, where ``head`` tells them."""
     return sizes.size(memoryview(head), kind.content_type) or (None, None)
 
@@ -207,8 +207,8 @@ def disposition(content_type: str, filename: str) -> str:
     Raster pictures, sound and clips are shown in place; all else, SVG and HTML included, could run
     scripts there, and is handed over as a download.
     """
-    shown = content_type in _RASTER or content_type.startswith(("audio/", "video/"))
-    kind = "inline" if shown else "attachment"
+    harmless = content_type in _RASTER or content_type.startswith(("audio/", "video/"))
+    kind = "inline" if harmless else "attachment"
     name = re.split(r"[/\\]", filename)[-1]
     name = "".join(c for c in name if c.isprintable()).strip()[-_NAME_CHARACTERS:]
     if not name.strip("."):
@@ -218,32 +218,32 @@ def disposition(content_type: str, filename: str) -> str:
     return header if plain == name else f"{header}; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def _by_magic(head: bytes) -> Kind | None:
+def _by_magic(head: bytes) -> FileType | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
     return _by_container(head) or _by_structure(head)
 
 
-def _by_container(head: bytes) -> Kind | None:
+def _by_container(head: bytes) -> FileType | None:
     four, kind = head[:4], head[8:12]
     if four == b"RIFF":
         return _RIFF.get(kind)
     if four == b"FORM" and kind in (b"AIFF", b"AIFC"):
-        return Kind("audio/aiff", ".aiff")
+        return FileType("audio/aiff", ".aiff")
     if four == b"\x1aE\xdf\xa3":  # EBML, RFC 8794: the document type is in the first element
         if b"webm" in head[:64]:
-            return Kind("video/webm", ".webm")
-        return Kind("video/x-matroska", ".mkv")
+            return FileType("video/webm", ".webm")
+        return FileType("video/x-matroska", ".mkv")
     if four == b"OggS":
         video = b"theora" in head[:128]
-        return Kind("video/ogg", ".ogv") if video else Kind("audio/ogg", ".ogg")
+        return FileType("video/ogg", ".ogv") if video else FileType("audio/ogg", ".ogg")
     if head[4:8] == b"ftyp" and len(head) >= 12:
         return _by_brand(head)
     return None
 
 
-def _by_brand(head: bytes) -> Kind:
+def _by_brand(head: bytes) -> FileType:
     size = min(int.from_bytes(head[:4], "big"), 256)
     compatible = [head[at : at + 4] for at in range(16, size, 4)]
     major = _BRANDS.get(head[8:12], _MP4)
@@ -252,26 +252,26 @@ def _by_brand(head: bytes) -> Kind:
     return major
 
 
-def _by_structure(head: bytes) -> Kind | None:
+def _by_structure(head: bytes) -> FileType | None:
     if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
-        return Kind("image/bmp", ".bmp")
+        return FileType("image/bmp", ".bmp")
     if head[:4] == b"\x00\x00\x01\x00" and 0 < int.from_bytes(head[4:6], "little") <= 64:
-        return Kind("image/vnd.microsoft.icon", ".ico")
+        return FileType("image/vnd.microsoft.icon", ".ico")
     if head[257:262] == b"ustar":
-        return Kind("application/x-tar", ".tar")
+        return FileType("application/x-tar", ".tar")
     if head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G":
-        return Kind("video/mp2t", ".ts")
+        return FileType("video/mp2t", ".ts")
     return _by_frames(head)
 
 
 _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 
-def _by_frames(head: bytes) -> Kind | None:
+def _by_frames(head: bytes) -> FileType | None:
     """MPEG audio without a tag: a frame header, and another one where the first frame ends."""
     for length, kind in (
-        (_adts_frame(head), Kind("audio/aac", ".aac")),
-        (_mp3_frame(head), Kind("audio/mpeg", ".mp3")),
+        (_adts_frame(head), FileType("audio/aac", ".aac")),
+        (_mp3_frame(head), FileType("audio/mpeg", ".mp3")),
     ):
         if length and head[length : length + 2] and _same_sync(head, length):
             return kind
@@ -313,7 +313,7 @@ def _content(head: bytes) -> bytes:
     return head[prologue.end() :] if prologue else head
 
 
-def _by_markup(head: bytes) -> Kind | None:
+def _by_markup(head: bytes) -> FileType | None:
     content = _content(head)
     if _SVG_START.match(content):
         return _SVG
@@ -324,14 +324,14 @@ def _by_markup(head: bytes) -> Kind | None:
     return None
 
 
-def _by_text(head: bytes, named: str) -> Kind | None:
+def _by_text(head: bytes, named: str) -> FileType | None:
     """Plain text and JSON; only a name tells what text it is (``.srt``, ``.csv``, ``.obj``)."""
     text = _text(head)
     if text is None or not (text or is_text(named)):
         return None
     if named == ".json" or _is_json(text):
-        return Kind("application/json", named or ".json")
-    return Kind("text/plain", named or ".txt")
+        return FileType("application/json", named or ".json")
+    return FileType("text/plain", named or ".txt")
 
 
 def _text(head: bytes) -> str | None:
@@ -352,7 +352,7 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _by_database(head: bytes, named: str) -> Kind | None:
+def _by_database(head: bytes, named: str) -> FileType | None:
     """Everything else that has a name; puremagic knows many formats, and some of them vaguely.
 
     Only its table is used: what it does besides with foreign bytes is bounded by nothing.
@@ -361,5 +361,5 @@ def _by_database(head: bytes, named: str) -> Kind | None:
         if head.startswith(match.byte_match, match.offset):
             extension = match.extension.removeprefix(".").lower()
             fits = _EXTENSION.fullmatch(extension)
-            return Kind(match.mime_type.lower(), f".{extension}" if fits else named)
+            return FileType(match.mime_type.lower(), f".{extension}" if fits else named)
     return None

@@ -21,7 +21,7 @@ from worker.http import BROKEN, read_some
 from worker.transfer import complaints, pages, wire
 from worker.transfer.attempts import ALGORITHM, MODE, Attempts, Extra, exists, proof_of
 from worker.transfer.capabilities import Facts, Proof, Seen, best
-from worker.transfer.objects import Outcome, Part, StoredObject, Upload, listed
+from worker.transfer.objects import Part, StoredObject, Upload, Written, listed
 from worker.transfer.sniff import disposition
 from worker.transfer.wire import Answer, Buffer, Wire, nothing
 
@@ -125,11 +125,11 @@ class ObjectStore:
         create_only: bool = True,
         options: Mapping[str, str] | None = None,
         progress: Callable[[], None] = nothing,
-    ) -> Outcome:
+    ) -> Written:
         """Store an object whose SHA-256 digest is ``sha256``.
 
         With ``create_only`` an object that is there already is left alone where the store can
-        (:attr:`Outcome.EXISTS`), and replaced where it cannot.
+        (:attr:`Written.EXISTS`), and replaced where it cannot.
         """
         row, facts = (await self.provider())[1], self.facts
         proof = best(sha256=facts.put_sha256, md5=facts.put_md5, spared=not row.sha256)
@@ -139,10 +139,10 @@ class ObjectStore:
         answer, left = await self._attempts.make("put_object", params, body, extras, progress)
         if exists(answer, left):
             self._heard("put_object")
-            return Outcome.EXISTS
+            return Written.EXISTS
         self._expect(answer, "put_object", key)
         proven = self._attempts.proven("put", answer, left)
-        return Outcome.PROVEN if proven else Outcome.CREATED
+        return Written.PROVEN if proven else Written.CREATED
 
     async def put_document(self, key: str, body: bytes, *, task_id: str) -> None:
         """Store a JSON document, in place of what is there."""
@@ -288,10 +288,10 @@ class ObjectStore:
         call = "create_multipart_upload"
         answer, left = await self._attempts.make(call, params, b"", extras)
         self._expect(answer, call, key)
-        found = await self.wire.parse(call, answer)
-        if not found.get("UploadId"):
+        members = await self.wire.parse(call, answer)
+        if not members.get("UploadId"):
             raise StoreUnavailable(f"the store opens no upload for {key}")
-        return Upload(key=key, id=found["UploadId"], checksums=bool(left))
+        return Upload(key=key, id=members["UploadId"], checksums=bool(left))
 
     async def upload_part(
         self,
@@ -327,7 +327,7 @@ class ObjectStore:
 
     async def complete(
         self, upload: Upload, parts: Sequence[Part], *, create_only: bool = True
-    ) -> Outcome:
+    ) -> Written:
         """Make an object of the parts. ``create_only`` is as for :meth:`put`."""
         row, call = (await self.provider())[1], "complete_multipart_upload"
         extras = self._attempts.condition("complete", row) if create_only else []
@@ -338,10 +338,10 @@ class ObjectStore:
         answer, left = await self._attempts.make(call, _of(self.wire, upload), body, extras)
         if exists(answer, left):
             self._heard(call)
-            return Outcome.EXISTS
+            return Written.EXISTS
         self._expect(answer, call, upload.key)
         proven = bool(parts) and all(part.proven for part in parts)
-        return Outcome.PROVEN if proven else Outcome.CREATED
+        return Written.PROVEN if proven else Written.CREATED
 
     async def abort(self, upload: Upload) -> None:
         """Throw an upload's parts away; one that is not open any more is left as it is."""

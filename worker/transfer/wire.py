@@ -213,12 +213,12 @@ class Wire:
         shape = (await self.ready()).model(call).output_shape
         given = {"status_code": answer.status, "headers": answer.headers, "body": answer.body}
         try:
-            found = await offload(len(answer.body), _PARSER.parse, given, shape)
+            members = await offload(len(answer.body), _PARSER.parse, given, shape)
         except Exception as exc:  # it raises anything over elements that are not as they should be
             raise StoreUnavailable(f"the store's answer to {call} is unreadable") from exc
-        if not _is_plain(found):  # elements that come twice are handed on as they are
+        if not _is_plain(members):  # elements that come twice are handed on as they are
             raise StoreUnavailable(f"the store's answer to {call} is unreadable")
-        return cast("dict[str, Any]", found)
+        return cast("dict[str, Any]", members)
 
     @contextlib.contextmanager
     def _boto_errors(self) -> Iterator[None]:

@@ -126,15 +126,17 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         """
         filters = query.filters()
         read, after = _cursor(query.cursor)
-        found = await newest(
+        selected = await newest(
             desk.registry, filters, limit=query.limit, most=_SCANNED, after=after, read=read,
             names=_SUMMARY,
         )  # fmt: skip
         next_page = None
-        if found.after is not None:
-            before = f"{read + found.read}~" if filters.bounded else ""
-            next_page = f"{before}{found.after[0]}:{found.after[1]}"
-        return answer({"tasks": [_summary(record) for record in found.records], "next": next_page})
+        if selected.after is not None:
+            before = f"{read + selected.read}~" if filters.bounded else ""
+            next_page = f"{before}{selected.after[0]}:{selected.after[1]}"
+        return answer(
+            {"tasks": [_summary(record) for record in selected.records], "next": next_page}
+        )
 
     @routes.get("/api/tasks/{task_id}", responses=answers(documents.Record, 404, 422))
     async def get_task(
@@ -153,7 +155,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
                 raise Problem(404, f"{task_id} is unknown here")
             over = State(record["state"]).final or time.monotonic() >= until
             if over or await request.is_disconnected():
-                return answer(manifest.shown(record, await desk.registry.held_up(task_id)))
+                return answer(manifest.public(record, await desk.registry.held_up(task_id)))
             await asyncio.sleep(_LOOK)
 
     @routes.get("/api/tasks/{task_id}/urls", responses=answers(documents.Links, 404, 409, 422))
@@ -166,7 +168,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         record = await desk.registry.record(task_id)
         if record is None:
             raise Problem(404, f"{task_id} is unknown here")
-        files = [f for f in manifest.shown(record).get("files", []) if "key" in f]
+        files = [f for f in manifest.public(record).get("files", []) if "key" in f]
         if not files:
             raise Problem(409, f"{task_id} is {record['state']} and has no stored files")
         made = await desk.store.presign_files(files, expires=expires)
@@ -269,8 +271,8 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         """Redis and the store answer, and a worker has ticked lately."""
         async with desk.looking:
             if time.monotonic() - desk.looked >= _LOOKED_FOR:
-                found = await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
-                desk.fault = "; ".join(filter(None, found))
+                faults = await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
+                desk.fault = "; ".join(filter(None, faults))
                 desk.looked = time.monotonic()
             fault = desk.fault
         if fault:

@@ -41,11 +41,11 @@ async def list_groups(desk: AtDesk, query: Annotated[GroupQuery, Query()]) -> Re
     now = await desk.registry.now()
     filters = query.filters()
     filters = replace(filters, until=now if filters.until is None else min(now, filters.until))
-    found, read = await selection.groups(desk.registry, filters)
+    groups, read = await selection.groups(desk.registry, filters)
     of = await selection.size(desk.registry, filters)
     return answer(
         {
-            "groups": [asdict(group) for group in found],
+            "groups": [asdict(group) for group in groups],
             "read": read,
             "of": max(of, read),
             "until": filters.until,

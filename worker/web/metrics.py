@@ -168,15 +168,15 @@ class _Snapshot(Collector):
 
 def _endings(counters: Mapping[str, int]) -> CounterMetricFamily:
     """Endings by state and reason; a worker of 0.1 counts them by state alone."""
-    found = CounterMetricFamily("harvester_endings", "Runs that ended", labels=["state", "reason"])
+    family = CounterMetricFamily("harvester_endings", "Runs that ended", labels=["state", "reason"])
     for state in sorted(FINAL_STATES):
         rest, before = counters.get(f"final:{state}", 0), f"ended:{state}:"
         known = [Reason.NONE] if state is State.STORED else [r for r in Reason if r]
         reasons = {str(reason): counters.get(f"{before}{reason}", 0) for reason in known}
         reasons[_UNRECORDED] = max(0, rest - sum(reasons.values()))
         for reason, count in reasons.items():
-            found.add_metric([state, reason], count)
-    return found
+            family.add_metric([state, reason], count)
+    return family
 
 
 def _histogram(

@@ -68,10 +68,10 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
     fields = [
         (
             field,
-            _type(found) + ("" if field in required else ", may be missing"),
-            found.get("description", ""),
+            _type(described) + ("" if field in required else ", may be missing"),
+            described.get("description", ""),
         )
-        for field, found in schema.get("properties", {}).items()
+        for field, described in schema.get("properties", {}).items()
     ]
     kind = _table(fields) if fields else f"<p>{_type(schema)}</p>"
     about = _text(schema.get("description", ""))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from worker.core.durations import Lesson
     from worker.core.models import State
-    from worker.registry.records import Job, Kind
+    from worker.registry.records import DueSet, Job
     from worker.registry.registry import Registry
 
 T = TypeVar("T")
@@ -91,13 +91,13 @@ class Claim:
             self.cancel.set()
         return kept
 
-    async def others(self, kind: Kind) -> int:
+    async def others(self, kind: DueSet) -> int:
         """How many tasks are due and wait for a slot."""
         return await insist(lambda: self._registry.overdue(kind))
 
     async def save(
         self,
-        to: Kind,
+        to: DueSet,
         *,
         delay: float = 0,
         state: State | None = None,
@@ -137,7 +137,7 @@ class Work(Protocol):
     jobs that take long: each opens one for another job.
     """
 
-    kind: Kind
+    kind: DueSet
     slots: int
     reserve: int
 

@@ -31,14 +31,14 @@ from worker.errors import (
 )
 from worker.http import host_of
 from worker.offload import offload
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.transfer.copier import CopyJob
 from worker.work import shares
 from worker.work.circuit import Circuit
 from worker.work.claim import insist
+from worker.work.claimed_file import ClaimedFile
 from worker.work.endings import STORE_STEP
 from worker.work.group import first_error
-from worker.work.hold import Hold
 from worker.work.shares import Shares
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ class CopyWork:
         copier: Copier,
         endings: Endings,
         *,
-        kind: Kind,
+        kind: DueSet,
         layout: Layout,
         copy_deadline: float,
         grace: float,
         bound: float,
         slots: int,
-        wake: Callable[[Kind], None],
+        wake: Callable[[DueSet], None],
         gaps: Gaps,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -117,7 +117,7 @@ class CopyWork:
         self._copy_deadline = copy_deadline
         self._grace = grace
         self._bound = bound
-        self.reserve = slots if kind is Kind.FETCH else 0
+        self.reserve = slots if kind is DueSet.FETCH else 0
         self.slots = slots + self.reserve
         self._shares = Shares(self.slots)
         self._wake = wake
@@ -168,9 +168,9 @@ class CopyWork:
             return await self._give_up(claim, files, Reason(note["reason"]), note["error"])
         if job.state is State.WAITING:
             return await self._first_look(claim)
-        if self.kind is Kind.COPY:  # put there by a worker that knows no other set
-            await claim.save(Kind.FETCH)
-            self._wake(Kind.FETCH)
+        if self.kind is DueSet.COPY:  # put there by a worker that knows no other set
+            await claim.save(DueSet.FETCH)
+            self._wake(DueSet.FETCH)
             return "handed on"
         return await self._copy(claim, files)
 
@@ -179,8 +179,8 @@ class CopyWork:
         if await self._endings.restore_if_stored(claim):
             return "restored"
         claim.recovered()
-        await claim.save(Kind.POLL)
-        self._wake(Kind.POLL)
+        await claim.save(DueSet.POLL)
+        self._wake(DueSet.POLL)
         return "new"
 
     async def _abort_orphans(self, job: Job) -> None:
@@ -364,7 +364,7 @@ class CopyWork:
         claim.unsaved.usable = not isinstance(said, Doubtful)
         await self._upstream.proven(probe=probe)
         believed_from = claim.job.note("succeeded_at") + round(self._grace * 1000)
-        found = await offload(
+        files = await offload(
             len(said.data) if isinstance(said, Succeeded) else 0,
             copying.fresh_addresses,
             said,
@@ -373,10 +373,10 @@ class CopyWork:
             host=self._layout.upstream,
         )
         if isinstance(said, Succeeded):
-            log.info("addresses.renewed", files=0 if isinstance(found, InVain) else len(found))
+            log.info("addresses.renewed", files=0 if isinstance(files, InVain) else len(files))
         else:
             log.warning("addresses.refused", answer=type(said).__name__)
-        return found
+        return files
 
     async def _file(self, task: _Task, number: int, url: str, limit: asyncio.Semaphore) -> None:
         claim, files = task.claim, task.files
@@ -394,7 +394,7 @@ class CopyWork:
         async with limit:
             began = asyncio.get_running_loop().time()
             try:
-                stored = await self._copied(copy, Hold(claim, number))
+                stored = await self._copied(copy, ClaimedFile(claim, number))
             except SourceRejected as error:
                 late, chance = self._late(claim) and claim.clock.steady, self._chance()
                 rejected = files.on_rejected(
@@ -426,7 +426,7 @@ class CopyWork:
                     "file.stored", key=stored.key, bytes=stored.bytes, type=stored.content_type
                 )
 
-    async def _copied(self, copy: CopyJob, hold: Hold) -> StoredFile:
+    async def _copied(self, copy: CopyJob, hold: ClaimedFile) -> StoredFile:
         """Copy one file; gives up for now if its host is slow while other tasks wait."""
         copying = asyncio.ensure_future(self._copier.copy(copy, hold))
         try:

@@ -9,7 +9,7 @@ import structlog
 from worker.core import ending, manifest
 from worker.core.models import State
 from worker.offload import offload
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Endings:
     """
 
     def __init__(
-        self, manifests: Manifests, layout: Layout, *, wake: Callable[[Kind], None]
+        self, manifests: Manifests, layout: Layout, *, wake: Callable[[DueSet], None]
     ) -> None:
         self._manifests = manifests
         self._layout = layout
@@ -83,7 +83,7 @@ class Endings:
         log.info(
             "task.final", state=how.state, reason=how.reason, error=record["error"], files=len(plan)
         )
-        self._wake(Kind.TELL)
+        self._wake(DueSet.TELL)
         return how.state
 
     async def _manifest(self, claim: Claim) -> dict[str, str] | None:
@@ -106,4 +106,4 @@ class Endings:
             restored=True,
         )
         log.info("task.final", state="stored", restored=True)
-        self._wake(Kind.TELL)
+        self._wake(DueSet.TELL)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.core.models import Refusal
-from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission, shown, traced
+from worker.core.submission import MAX_BODY_BYTES, printable, read_body, read_submission, traced
 from worker.core.trace import trace_id
 from worker.errors import InvalidSubmission, RegistryUnavailable
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,9 @@ log = structlog.get_logger("harvester.intake")
 class Intake:
     """Accepts what is valid, keeps why the rest was refused."""
 
-    def __init__(self, registry: Registry, policy: Policy, *, wake: Callable[[Kind], None]) -> None:
+    def __init__(
+        self, registry: Registry, policy: Policy, *, wake: Callable[[DueSet], None]
+    ) -> None:
         self._registry = registry
         self._policy = policy
         self._wake = wake
@@ -48,7 +50,7 @@ class Intake:
             log.info(
                 "intake.accepted", source=source, ids=len(new), new=sum(new.values()), **traces
             )
-            self._wake(Kind.COPY)
+            self._wake(DueSet.COPY)
         return new, refusals
 
     async def refuse(self, refusals: Sequence[Refusal], *, source: str) -> None:
@@ -105,7 +107,7 @@ class Intake:
             reason = f"{entry.strikes} workers died with this entry in hand"
         if reason:
             start = (entry.body or b"")[:_SHOWN].decode("utf-8", "backslashreplace")
-            value = shown(start) if entry.body is not None else entry.id
+            value = printable(start) if entry.body is not None else entry.id
             refusal = Refusal(what="message", value=value, reason=reason)
             await self.refuse([refusal], source="stream")
         await self._registry.intake.settle([entry.id])

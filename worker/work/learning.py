@@ -89,7 +89,7 @@ class Learning:
             await self._store.say_what_is_missing()
         elif await self._registry.redis.set(f"{key}:lock", "1", nx=True, ex=_PROBE_LOCK):
             seen = (await probe(self._store, self._prefix)).facts
-            log.info("store.probed", unknown=seen.unknown, **_shown(seen))
+            log.info("store.probed", unknown=seen.unknown, **_by_name(seen))
             await keep(self._registry, self._store)
             await self._clear_up()
         elif surprised:
@@ -104,5 +104,5 @@ class Learning:
                     await self._store.abort(upload)
 
 
-def _shown(facts: Facts) -> dict[str, str]:
+def _by_name(facts: Facts) -> dict[str, str]:
     return {name: str(seen) for name, seen in json.loads(facts.to_json()).items()}

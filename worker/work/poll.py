@@ -19,7 +19,7 @@ from worker.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work.circuit import Circuit
 from worker.work.claim import insist
 
@@ -46,7 +46,7 @@ class PollWork:
     numbers in [0, 1).
     """
 
-    kind = Kind.POLL
+    kind = DueSet.POLL
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PollWork:
         grace: float,
         bound: float,
         slots: int,
-        wake: Callable[[Kind], None],
+        wake: Callable[[DueSet], None],
         gaps: schedule.Gaps,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -179,9 +179,9 @@ class PollWork:
         return outcome
 
     async def _apply(self, claim: Claim, step: Step) -> str:
-        noted, to = claim.job.work, Kind.POLL
+        noted, to = claim.job.work, DueSet.POLL
         if step.copy:
-            to = Kind.FETCH if step.state is State.COPYING else Kind.COPY
+            to = DueSet.FETCH if step.state is State.COPYING else DueSet.COPY
         await claim.save(
             to,
             delay=step.delay,
@@ -208,8 +208,8 @@ class PollWork:
         if len(self._known) > _LABELS_KEPT:
             del self._known[next(iter(self._known))]
         try:
-            found = await self._registry.durations(label)
+            durations = await self._registry.durations(label)
         except RegistryUnavailable:
             return before
-        self._known[label] = (now + _KNOWN_FOR, found)
-        return found
+        self._known[label] = (now + _KNOWN_FOR, durations)
+        return durations

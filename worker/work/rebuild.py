@@ -38,7 +38,7 @@ async def rebuild(
     secrets of callbacks. ``seen`` is called after each manifest. Raises the errors of the store
     and the registry.
     """
-    found = Rebuilt()
+    rebuilt = Rebuilt()
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def one(task_id: str) -> None:
@@ -46,21 +46,21 @@ async def rebuild(
             try:
                 record = await manifests.load(task_id)
             except ValueError as error:
-                found.unreadable.append((manifests.key(task_id), str(error)))
+                rebuilt.unreadable.append((manifests.key(task_id), str(error)))
                 return
             if record is None:  # removed since it was listed
                 return
             if await registry.restore(record):
-                found.restored += 1
+                rebuilt.restored += 1
             else:
-                found.known += 1
+                rebuilt.known += 1
         finally:
             limit.release()
-            seen(found)
+            seen(rebuilt)
 
     with first_error():
         async with asyncio.TaskGroup() as group:
             async for task_id in manifests.ids():
                 await limit.acquire()
                 group.create_task(one(task_id))
-    return found
+    return rebuilt

@@ -17,7 +17,7 @@ from worker.core.submission import callback_id
 from worker.errors import TellRejected
 from worker.http import host_of
 from worker.offload import offload
-from worker.registry.records import Kind
+from worker.registry.records import DueSet
 from worker.work.shares import Lanes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TellWork:
     Jobs that take long do not count against ``slots``, up to ``reserve`` of them.
     """
 
-    kind = Kind.TELL
+    kind = DueSet.TELL
 
     def __init__(
         self,

@@ -50,26 +50,26 @@ async def verify(
     Redis is not asked. ``seen`` is called after each task.
     Raises the errors of the store.
     """
-    found = Verified()
+    verified = Verified()
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def one(task_id: str) -> None:
         try:
-            await _task(store, manifests, task_id, found)
+            await _task(store, manifests, task_id, verified)
         finally:
             limit.release()
-            seen(found)
+            seen(verified)
 
     with first_error():
         async with asyncio.TaskGroup() as group:
             async for task_id in task_ids:
                 await limit.acquire()
                 group.create_task(one(task_id))
-    return found
+    return verified
 
 
-async def _task(store: ObjectStore, manifests: Manifests, task_id: str, found: Verified) -> None:
-    found.tasks += 1
+async def _task(store: ObjectStore, manifests: Manifests, task_id: str, verified: Verified) -> None:
+    verified.tasks += 1
     reason = "there is no manifest"
     try:
         record = await manifests.load(task_id)
@@ -77,7 +77,7 @@ async def _task(store: ObjectStore, manifests: Manifests, task_id: str, found: V
         record, reason = None, str(error)
     if record is None:
         key = manifests.key(task_id)
-        found.differences.append(Difference(task_id=task_id, key=key, reason=reason))
+        verified.differences.append(Difference(task_id=task_id, key=key, reason=reason))
         return
     files = jsontext.loads(
         record.get("files") or "[]", max_bytes=manifest.MAX_BYTES, max_depth=jsontext.MAX_DEPTH
@@ -85,12 +85,12 @@ async def _task(store: ObjectStore, manifests: Manifests, task_id: str, found: V
     for file in files:
         if "key" not in file:
             continue  # lost for good, as the manifest says
-        found.files += 1
-        if reason := await _file(store, file, found):
-            found.differences.append(Difference(task_id=task_id, key=file["key"], reason=reason))
+        verified.files += 1
+        if reason := await _file(store, file, verified):
+            verified.differences.append(Difference(task_id=task_id, key=file["key"], reason=reason))
 
 
-async def _file(store: ObjectStore, file: Json, found: Verified) -> str:
+async def _file(store: ObjectStore, file: Json, verified: Verified) -> str:
     """What is wrong with an object, or nothing."""
     head = await store.head(file["key"])
     if head is None:
@@ -100,5 +100,5 @@ async def _file(store: ObjectStore, file: Json, found: Verified) -> str:
     digest = await store.digest(file["key"])
     if digest is None:
         return "is gone"
-    found.bytes += head.bytes
+    verified.bytes += head.bytes
     return "" if digest.hex() == file.get("sha256") else "has another SHA-256"

@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class FileKind:
     """A kind of file: its media type and the extension it usually has (no dot)."""
 
     media_type: str
@@ -30,17 +30,17 @@ class Kind:
 
 
 KINDS = {
-    "png": Kind(media_type="image/png", ext="png", picture=True),
-    "jpeg": Kind(media_type="image/jpeg", ext="jpg", picture=True),
-    "webp": Kind(media_type="image/webp", ext="webp", picture=True),
-    "gif": Kind(media_type="image/gif", ext="gif", picture=True),
-    "svg": Kind(media_type="image/svg+xml", ext="svg"),
-    "wav": Kind(media_type="audio/wav", ext="wav"),
-    "mp4": Kind(media_type="video/mp4", ext="mp4"),
-    "zip": Kind(media_type="application/zip", ext="zip"),
-    "html": Kind(media_type="text/html", ext="html"),
-    "txt": Kind(media_type="text/plain", ext="txt"),
-    "bin": Kind(media_type="application/octet-stream", ext="bin"),
+    "png": FileKind(media_type="image/png", ext="png", picture=True),
+    "jpeg": FileKind(media_type="image/jpeg", ext="jpg", picture=True),
+    "webp": FileKind(media_type="image/webp", ext="webp", picture=True),
+    "gif": FileKind(media_type="image/gif", ext="gif", picture=True),
+    "svg": FileKind(media_type="image/svg+xml", ext="svg"),
+    "wav": FileKind(media_type="audio/wav", ext="wav"),
+    "mp4": FileKind(media_type="video/mp4", ext="mp4"),
+    "zip": FileKind(media_type="application/zip", ext="zip"),
+    "html": FileKind(media_type="text/html", ext="html"),
+    "txt": FileKind(media_type="text/plain", ext="txt"),
+    "bin": FileKind(media_type="application/octet-stream", ext="bin"),
 }
 MEDIA_TYPES = {kind.ext: kind.media_type for kind in KINDS.values()}
 

@@ -60,11 +60,11 @@ class Doorkeeper:
         given = headers["x-ca-signature"].encode()
         if hmac.compare_digest(base64.b64encode(expected), given):
             return None
-        shown = text.replace("\n", "#")
+        to_sign = text.replace("\n", "#")
         return Refusal(
             status=403,
             code="A403IS",
-            message=f"Invalid Signature, Server StringToSign:`{shown}`",
+            message=f"Invalid Signature, Server StringToSign:`{to_sign}`",
         )
 
     def _check_freshness(self, headers: Mapping[str, str], now: float) -> Refusal | None:

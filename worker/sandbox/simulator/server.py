@@ -440,9 +440,9 @@ class Simulator:
         return web.json_response(body=replies.dumps(report))
 
     async def _get_control(self, _: web.Request) -> web.StreamResponse:
-        shown = asdict(self.controls)
-        del shown["app_secret"]
-        return web.json_response(shown)
+        controls = asdict(self.controls)
+        del controls["app_secret"]
+        return web.json_response(controls)
 
     async def _post_control(self, request: web.Request) -> web.StreamResponse:
         try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from worker.work.claim import Claim
 
 
-class Hold:
+class ClaimedFile:
     """The claim as the copier sees it: where a file goes, and whether it is still ours to write."""
 
     def __init__(self, claim: Claim, number: int) -> None:
