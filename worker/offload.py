@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 LONG = 64 * 1024
 """Characters of foreign text from which on its reading leaves the loop."""
@@ -18,6 +19,7 @@ LONG = 64 * 1024
 # Of its own: the loop's default threads look up names, and may all be waiting. One is enough,
 # since Python runs one at a time, and bounds what is held in memory at once.
 _READER = ThreadPoolExecutor(1, thread_name_prefix="reader")
+_HASHERS = ThreadPoolExecutor(2, thread_name_prefix="hashes")
 
 
 async def offload(size: int, call: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -26,6 +28,11 @@ async def offload(size: int, call: Callable[..., T], *args: Any, **options: Any)
         return call(*args, **options)
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_READER, partial(call, *args, **options))
+
+
+async def hashed(digest: Callable[[S], bytes], body: S) -> bytes:
+    """The digest of a body, from threads that no text holds up: hashing needs no GIL."""
+    return await asyncio.get_running_loop().run_in_executor(_HASHERS, digest, body)
 
 
 class Aside:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from worker.cli import base, filters, findings, show, tasks
 from worker.cli.main import app
 from worker.core import figures, manifest
-from worker.doctor import broker, examine, limits
+from worker.doctor import examine, limits
 from worker.doctor import redis as redis_check
 from worker.doctor.finding import Finding, Level, clock, document
 
@@ -323,23 +323,6 @@ async def test_a_check_that_hangs_ends_at_its_deadline(monkeypatch: pytest.Monke
     assert finding.level is Level.UNREACHABLE
     assert finding.remedy
     assert "s3://media" in finding.detail
-
-
-async def test_blocking_work_that_hangs_keeps_nobody() -> None:
-    import asyncio
-    import threading
-
-    released = threading.Event()
-
-    def hang() -> None:
-        released.wait(60)
-
-    try:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await broker._in_thread(hang)
-    finally:
-        released.set()
 
 
 def test_commands_are_printed_as_they_can_be_typed(

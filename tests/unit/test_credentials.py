@@ -140,3 +140,17 @@ async def test_what_runs_aside_hands_everything_on() -> None:
         with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
             await aside.run(fail)
     assert await aside.run(max, 1, 2) == 2
+
+
+async def test_blocking_work_that_hangs_keeps_nobody() -> None:
+    released = threading.Event()
+
+    def hang() -> None:
+        released.wait(60)
+
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await Aside(1).run(hang)
+    finally:
+        released.set()

@@ -16,6 +16,7 @@ import typer
 
 from worker.cli.base import FAILED, USAGE, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered
+from worker.core.answers import ActionAnswer, why
 from worker.core.filters import NEWEST, ONLY_WHEN_NAMED, Action, Filters, error_of
 
 if TYPE_CHECKING:
@@ -123,20 +124,20 @@ async def _each(chosen: Settings, action: Action, task_ids: Sequence[str]) -> di
 
 
 def _report(action: Action, said: Mapping[str, str], *, as_json: bool) -> None:
-    failed = {task_id: answer for task_id, answer in said.items() if answer != "ok"}
+    failed = {task_id: answer for task_id, answer in said.items() if answer != ActionAnswer.OK}
     if as_json:
         print_json({"done": [i for i in said if i not in failed], "not_done": failed})
     else:
         done, not_done = _DONE[action]
         for task_id, answer in said.items():
-            if answer == "ok":
+            if answer == ActionAnswer.OK:
                 print(f"{task_id}\t{done}")
-            elif answer == "unknown":
-                complain(f"{task_id} is unknown here")
-            elif answer == "nobody":
-                complain(f"{task_id}: nobody asked to be told")
+            elif answer == ActionAnswer.UNKNOWN:
+                complain(f"{task_id} {why(answer)}")
+            elif answer == ActionAnswer.NOBODY:
+                complain(f"{task_id}: {why(answer)}")
             else:
-                complain(f"{task_id} is {answer}: {not_done}")
+                complain(f"{task_id} {why(answer)}: {not_done}")
     if failed:
         raise typer.Exit(FAILED)
 
@@ -269,7 +270,7 @@ async def _carry_out(
             answers = await fleet.ask(action, task_ids, until=until)
             said.update(answers.values())
             advance(said.total())
-    done = said.pop("ok", 0)
+    done = said.pop(ActionAnswer.OK, 0)
     return done, said
 
 
@@ -324,7 +325,7 @@ def _document(choice: _Choice, how: _How, done: int, not_done: Counter[str]) -> 
 
 def _say_done(action: Action, done: int, not_done: Counter[str], how: _How) -> None:
     if how.plain:
-        passed_over = not_done["nobody"]
+        passed_over = not_done[ActionAnswer.NOBODY]
         if how.as_json:
             print_json({"told": done, "passed_over": passed_over})
         else:

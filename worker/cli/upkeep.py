@@ -16,6 +16,7 @@ from worker.cli.filters import Wanted, filtered, parse_since, say_bound
 from worker.cli.show import FEW
 from worker.cli.tasks import passing
 from worker.core import manifest
+from worker.core.answers import ActionAnswer, why
 from worker.core.figures import moment, size
 from worker.core.models import FINAL_STATES, State
 
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     from config.settings import Settings
     from worker.registry.registry import Registry
     from worker.work.verify import Verified
-
-_WHY = {
-    "changed": "has changed meanwhile",
-    "telling": "somebody has yet to be told",
-    "unknown": "is unknown here",
-}
 
 
 # -- purge ---------------------------------------------------------------------------------------
@@ -61,7 +56,7 @@ def purge(
     chosen = settings()
     records, said = asyncio.run(_purge(chosen, task_ids or (), older_than, wanted, yes))
     _show_purge(records, said, yes=yes, as_json=as_json)
-    if any(answer != "ok" for answer in said.values()):
+    if any(answer != ActionAnswer.OK for answer in said.values()):
         raise typer.Exit(FAILED)
 
 
@@ -90,14 +85,14 @@ async def _purge(
             ):
                 if record is None:
                     if task_ids:  # an index may name a record that has just expired
-                        said[task_id] = "unknown"
+                        said[task_id] = ActionAnswer.UNKNOWN
                     continue
                 state = State(record["state"])
                 if not state.final:
                     said[task_id] = state
                 elif state in states and (until is None or int(record["finished_at"]) <= until):
                     records[task_id] = record
-                    said[task_id] = "ok"
+                    said[task_id] = ActionAnswer.OK
         if yes:
             for task_id, record in records.items():
                 said[task_id] = await fleet.purge(task_id, record["finished_at"])
@@ -118,8 +113,8 @@ async def _pages_to_purge(
 def _show_purge(
     records: dict[str, dict[str, str]], said: dict[str, str], *, yes: bool, as_json: bool
 ) -> None:
-    going = [task_id for task_id in records if said[task_id] == "ok"]
-    staying = {task_id: answer for task_id, answer in said.items() if answer != "ok"}
+    going = [task_id for task_id in records if said[task_id] == ActionAnswer.OK]
+    staying = {task_id: answer for task_id, answer in said.items() if answer != ActionAnswer.OK}
     if as_json:
         tasks = [
             {
@@ -132,7 +127,7 @@ def _show_purge(
         print_json({"purged": yes, "tasks": tasks, "kept": staying})
         return
     for task_id, answer in staying.items():
-        complain(f"{task_id}: {_WHY.get(answer, f'is {answer}')}")
+        complain(f"{task_id}: {why(answer)}")
     if len(going) <= FEW:
         for task_id in going:
             record = records[task_id]

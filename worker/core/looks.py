@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from worker.core.answers import ActionAnswer, why
 from worker.core.models import Refusal
 from worker.core.submission import MAX_IDS, TASK_ID, printable
 
@@ -30,7 +31,7 @@ TEXTS = {
     Look.BACKING_OFF: "the last try failed; it is asked about when its time comes",
     Look.COPYING: "has succeeded upstream; its files are being copied",
     Look.FINAL: "has ended already",
-    Look.UNKNOWN: "is unknown here",
+    Look.UNKNOWN: why(ActionAnswer.UNKNOWN),
 }
 """Each answer in words; the subject is the task."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -16,12 +14,11 @@ from worker.core.redact import one_line
 from worker.doctor import limits, redis
 from worker.doctor.finding import Finding, Level
 from worker.errors import RegistryUnavailable, RegistryUnfit
+from worker.offload import Aside
 from worker.registry.client import outage
 from worker.wiring import redis_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from config.settings import Settings
     from worker.doctor.finding import Findings
 
@@ -31,7 +28,11 @@ async def check(settings: Settings) -> Findings:
     same = settings.celery_broker_url == settings.redis_url
     variable = "REDIS_URL" if same else "CELERY_BROKER_URL"
     shut_side_doors()
-    problem = await _in_thread(lambda: _reach_broker(settings))
+    problem: Exception | None = None
+    try:
+        await Aside(1).run(_connect, settings)
+    except Exception as error:  # each transport has its own
+        problem = error
     if problem is None:
         if same:
             return [Finding(name="Broker", detail="the same Redis")]
@@ -69,35 +70,8 @@ def where(settings: Settings) -> str:
     return ", ".join(urlsplit(url).netloc.rpartition("@")[2] for url in urls.split(";"))
 
 
-def _reach_broker(settings: Settings) -> Exception | None:
-    """Connect once; what went wrong, or ``None``."""
+def _connect(settings: Settings) -> None:
     app = Celery("doctor", set_as_current=False)
     app.conf.update(celery_config(settings))
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(
-                max_retries=1, interval_start=0, timeout=limits.CALL_SECONDS
-            )
-    except Exception as error:  # each transport has its own
-        return error
-    return None
-
-
-async def _in_thread(work: Callable[[], Exception | None]) -> Exception | None:
-    """Run blocking work on a thread that nobody waits for at exit."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[Exception | None] = loop.create_future()
-
-    def settle(outcome: Exception | None) -> None:
-        if not result.done():
-            result.set_result(outcome)
-
-    def run() -> None:
-        outcome = work()
-        try:
-            loop.call_soon_threadsafe(settle, outcome)
-        except RuntimeError:
-            return  # the loop has ended: the check was over time
-
-    threading.Thread(target=run, daemon=True).start()
-    return await result
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=limits.CALL_SECONDS)

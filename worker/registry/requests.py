@@ -7,6 +7,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from worker.core.answers import ActionAnswer
 from worker.core.filters import Action
 from worker.core.looks import Look
 from worker.errors import RegistryUnavailable
@@ -24,12 +25,12 @@ class Requests(View):
     async def ask(
         self, action: Action, task_ids: Sequence[str], *, until: int | None = None
     ) -> dict[str, str]:
-        """What came of each task: ``ok``, ``unknown``, ``nobody`` (to notify) or its state.
+        """What came of each task: an :class:`ActionAnswer`, or the state that rules the action out.
 
         With ``until`` (Unix milliseconds of Redis) a run that ended later, or for a cancel began
-        later, is left alone as ``changed``; and a task that was notified since then counts as done.
+        later, is left alone (``CHANGED``); and a task that was notified since then counts as done.
         So a call may be repeated. Among several, a task whose keys something else has overwritten
-        is ``unknown``; asked for alone, it raises.
+        is ``UNKNOWN``; asked for alone, it raises.
         """
         said: dict[str, str] = {}
         bound: tuple[int, ...] = () if until is None else (until,)
@@ -89,5 +90,5 @@ def _answer(said: Any) -> str:
     if not isinstance(said, BaseException):
         return str(said)
     if isinstance(said, RegistryUnavailable) and WRONG_TYPE in str(said):
-        return "unknown"
+        return ActionAnswer.UNKNOWN
     raise said

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from worker.core.answers import ActionAnswer
 from worker.core.filters import FIELDS, NEWEST, group_of, time_of
 
 if TYPE_CHECKING:
@@ -107,12 +108,12 @@ async def named(
 ) -> tuple[list[Mapping[str, str]], Counter[str]]:
     """Those of some tasks that pass, and how many cannot be acted on, by their state.
 
-    Unknown ones count as ``unknown``.
+    Unknown ones count as :attr:`ActionAnswer.UNKNOWN`.
     """
     chosen: list[Mapping[str, str]] = []
     not_done: Counter[str] = Counter()
     for record in await registry.fields(task_ids, FIELDS):
-        state = record["state"] if record else "unknown"
+        state = record["state"] if record else ActionAnswer.UNKNOWN
         if record is None or state not in action.states:
             not_done[state] += 1
         elif filters.match(record):

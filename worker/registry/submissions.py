@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from worker.core.answers import ActionAnswer
 from worker.core.models import Refusal
 from worker.core.submission import merge_callbacks
 from worker.errors import InvalidSubmission, RegistryUnconfirmed
@@ -70,7 +71,7 @@ class Submissions(Base):
             done = await self.scripts.call(
                 "add_callbacks", task_id, before, after, len(json.loads(after)["callbacks"])
             )
-            if done != "changed":
+            if done != ActionAnswer.CHANGED:
                 return
 
     async def refuse(self, refusals: Sequence[Refusal], *, source: str) -> None:

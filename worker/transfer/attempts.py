@@ -6,12 +6,12 @@ import asyncio
 import base64
 import hashlib
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from worker.offload import hashed
 from worker.transfer import complaints
 from worker.transfer.capabilities import Facts, Proof, Seen
 from worker.transfer.wire import nothing
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.store")
 
 _PLAIN_MD5 = re.compile(r'"?([0-9a-fA-F]{32})"?')
-_HASHERS = ThreadPoolExecutor(2, thread_name_prefix="hashes")
 _LACKS = (Seen.IGNORED, Seen.REFUSED)
 
 
@@ -194,7 +193,7 @@ async def proof_of(operation: str, proof: Proof, body: Buffer, sha256: bytes) ->
             params = {"ChecksumSHA256": base64.b64encode(sha256).decode()}
             return [Extra(fact=f"{operation}_sha256", word="checksum", params=params)]
         case Proof.MD5:
-            digest = await asyncio.get_running_loop().run_in_executor(_HASHERS, md5, body)
+            digest = await hashed(md5, body)
             params = {"ContentMD5": base64.b64encode(digest).decode()}
             return [Extra(fact=f"{operation}_md5", word="content-md5", params=params)]
         case Proof.NONE:

@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from worker.core import jsontext, manifest, services
+from worker.core.answers import ActionAnswer, why
 from worker.core.looks import TEXTS, Look
 from worker.core.models import State
 from worker.core.schedule import price
@@ -320,12 +321,12 @@ def _summary(record: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _done(task_id: str, said: str) -> Response:
-    if said == "ok":
+    if said == ActionAnswer.OK:
         return answer({"task_id": task_id, "done": True}, 202)
-    if said == "unknown":
-        raise Problem(404, f"{task_id} is unknown here")
-    why = "nobody asked to be told" if said == "nobody" else f"the task is {said}"
-    raise Problem(409, f"{task_id}: {why}")
+    if said == ActionAnswer.UNKNOWN:
+        raise Problem(404, f"{task_id} {why(said)}")
+    reason = why(said) if said == ActionAnswer.NOBODY else f"the task {why(said)}"
+    raise Problem(409, f"{task_id}: {reason}")
 
 
 def glance(fleet: Overview) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from worker.core.answers import ActionAnswer
 from worker.core.filters import NEWEST, Action
 from worker.core.redact import one_line
 from worker.registry import selection
@@ -115,8 +116,8 @@ async def _act(request: Request, registry: Registry, action: Action, query: Bulk
     done = [record["task_id"] for record in records]
     if not query.dry_run:
         said = await registry.ask(action, done, until=filters.until)
-        done = [task_id for task_id, each in said.items() if each == "ok"]
-        not_done.update(each for each in said.values() if each != "ok")
+        done = [task_id for task_id, each in said.items() if each == ActionAnswer.OK]
+        not_done.update(each for each in said.values() if each != ActionAnswer.OK)
     return answer(
         {
             "done": len(done),

@@ -1,0 +1,40 @@
+"""What the Lua scripts and Python both have to know is the same on both sides."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from worker.core.answers import ActionAnswer, why
+from worker.core.looks import Look
+from worker.core.models import State
+from worker.registry import lines, scripts, view
+
+
+def own(name: str) -> str:
+    """The text of a script without the prelude."""
+    return (files(scripts.__package__) / "lua" / f"{name}.lua").read_text()
+
+
+def returned(*names: str) -> set[str]:
+    """The words that scripts return."""
+    return {word for name in names for word in re.findall(r"return '([a-z_]+)'", own(name))}
+
+
+def test_answers_are_those_of_the_scripts() -> None:
+    assert returned("retry", "cancel", "notify", "purge") == set(ActionAnswer)
+    assert returned("look") | {State.COPYING} == set(Look)  # the state itself
+
+
+@pytest.mark.parametrize("answer", [*ActionAnswer, *State])
+def test_every_answer_has_its_words(answer: str) -> None:
+    said = why(answer)
+    assert (said == f"is {answer}") == (answer == ActionAnswer.OK or answer in set(State))
+
+
+def test_numbers_are_those_of_the_scripts() -> None:
+    assert re.findall(r"^local shift = (\d+)$", own("claim"), re.M) == [f"{lines._SHIFT}"]
+    weights = re.findall(r"HINCRBY', key, field, (\d+)\)", own("save"))
+    assert weights == [f"{view._DURATION_WEIGHT}"]
