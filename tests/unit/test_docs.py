@@ -19,6 +19,7 @@ from standardwebhooks import Webhook
 from typer.main import get_command
 
 from config.settings import Settings, secret_variables, variable
+from tests.rooms import LAYERS
 from worker.cli.main import app
 from worker.core import finding, manifest, outputs, reply
 from worker.core.layout import Layout
@@ -468,6 +469,38 @@ def test_contributors_are_sent_to_places_that_exist() -> None:
     for name, path in named:
         defined = rf"^ *(?:(?:async )?def |class )?{name}\b *(?:[:=(]|\Z)"
         assert re.search(defined, (ROOT / path).read_text(), re.M), f"{name} in {path}"
+
+
+def defined(path: Path) -> set[str]:
+    """The functions and methods of a module, as `name` or `Class.name`."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        inner = node.body if isinstance(node, ast.ClassDef) else []
+        outer = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for each in [node, *inner]:
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(f"{outer}{each.name}")
+    return names
+
+
+def test_one_ids_way_leads_through_functions_that_exist() -> None:
+    way = section(ARCHITECTURE, "One id's way")
+    table = re.findall(r"^\|[\w ]*\| `(worker/[\w/]+\.py)` \| `([\w.]+)` \|(.*)$", way, re.M)
+    assert len(table) > 20
+    assert len(table) == way.count("| `worker/")
+    everywhere = {name for path in (ROOT / "worker").rglob("*.py") for name in defined(path)}
+    for path, name, text in table:
+        assert name in defined(ROOT / path), f"{name} in {path}"
+        for other in re.findall(r"`([\w.]+)`", text):
+            if other.endswith(".lua"):
+                assert other.removesuffix(".lua") in scripts.NAMES, other
+            else:
+                assert other in everywhere, other
+
+
+def test_every_room_is_in_the_list() -> None:
+    listed = set(re.findall(r"^(?:  )?([a-z]+)(?:/|\.py) ", fences(ARCHITECTURE, "")[0], re.M))
+    assert listed == {name for layer in LAYERS for name in layer} | {"errors"}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=place)
