@@ -203,7 +203,7 @@ async def test_what_could_not_be_handed_over_is_handed_over_later(
 
     registry.reach.heard(Service.BROKER)
     with monkeypatch.context() as patched:
-        patched.setattr(registry.scripts, "call", refused)
+        patched.setattr(registry._scripts, "call", refused)
         with pytest.raises(RegistryUnavailable):
             await registry.tick("a:1")
     await registry.tick("a:1")

@@ -37,7 +37,7 @@ def plain(value: object, style: str = "") -> Text:
 
 
 def print_record(out: Console, record: Mapping[str, Any], now: int) -> None:
-    """Print one record (as ``manifest.shown`` gives it); ``now`` in Unix milliseconds."""
+    """Print one record (as ``manifest.public`` gives it); ``now`` in Unix milliseconds."""
 
     state = str(record["state"])
     title = Text.assemble(

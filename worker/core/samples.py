@@ -88,8 +88,8 @@ def _reading(answer: Answer, host: str) -> Reading:
         case Doubtful(error=said):
             return Reading(line="doubtful", said=said, answer=answer)
         case done:
-            found = finding.find_files(jsontext.loads(done.data), host)
-            files = tuple(_with_addresses(outputs.plan_files(found), found))
+            places = finding.find_files(jsontext.loads(done.data), host)
+            files = tuple(_with_addresses(outputs.plan_files(places), places))
             rejected = sum(bool(planned.rejected) for planned, _ in files)
             line = f"succeeded: {len(files)} file{'s' * (len(files) != 1)}"
             line += f", {rejected} of them rejected" if rejected else ""

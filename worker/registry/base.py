@@ -61,12 +61,12 @@ class Base:
         self._ttl = record_ttl * 1000
         self._events_maxlen = events_maxlen
         self.owner = owner
-        self.version = version
+        self._version = version
         self.clock = clock or Clock()
         self.tally = Tally()
         self.reach = Reach()
-        self.scripts = Scripts(redis, namespace)
-        self.intake = Stream(redis, self.scripts, namespace)
+        self._scripts = Scripts(redis, namespace)
+        self.intake = Stream(redis, self._scripts, namespace)
         self._replicas = Replicas(redis, self.key("said", "replicated"))
 
     def key(self, *parts: str) -> str:

@@ -16,7 +16,7 @@ class Calls(Base):
         Returns the seconds to wait first, whether it may be made, and whether it is the probe of an
         open circuit.
         """
-        wait, refused, probe = await self.scripts.call("take", self.poll_rate, self._burst, token)
+        wait, refused, probe = await self._scripts.call("take", self.poll_rate, self._burst, token)
         return int(wait) / 1000, not refused, bool(probe)
 
     async def suspect(self, task_id: str, token: str) -> str:
@@ -27,7 +27,7 @@ class Calls(Base):
         Returns ``id`` if other ids had usable answers since its last refusal, ``upstream`` if three
         ids were refused and none had one, else ``unknown``.
         """
-        verdict: str = await self.scripts.call("suspect", task_id, token)
+        verdict: str = await self._scripts.call("suspect", task_id, token)
         return verdict
 
     async def since_usable(self, service: str) -> float | None:
@@ -37,16 +37,16 @@ class Calls(Base):
 
     async def throttle(self) -> None:
         """Halve the fleet's rate of upstream calls."""
-        await self.scripts.call("throttle", self.poll_rate, self._burst)
+        await self._scripts.call("throttle", self.poll_rate, self._burst)
 
     async def trip(self, circuit: str, *, kind: str, message: str, probe: bool) -> bool:
         """Open a circuit (or lengthen its gap after a failed probe); whether it was closed."""
-        return bool(await self.scripts.call("trip", circuit, kind, message, int(probe)))
+        return bool(await self._scripts.call("trip", circuit, kind, message, int(probe)))
 
     async def postpone(self, circuit: str) -> None:
         """Note that a probe proved nothing: the next one comes after the same gap."""
-        await self.scripts.call("postpone", circuit)
+        await self._scripts.call("postpone", circuit)
 
     async def close_circuit(self, circuit: str) -> bool:
         """Close a circuit after a success; whether it was open."""
-        return bool(await self.scripts.call("close", circuit))
+        return bool(await self._scripts.call("close", circuit))

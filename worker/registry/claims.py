@@ -58,7 +58,7 @@ class Claims(Base):
             return await self._repaired()
         token = secrets.token_hex(16)
         polling = kind is DueSet.POLL
-        answer = await self.scripts.call(
+        answer = await self._scripts.call(
             "claim",
             kind,
             token,
@@ -106,7 +106,7 @@ class Claims(Base):
     async def _repaired(self) -> Batch:
         """Repair what a step of Redis' clock has put out of place, before anything is claimed."""
         await self.now()
-        by = int(await self.scripts.call("clock", self._lease_ms, self.clock.stepped))
+        by = int(await self._scripts.call("clock", self._lease_ms, self.clock.stepped))
         self.clock.stepped = 0
         return Batch(jobs=(), wait=0, held=0, stepped=by / 1000)
 
@@ -116,7 +116,7 @@ class Claims(Base):
         by_token = _by_token(jobs)
         said = await asyncio.gather(
             *(
-                self.scripts.call_together(
+                self._scripts.call_together(
                     "renew",
                     claimed[0].kind,
                     token,
@@ -150,7 +150,7 @@ class Claims(Base):
                 notes = flat(left.notes)
                 words += [job.task_id, left.calls, left.error or "", len(notes), *notes]
             calls.append(
-                self.scripts.call_together(
+                self._scripts.call_together(
                     "release", claimed[0].kind, token, round(delay * 1000), *words
                 )
             )
@@ -180,7 +180,7 @@ class Claims(Base):
         if error is not None:
             fields += ["last_error", error]
         # what goes to be copied may carry megabytes: not with others
-        call = self.scripts.call_together if to is DueSet.POLL else self.scripts.call
+        call = self._scripts.call_together if to is DueSet.POLL else self._scripts.call
         said = await call(
             "save",
             job.task_id,
@@ -206,7 +206,7 @@ class Claims(Base):
         Returns the value that stands, Redis time in milliseconds, and whether somebody asked for
         the task's end.
         """
-        said, stands, now = await self.scripts.call(
+        said, stands, now = await self._scripts.call(
             "progress", job.task_id, job.token, self._lease_ms, name, value
         )
         if said == "lost":
@@ -225,7 +225,7 @@ class Claims(Base):
         restored: bool = False,
     ) -> None:
         """End the run: record, index, event and the due entry for telling; or LeaseLost."""
-        said = await self.scripts.call(
+        said = await self._scripts.call(
             "finish",
             job.task_id,
             job.token,
@@ -245,7 +245,7 @@ class Claims(Base):
         self, job: Job, *, told: str, settled: bool, delay: float, callbacks: int
     ) -> None:
         """Note what was told; raises :class:`LeaseLost`."""
-        said = await self.scripts.call(
+        said = await self._scripts.call(
             "told",
             job.task_id,
             job.token,

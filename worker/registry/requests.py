@@ -44,7 +44,7 @@ class Requests(View):
                 words = [
                     (secrets.token_hex(16), round(self._deadline * 1000), _own(row)) for row in rows
                 ]
-            call = self.scripts.call if alone else self.scripts.call_together
+            call = self._scripts.call if alone else self._scripts.call_together
             answers = await asyncio.gather(
                 *(
                     call(action, task_id, *each, *bound)
@@ -72,7 +72,7 @@ class Requests(View):
         said: dict[str, Look] = {}
         for start in range(0, len(task_ids), CHUNK):
             chunk = task_ids[start : start + CHUNK]
-            answers = await self.scripts.call("look", self.poll_rate, self._burst, *chunk)
+            answers = await self._scripts.call("look", self.poll_rate, self._burst, *chunk)
             said.update(zip(chunk, map(Look, answers), strict=True))
         return said
 

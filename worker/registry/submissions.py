@@ -41,7 +41,7 @@ class Submissions(Base):
             deadline = int(float(options.get("deadline", self._deadline)) * 1000)
             for start in range(0, len(ids), CHUNK):
                 chunk = ids[start : start + CHUNK]
-                flags = await self.scripts.call(
+                flags = await self._scripts.call(
                     "submit", metadata, label, text, callbacks, deadline, *chunk
                 )
                 new.update(zip(chunk, map(bool, flags), strict=True))
@@ -68,7 +68,7 @@ class Submissions(Base):
             after = merge_callbacks(before, callbacks) if before else None
             if before is None or after is None:
                 return
-            done = await self.scripts.call(
+            done = await self._scripts.call(
                 "add_callbacks", task_id, before, after, len(json.loads(after)["callbacks"])
             )
             if done != ActionAnswer.CHANGED:

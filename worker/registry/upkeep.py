@@ -27,7 +27,7 @@ class Upkeep(Base):
         counts, heard = self.tally.take(), self.reach.take()
         try:
             words = [word for report in heard for word in report]
-            await self.scripts.call("heard", worker, self.version, *words)
+            await self._scripts.call("heard", worker, self._version, *words)
             heard = []
             async with self.redis.pipeline(transaction=False) as pipe:
                 for name, by in counts.items():
@@ -38,7 +38,7 @@ class Upkeep(Base):
             self.reach.put_back(heard)
             raise
         if self.clock.settled:
-            await self.scripts.call("sweep", 500)
+            await self._scripts.call("sweep", 500)
 
     async def reconcile(self) -> int:
         """Put tasks that stand in no due set back to work; returns how many there were.
@@ -53,7 +53,7 @@ class Upkeep(Base):
             rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
             for _ in range(_RECONCILE_STEPS):
                 looked_at, back = map(
-                    int, await self.scripts.call("reconcile", state, rank, _RECONCILED)
+                    int, await self._scripts.call("reconcile", state, rank, _RECONCILED)
                 )
                 count += back
                 rank = rank + looked_at if looked_at == _RECONCILED else 0
@@ -68,19 +68,21 @@ class Upkeep(Base):
 
     async def purge(self, task_id: str, finished_at: str) -> str:
         """Remove a final task as it was read: ``ok``, ``changed``, ``telling`` or its state."""
-        said: str = await self.scripts.call("purge", task_id, finished_at)
+        said: str = await self._scripts.call("purge", task_id, finished_at)
         return said
 
     async def restore(self, record: Mapping[str, str]) -> bool:
         """Write a final record back as its manifest holds it; whether there was none."""
-        return bool(await self.scripts.call("restore", record["task_id"], self._ttl, *flat(record)))
+        return bool(
+            await self._scripts.call("restore", record["task_id"], self._ttl, *flat(record))
+        )
 
     async def check(self) -> dict[str, str]:
         """The keys that hold something else (empty text), or what Redis says if it refuses them.
 
         Raises ``RegistryUnavailable`` if Redis takes no writes now.
         """
-        unusable = pairs(await self.scripts.call("check"))
+        unusable = pairs(await self._scripts.call("check"))
         for key, said in unusable.items():
             known = outage(ResponseError(said))
             if WRONG_TYPE not in said and not isinstance(known, RegistryUnfit):

@@ -28,12 +28,12 @@ def size(head: memoryview, content_type: str) -> Size | None:
     if reader is None:
         return None
     try:
-        found = reader(head)
+        measured = reader(head)
     except (struct.error, IndexError):  # cut off inside a header
         return None
-    if found is None or not all(0 < edge <= _LARGEST for edge in found):
+    if measured is None or not all(0 < edge <= _LARGEST for edge in measured):
         return None
-    return found
+    return measured
 
 
 def _turned(size: Size, orientation: int) -> Size:
@@ -67,18 +67,18 @@ def _ifd(data: memoryview, wanted: tuple[int, ...]) -> dict[int, int]:
 def _png(head: memoryview) -> Size | None:
     if bytes(head[12:16]) != b"IHDR":
         return None
-    found: Size = struct.unpack_from(">II", head, 16)
+    measured: Size = struct.unpack_from(">II", head, 16)
     at = 33
     for _ in range(_STEPS):
         if at + 8 > len(head):
             break
         length, name = struct.unpack_from(">I4s", head, at)
         if name == b"eXIf":
-            return _turned(found, _orientation(head[at + 8 : at + 8 + length]))
+            return _turned(measured, _orientation(head[at + 8 : at + 8 + length]))
         if name == b"IDAT":
             break
         at += 12 + length
-    return found
+    return measured
 
 
 def _gif(head: memoryview) -> Size:
@@ -179,15 +179,15 @@ def _heif(head: memoryview) -> Size | None:
         return None
     (item,) = struct.unpack_from(">H" if primary[0] == 0 else ">I", primary, 4)
     wanted = _associated(links, item)
-    found, turned = None, False
+    measured, turned = None, False
     for number, (name, content, _) in enumerate(boxes(held), start=1):
         if number not in wanted:
             continue
         if name == b"ispe":
-            found = struct.unpack_from(">II", content, 4)
+            measured = struct.unpack_from(">II", content, 4)
         elif name == b"irot":
             turned = content[0] & 1 == 1  # by a quarter or three
-    return (found[1], found[0]) if found and turned else found
+    return (measured[1], measured[0]) if measured and turned else measured
 
 
 def _associated(links: memoryview, item: int) -> frozenset[int]:

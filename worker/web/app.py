@@ -216,13 +216,13 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
     @routes.get("/api/endings", responses=answers(documents.Endings, 422))
     async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
         """How many tasks ended when, in 60 equal spans; the last one holds this moment."""
-        found = await endings.look(desk.registry, span.minutes)
+        seen = await endings.look(desk.registry, span.minutes)
         return answer(
             {
-                "now": found.now,
-                "begin": found.begin,
-                "step": found.step,
-                "counts": dict(found.counts),
+                "now": seen.now,
+                "begin": seen.begin,
+                "step": seen.step,
+                "counts": dict(seen.counts),
             }
         )
 

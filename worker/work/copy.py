@@ -326,12 +326,12 @@ class CopyWork:
 
     async def _refresh(self, task: _Task, stale: list[int]) -> list[int]:
         """Get fresh addresses for some files; those that have none, with the reason noted."""
-        found = await self._fresh_addresses(task.claim)
-        if isinstance(found, InVain):
+        fresh = await self._fresh_addresses(task.claim)
+        if isinstance(fresh, InVain):
             for number in stale:
-                self._fault(task, number, found.error, store=not found.answered)
+                self._fault(task, number, fresh.error, store=not fresh.answered)
             return stale
-        named = task.files.renew(found)
+        named = task.files.renew(fresh)
         without = [number for number in stale if number not in named]
         for number in without:
             error = task.files.missing(number)

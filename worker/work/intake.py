@@ -46,7 +46,7 @@ class Intake:
         refusals = [*refusals, *too_many]
         await self.refuse(refusals, source=source)
         if new:
-            traces = {"trace_id": found} if (found := trace_id(options.get("traceparent"))) else {}
+            traces = {"trace_id": trace} if (trace := trace_id(options.get("traceparent"))) else {}
             log.info(
                 "intake.accepted", source=source, ids=len(new), new=sum(new.values()), **traces
             )
@@ -117,9 +117,9 @@ class Intake:
             await self._registry.intake.give_back(entry)
             del self._in_hand[entry.id]
 
-    async def _watch(self, found: str) -> None:
+    async def _watch(self, seen: str) -> None:
         """Say what an empty stream was seen to be."""
-        if found == "reopened":
+        if seen == "reopened":
             log.warning("intake.reopened")
-        elif found == "blind" and await self._registry.say_once("intake.blind", seconds=3600):
+        elif seen == "blind" and await self._registry.say_once("intake.blind", seconds=3600):
             log.warning("intake.blind", remedy="allow the workers' Redis user +xinfo|stream")

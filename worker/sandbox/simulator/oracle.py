@@ -76,15 +76,15 @@ def references(script: Script) -> dict[int, list[str]]:
     if script.end in OUTPUTS:
         return {}  # instead of its own
     certain = sure(script)
-    found: dict[int, list[str]] = {}
+    by_file: dict[int, list[str]] = {}
     for number, pointer, slot in _places(script):
         if slot.shape == "text" and slot.text != "{url}":
             continue  # a text that mentions an address is a text
         if number not in certain and not _looks_like_output(script.files[number], pointer):
             continue
         ref = f"{pointer}/url" if slot.shape == "object" else pointer
-        found.setdefault(number, []).append(ref)
-    return found
+        by_file.setdefault(number, []).append(ref)
+    return by_file
 
 
 def sure(script: Script) -> set[int]:

@@ -417,14 +417,14 @@ class Simulator:
             return struck
         if path.startswith(FOLDER):
             return self._uploads.get(request, now=self._now())
-        found = self._aliases.get(path) or files.task_of(path, tasks.FILES_PATH)
-        task = self._tasks.get(found[0]) if found else None
-        if found is None or task is None or found[1] >= len(task.script.files):
+        asked = self._aliases.get(path) or files.task_of(path, tasks.FILES_PATH)
+        task = self._tasks.get(asked[0]) if asked else None
+        if asked is None or task is None or asked[1] >= len(task.script.files):
             return files.error(404, "NoSuchKey", "The specified key does not exist.")
         response = await files.serve(
-            request, task, found[1], now=self._now(), secret=self._url_secret
+            request, task, asked[1], now=self._now(), secret=self._url_secret
         )
-        self._say("file.asked", task_id=task.id, file=found[1], status=response.status)
+        self._say("file.asked", task_id=task.id, file=asked[1], status=response.status)
         return response
 
     async def _post_next(self, request: web.Request) -> web.StreamResponse:
