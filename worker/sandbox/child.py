@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 _ROOT = str(Path(__file__).parents[2])
 
-# Ends a child when its parent is gone, however it went: the pipe on stdin then closes.
+# Ends a child when its parent (and its forks) are gone, however they went: the pipe on stdin then
+# closes. (PR_SET_PDEATHSIG would follow the starting thread, and only on Linux.)
 _WATCH = """
 read -r _
 kill -TERM "$1" || exit
@@ -69,7 +71,7 @@ class Child:
         cwd: Path | None = None,
     ) -> None:
         self._grace = grace
-        self.process = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
+        self.process = subprocess.Popen(  # noqa: S603  commands of ours
             list(command),
             env=dict(environ),
             cwd=cwd,
@@ -91,14 +93,14 @@ class Child:
             self.process.wait()
             raise
 
-    def ask_to_end(self) -> None:
-        """Send SIGTERM, if it still runs."""
+    def ask_to_end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal, if it still runs."""
         if self.process.poll() is None:
-            self.process.terminate()
+            self.process.send_signal(by)
 
-    def end(self) -> int:
-        """Wait for its end, and insist after the grace; returns the exit code."""
-        self.ask_to_end()
+    def end(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end, wait, and insist after the grace; returns the exit code."""
+        self.ask_to_end(by)
         try:
             self.process.wait(self._grace)
         except subprocess.TimeoutExpired:

@@ -28,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.errors import HarvesterError, RegistryUnavailable, SettingsError, StoreUnavailable
+from worker.sandbox.child import Child
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,11 +40,6 @@ _GRPC = 10_000  # SeaweedFS listens for gRPC at each HTTP port plus this
 _SOCKETS = Path("/tmp")  # noqa: S108  where SeaweedFS puts its gRPC sockets; it has no setting
 _ATTEMPTS = 5
 _PAUSE = 0.02
-
-# Ends the server when whoever started it (and its forks) is gone, however it went: the pipe on
-# stdin then closes.
-# (PR_SET_PDEATHSIG would follow the starting thread, and only on Linux.)
-_WATCH = 'read -r _; kill -TERM "$1" && sleep 10 && kill -KILL "$1"'
 
 
 class EmbeddedServer(ABC):
@@ -60,8 +56,7 @@ class EmbeddedServer(ABC):
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self._ports: tuple[int, ...] = ()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watcher: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._failure: type[HarvesterError] = HarvesterError
 
     def __enter__(self) -> Self:
@@ -83,12 +78,12 @@ class EmbeddedServer(ABC):
     @property
     def pid(self) -> int:
         """The server's process id; 0 while it is not running."""
-        return self._process.pid if self.running and self._process else 0
+        return self._child.process.pid if self.running and self._child else 0
 
     @property
     def running(self) -> bool:
         """Whether the process is alive."""
-        return self._process is not None and self._process.poll() is None
+        return self._child is not None and self._child.process.poll() is None
 
     def start(self) -> Self:
         """Start the server and return once it has carried out a real command.
@@ -148,24 +143,16 @@ class EmbeddedServer(ABC):
 
     def _launch(self, binary: Path) -> None:
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603  our own binary and arguments
+            self._child = Child(
                 [str(binary), *self._arguments()],
-                cwd=self.directory,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
+                self._environment(),
+                grace=self.stop_seconds,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal reaches its starter first
+                cwd=self.directory,
             )
         try:
-            self._watcher = subprocess.Popen(  # noqa: S603  a script of ours
-                ["/bin/sh", "-c", _WATCH, f"{self.name}-watch", str(self._process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            self._wait_until_ready(self._process)
+            self._wait_until_ready(self._child.process)
         except BaseException:
             self.kill()
             raise
@@ -189,24 +176,11 @@ class EmbeddedServer(ABC):
             f"{self.name} was not ready within {self.start_seconds:g} s; see {self.log_file}"
         ) from problem
 
-    def _end(self, with_signal: signal.Signals) -> None:
-        watcher, self._watcher = self._watcher, None
-        process, self._process = self._process, None
-        if watcher is not None:
-            watcher.kill()
-            watcher.wait()
-            if watcher.stdin is not None:
-                watcher.stdin.close()
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(with_signal)
-        try:
-            process.wait(self.stop_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._tidy()
+    def _end(self, by: signal.Signals) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end(by)
+            self._tidy()
 
 
 class Valkey(EmbeddedServer):
