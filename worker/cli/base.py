@@ -9,9 +9,10 @@ import shutil
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import simplejson
+import typer
 from rich.console import Console
 
 from worker.errors import RegistryUnavailable, SettingsError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
     from worker.registry.registry import Registry
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 FAILED = 1
 USAGE = 2

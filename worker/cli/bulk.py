@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.base import FAILED, USAGE, complain, console, print_json, registry, settings
+from worker.cli.base import FAILED, USAGE, Json, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered
 from worker.core.answers import ActionAnswer, why
 from worker.core.filters import NEWEST, ONLY_WHEN_NAMED, Action, Filters, error_of
@@ -33,7 +33,6 @@ _WORDS = {Action.RETRY: "retried", Action.CANCEL: "canceled", Action.NOTIFY: "no
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @filtered

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from worker.cli.base import FAILED, complain, print_json, registry, settings
-from worker.cli.tasks import Json, TaskIds
+from worker.cli.base import FAILED, Json, complain, print_json, registry, settings
+from worker.cli.tasks import TaskIds
 from worker.core.looks import TEXTS
 from worker.core.submission import MAX_IDS
 

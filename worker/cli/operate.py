@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.base import FAILED, complain, console, print_json, registry, settings
+from worker.cli.base import FAILED, Json, complain, console, print_json, registry, settings
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -54,7 +54,7 @@ def worker(
 
 
 def rebuild(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Restore records from the manifests in the bucket, after Redis has been lost.
 
@@ -108,7 +108,7 @@ def doctor(
         ),
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check Redis, broker, upstream, bucket and workers, and say what to do about what is wrong.
 

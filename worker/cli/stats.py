@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cancelling import heed
-from worker.cli.base import STATE_STYLES, console, print_json, print_json_line, registry, settings
+from worker.cli.base import (
+    STATE_STYLES,
+    Json,
+    console,
+    print_json,
+    print_json_line,
+    registry,
+    settings,
+)
 from worker.core.figures import moment, span
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ _BEHIND = 5  # labels
 
 
 def stats(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show them anew every 2 s, until Ctrl-C.")
     ] = False,

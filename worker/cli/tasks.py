@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.base import FAILED, complain, console, print_json, registry, settings
+from worker.cli.base import FAILED, Json, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered, read_ids, say_bound
 from worker.cli.show import FEW, Report, last_time, print_record, refused_table, tasks_table
 from worker.core import jsontext, manifest
@@ -35,7 +35,6 @@ _LOOK = 0.5  # seconds between two looks at what is waited for
 _PATIENCE = 15.0  # seconds of an unreachable Redis that waiting outlasts
 
 TaskIds = Annotated[list[str], typer.Argument(metavar="ID", help="Task ids.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 # -- submit --------------------------------------------------------------------------------------

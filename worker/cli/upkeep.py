@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import simplejson
 import typer
 
-from worker.cli.base import FAILED, complain, console, print_json, registry, settings
+from worker.cli.base import FAILED, Json, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered, parse_since, say_bound
 from worker.cli.show import FEW
 from worker.cli.tasks import passing
@@ -43,7 +43,7 @@ def purge(
         typer.Option("--state", help="Only tasks in this final state; may be repeated."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Remove records of final tasks from Redis; files and manifests stay in the bucket."""
     if not task_ids and older_than is None and not states:
@@ -149,7 +149,7 @@ def verify(
         str | None,
         typer.Option(metavar="TIME", help="Tasks stored since then: 2h, 7d, or an ISO 8601 time."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Read stored files again and compare them with their manifests. Exit code 1 if any differs."""
     if sum((bool(task_ids), every, since is not None)) != 1:

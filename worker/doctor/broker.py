@@ -12,7 +12,7 @@ from config.environment import shut_side_doors
 from config.rules import BROKER_SCHEMES
 from worker.core.redact import one_line
 from worker.doctor import limits, redis
-from worker.doctor.finding import Finding, Level
+from worker.doctor.finding import Finding, Level, bad
 from worker.errors import RegistryUnavailable, RegistryUnfit
 from worker.offload import Aside
 from worker.registry.client import outage
@@ -44,7 +44,7 @@ async def check(settings: Settings) -> Findings:
                 fault = ""
             if fault:
                 detail, _, remedy = fault.partition(". ")
-                return [Finding(name="Broker", level=Level.WRONG, detail=detail, remedy=remedy)]
+                return [bad("Broker", Level.WRONG, detail, remedy)]
         return [Finding(name="Broker", detail="answers")]
     # of Redis and of RabbitMQ; kombu wraps them in an error of its own
     causes = [cause for cause in (problem, problem.__cause__) if isinstance(cause, Exception)]
@@ -53,11 +53,11 @@ async def check(settings: Settings) -> Findings:
         for cause in causes
     )
     return [
-        Finding(
-            name="Broker",
-            level=Level.WRONG if refused else Level.UNREACHABLE,
-            detail=one_line(f"{where(settings)}: {type(problem).__name__}: {problem}", 300),
-            remedy=f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
+        bad(
+            "Broker",
+            Level.WRONG if refused else Level.UNREACHABLE,
+            one_line(f"{where(settings)}: {type(problem).__name__}: {problem}", 300),
+            f"Correct {variable}." if refused else f"Start it, or correct {variable}.",
         )
     ]
 

@@ -81,4 +81,4 @@ def ticking(fleet: Overview) -> Finding:
     else:
         detail = "none is running: tasks are accepted and wait"
     remedy = "Start one: harvester worker"
-    return Finding(name="Workers", level=Level.WARNING, detail=detail, remedy=remedy)
+    return bad("Workers", Level.WARNING, detail, remedy)

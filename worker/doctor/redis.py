@@ -38,19 +38,14 @@ async def check(settings: Settings, registry: Registry) -> Findings:
         saves = await _snapshot_rule(registry)
     except RegistryUnfit as error:
         remedy = "Correct REDIS_URL, or the access list of its user."
-        return [Finding(name="Redis", level=Level.WRONG, detail=f"{place}: {error}", remedy=remedy)]
+        return [bad("Redis", Level.WRONG, f"{place}: {error}", remedy)]
     except RegistryUnavailable as error:
         return [
-            Finding(
-                name="Redis",
-                level=Level.UNREACHABLE,
-                detail=f"{place}: {error}",
-                remedy="Start it, or correct REDIS_URL.",
-            )
+            bad("Redis", Level.UNREACHABLE, f"{place}: {error}", "Start it, or correct REDIS_URL.")
         ]
     if info.get("cluster_enabled") == 1:
         detail, _, remedy = unfit(info).partition(". ")
-        return [Finding(name="Redis", level=Level.WRONG, detail=detail, remedy=remedy)]
+        return [bad("Redis", Level.WRONG, detail, remedy)]
     return [
         Finding(name="Redis", detail=f"{place} answers"),
         *await _keys(registry),
@@ -69,14 +64,14 @@ async def _keys(registry: Registry) -> Findings:
         aside = await registry.set_aside(seconds=_ASIDE)
     except RegistryUnavailable as error:
         remedy = "Make room, or wait until Redis takes writes again."
-        return [Finding(name="Keys", level=Level.WRONG, detail=str(error), remedy=remedy)]
+        return [bad("Keys", Level.WRONG, str(error), remedy)]
     findings = []
     for key, said in list(unusable.items())[:SHOWN]:
         remedy = "Give the user of REDIS_URL this key; docs/security.md has the access list."
         if not said:
             remedy = f"Find out what did, then remove the key: redis-cli DEL {key}"
         detail = one_line(f"{key}: {said or 'something else than the fleet has written it'}", 200)
-        findings.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+        findings.append(bad("Keys", Level.WRONG, detail, remedy))
     if aside:
         some = ", ".join(aside[:SHOWN])
         detail = f"{count(len(aside), 'task')} set aside, since a key has a wrong type: {some}"
@@ -84,7 +79,7 @@ async def _keys(registry: Registry) -> Findings:
             "Find out what overwrites harvester:task:ID or harvester:work:ID, remove that key "
             "and submit the id again."
         )
-        findings.append(Finding(name="Keys", level=Level.WRONG, detail=detail, remedy=remedy))
+        findings.append(bad("Keys", Level.WRONG, detail, remedy))
     return findings
 
 
@@ -122,22 +117,17 @@ def _version(info: Mapping[str, Any]) -> Finding:
     if numbers >= OLDEST_REDIS:
         return Finding(name="Version", detail=server)
     oldest = ".".join(map(str, OLDEST_REDIS))
-    return Finding(
-        name="Version",
-        level=Level.WRONG,
-        detail=server,
-        remedy=f"Redis {oldest} or newer is needed.",
-    )
+    return bad("Version", Level.WRONG, server, f"Redis {oldest} or newer is needed.")
 
 
 def _eviction(info: Mapping[str, Any]) -> Finding:
     policy = str(info.get("maxmemory_policy", ""))
     if policy.startswith("allkeys-"):
-        return Finding(
-            name="Eviction",
-            level=Level.WRONG,
-            detail=f"{policy}: a full Redis throws unfinished tasks away",
-            remedy="Set maxmemory-policy noeviction; workers do not start before.",
+        return bad(
+            "Eviction",
+            Level.WRONG,
+            f"{policy}: a full Redis throws unfinished tasks away",
+            "Set maxmemory-policy noeviction; workers do not start before.",
         )
     if policy.startswith("volatile-"):
         return Finding(name="Eviction", detail=f"{policy}: may cost finished records only")
@@ -154,4 +144,4 @@ def _persistence(info: Mapping[str, Any], saves: str | None) -> Finding:
         detail = "no append-only file; the server does not tell of snapshots"
     else:
         detail = f"snapshots only ({saves}): a crash loses what came after the last one"
-    return Finding(name="Persistence", level=Level.WARNING, detail=detail, remedy=remedy)
+    return bad("Persistence", Level.WARNING, detail, remedy)

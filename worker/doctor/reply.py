@@ -13,7 +13,7 @@ from worker.core.models import Doubtful, NotFound
 from worker.core.redact import one_line, strip_query
 from worker.core.services import REMEDIES
 from worker.doctor import limits
-from worker.doctor.finding import Finding, Level
+from worker.doctor.finding import Finding, Level, bad
 from worker.errors import (
     SourceError,
     SourceGone,
@@ -54,7 +54,7 @@ async def examine_reply(settings: Settings, task_id: str) -> tuple[list[Finding]
             remedy = "Check SPEEDPIX_ENDPOINT and the network."
             detail = one_line(f"{where}: {error}")
             level = Level.UNREACHABLE
-            return [Finding(name="Call", level=level, detail=detail, remedy=remedy)], None
+            return [bad("Call", level, detail, remedy)], None
         took = loop.time() - began
     kind = one_line(reply.headers.get("content-type", "no content type"), 100)
     detail = (
