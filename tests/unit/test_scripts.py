@@ -9,8 +9,9 @@ import pytest
 
 from worker.core.answers import ActionAnswer, why
 from worker.core.looks import Look
+from worker.core.manifest import SCHEMA
 from worker.core.models import State
-from worker.registry import lines, scripts, view
+from worker.registry import lines, overview, scripts, view
 
 
 def own(name: str) -> str:
@@ -38,3 +39,6 @@ def test_numbers_are_those_of_the_scripts() -> None:
     assert re.findall(r"^local shift = (\d+)$", own("claim"), re.M) == [f"{lines._SHIFT}"]
     weights = re.findall(r"HINCRBY', key, field, (\d+)\)", own("save"))
     assert weights == [f"{view._DURATION_WEIGHT}"]
+    prelude = own("prelude")
+    assert re.findall(r"factor \+ passed / (\d+)", prelude) == [f"{overview._RECOVERY}"]
+    assert re.findall(r"'schema', '(\d+)'", own("submit")) == [f"{SCHEMA}"]

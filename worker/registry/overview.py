@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CIRCUITS = ("upstream", "store")
 """Those that can be open."""
+_RECOVERY = 60  # seconds in which all of the rate comes back, in prelude.lua
 
 
 async def read_overview(registry: Base) -> Overview:
@@ -79,8 +80,8 @@ async def _rate(registry: Base, now: int) -> float:
     factor, at = await registry.redis.hmget(registry.key("rate"), "factor", "at")
     if not factor or not at:
         return registry.poll_rate
-    # as the scripts do: it comes back by a sixtieth a second
-    return registry.poll_rate * min(1.0, float(factor) + max(0, now - int(at)) / 60_000)
+    passed = max(0, now - int(at)) / 1000
+    return registry.poll_rate * min(1.0, float(factor) + passed / _RECOVERY)
 
 
 async def _services(
