@@ -22,7 +22,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean picture screenshots bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean picture screenshots shown bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -158,6 +158,9 @@ picture: $(STAMP) ## Draw the rooms in docs/architecture.md again, from the impo
 
 screenshots: $(STAMP) ## Take the pictures of the page for the docs again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/integration/test_web_looks.py
+
+shown: $(STAMP) ## Run the demo and the tests, and show in README.md what they print
+	$(BIN)/python -m tests.shown
 
 bench-page: $(STAMP) ## Measure the page and the API with 1,000 and 100,000 records
 	$(BIN)/python -m tests.bench.page $(BENCH_ARGS)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.shown import demo_lines, shown, steady
 from tests.support import BOUND, eventually, needs
 from worker.sandbox.demo import JOBS
 from worker.sandbox.simulator import EXAMPLE_ID
@@ -249,6 +250,20 @@ async def test_the_demo_ends_as_intended(tmp_path: Path) -> None:
     assert (code, err) == (0, ""), out + err
     assert f"✓ All {len(JOBS)} tasks ended as intended" in out
     assert os.listdir(tmp_path) == []  # noqa: PTH208  a Path would count as I/O on the loop
+    assert steady(shown("demo")) == steady(demo_lines(out)), "stale: run `make shown`"
+
+
+def test_the_readme_knows_about_how_many_tests_there_are() -> None:
+    (passed,) = re.findall(r"^(\d+) passed in ", "\n".join(shown("test")))
+    (selection,) = re.findall(r"^test: .*\n.* -m ('.*?') ", (ROOT / "Makefile").read_text(), re.M)
+    (patient,) = re.findall(r"^PATIENT := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    chosen = selection.strip("'").replace("$(PATIENT)", patient)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", chosen],
+        cwd=ROOT, env=environ(), capture_output=True, text=True, timeout=BOUND, check=True,
+    )  # fmt: skip
+    (there_are,) = re.findall(r"^(\d+)(?:/\d+)? tests collected", done.stdout, re.M)
+    assert int(passed) == pytest.approx(int(there_are), rel=0.1), "stale: run `make shown`"
 
 
 async def test_a_demo_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typer.main import get_command
 
 from config.settings import Settings, secret_variables, variable
 from tests.rooms import LAYERS
+from tests.shown import shown
 from worker.cli.main import app
 from worker.core import finding, manifest, outputs, reply
 from worker.core.layout import Layout
@@ -29,6 +30,7 @@ from worker.core.schedule import Gaps, webhook_gap
 from worker.core.submission import Options, Policy, read_body, read_submission
 from worker.registry import scripts
 from worker.registry.records import DueSet
+from worker.sandbox.demo import JOBS
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted(
@@ -410,6 +412,15 @@ def test_example_submissions_over_celery_are_accepted() -> None:
                     assert refusals == []
                     checked += 1
     assert checked >= 3
+
+
+def test_the_readme_is_short_and_shows_tasks_that_the_demo_has() -> None:
+    assert len(README.splitlines()) <= 200
+    lines = shown("demo")
+    mark = lines.index("…")
+    there = [line.split("  ")[0] for line in [*lines[mark - 3 : mark], *lines[mark + 1 : mark + 4]]]
+    assert there == [*list(JOBS)[:3], *list(JOBS)[-3:]]
+    assert f"All {len(JOBS)} tasks ended as intended" in lines[-1]
 
 
 def test_the_chinese_readme_shows_what_the_english_one_does() -> None:
