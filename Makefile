@@ -165,8 +165,9 @@ shown: $(STAMP) ## Run the demo and the tests, and show in README.md what they p
 bench-page: $(STAMP) ## Measure the page and the API with 1,000 and 100,000 records
 	$(BIN)/python -m tests.bench.page $(BENCH_ARGS)
 
-lint: $(STAMP) ## Check style and format
+lint: $(STAMP) ## Check style, format and spelling
 	$(BIN)/ruff check
+	$(BIN)/codespell *.md docs examples worker config tests deploy .ci Makefile
 	$(BIN)/ruff format --check
 
 types: $(STAMP) ## Check types

@@ -72,7 +72,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
             "broker_heartbeat": _AMQP_HEARTBEAT,
             "broker_transport_options": {
                 "confirm_publish": True,
-                # A broker that does not answer, while it recovers for example, is asked anew.
+                # A broker that does not answer, while it recovers for example, is asked again.
                 "read_timeout": SOCKET_TIMEOUT,
             },
         }

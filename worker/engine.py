@@ -287,7 +287,7 @@ class _Watchdog(threading.Thread):
     """Ends the process if its loop answers nothing for ``seconds``.
 
     While the loop stands still its leases lapse and others go on; the process itself would stay
-    useless, so a supervisor is given the chance to start it anew.
+    useless, so a supervisor gets the chance to replace it.
     """
 
     def __init__(self, seconds: float) -> None:

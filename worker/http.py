@@ -89,7 +89,7 @@ def make_client(
     *,
     timeout: httpx.Timeout,
 ) -> httpx.AsyncClient:
-    """The same with httpx's API, for bodies that are small; follows no redirections.
+    """The same with httpx's API, for bodies that are small; follows no redirects.
 
     ``connector`` is called on the loop, before the first request.
     """

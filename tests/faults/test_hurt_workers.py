@@ -36,7 +36,7 @@ async def poisoned(scene: Scene, bad: int, good: int) -> dict[str, tuple[str, st
 async def test_poison(scene: Scene, deployments: bool) -> None:
     """Rows 12 and 14: tasks that kill every worker that copies them, among good ones.
 
-    In row 14 workers are killed and stopped all the time besides; no good task may pay for it.
+    Row 14 also kills and stops workers all the time; no good task may pay for it.
     """
     seed, workers = random.Random(14), size(2, 3)
     endings: dict[str, tuple[str, str]] = {}

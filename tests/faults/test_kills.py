@@ -218,7 +218,7 @@ async def test_killed_amid_a_huge_file(scene: Scene) -> None:
         await eventually(lambda: assassin.kills, what="a kill")
         await scene.all_final()
         await assassin.settled()
-    assert sent > 1.4 * bytes_of_file, "the new owner did not begin anew"
+    assert sent > 1.4 * bytes_of_file, "the new owner did not begin again"
     await scene.judge(
         "1",
         "kill -9: amid a huge file",

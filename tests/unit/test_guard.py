@@ -193,7 +193,7 @@ def test_unusual_notations_of_an_address_are_refused(address: IPv4Address, data:
     )
     guard = Guard(["*"])
     if is_public(address) and (notation.endswith(".") or not notation.isascii()):
-        return  # written anew as the usual notation, which is allowed
+        return  # written again as the usual notation, which is allowed
     with pytest.raises(SourceRejected):
         guard.check_url(f"https://{notation}/")
 

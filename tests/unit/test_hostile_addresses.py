@@ -180,7 +180,7 @@ class Nameserver(asyncio.DatagramProtocol):
 
 
 class Asking(AbstractResolver):
-    """Asks one DNS server for the address of a name, every time anew."""
+    """Asks one DNS server for the address of a name, afresh every time."""
 
     def __init__(self, port: int) -> None:
         self._port = port

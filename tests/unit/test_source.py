@@ -288,7 +288,7 @@ async def test_just_as_large_as_allowed_is_not_too_large() -> None:
     assert len(await fetched(lambda call: call.whole(body=bytes(LIMIT)))) == LIMIT
 
 
-# -- redirections -----------------------------------------------------------------------------
+# -- redirects -----------------------------------------------------------------------------
 
 
 async def test_redirections_are_followed() -> None:
@@ -309,7 +309,7 @@ async def test_too_many_redirections_are_a_fault() -> None:
         await call.send("307 Again", "Location: /again", "Content-Length: 0")
 
     async with hosted(script) as host, reaching() as source:
-        with pytest.raises(SourceFault, match="more than 5 redirections"):
+        with pytest.raises(SourceFault, match="more than 5 redirects"):
             await fetch(source, host.url())
     assert len(host.calls) == MAX_REDIRECTS + 1
 

@@ -39,7 +39,7 @@ _BEHIND = 5  # labels
 def stats(
     as_json: Json = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show them anew every 2 s, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Refresh every 2 s, until Ctrl-C.")
     ] = False,
 ) -> None:
     """Show counts, lateness, calls, rate and learned durations."""

@@ -31,7 +31,7 @@ def _constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
 
 
-# made once: the functions of the module would make them anew for every call
+# made once: the module's functions would make new ones for every call
 _DECODER = simplejson.JSONDecoder(
     parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=_constant
 )

@@ -90,7 +90,7 @@ _AUDIT_FAILED = "B_API_AuditFailed"
 _CANNOT_FIND_TASK = "B_COMPUTING_CanNotFindTask"
 _CONTENT_UNSAFE = "P_Request_ContentSafe"
 
-# The documented ones, and what the vendor's SDKs and other pages name besides.
+# The documented ones, and others that the vendor's SDKs and other pages name.
 _WAITING = frozenset({"waiting", "queued", "pending", "running", "processing"})
 _SUCCEEDED = frozenset({"succeeded", "successed", "success"})
 _ENDED = {

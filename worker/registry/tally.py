@@ -70,7 +70,7 @@ class Tally:
         self.count(f"{name}:sum_ms", round(value * 1000))
 
     def take(self) -> dict[str, int]:
-        """Hand over what was counted, and begin anew."""
+        """Hand over what was counted, and begin again."""
         taken = dict(self._counts)
         self._counts.clear()
         return taken

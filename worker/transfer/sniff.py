@@ -355,7 +355,7 @@ def _is_json(text: str) -> bool:
 def _by_database(head: bytes, named: str) -> FileType | None:
     """Everything else that has a name; puremagic knows many formats, and some of them vaguely.
 
-    Only its table is used: what it does besides with foreign bytes is bounded by nothing.
+    Only its table is used: nothing bounds what else it does with foreign bytes.
     """
     for match in _DATABASE:
         if head.startswith(match.byte_match, match.offset):

@@ -96,7 +96,7 @@ class Source:
     """Opens files. ``session`` must be one of the guard's own.
 
     ``connect_timeout`` and ``stall_timeout`` are in seconds: for a connection, and between two
-    signs of life on it; ``headers_timeout`` is for all until the last header, redirections
+    signs of life on it; ``headers_timeout`` is for all until the last header, redirects
     included. A transfer that breaks off is resumed ``max_resumes`` times as long as
     each brought bytes and the host can prove that the file is still the same.
     """
@@ -131,7 +131,7 @@ class Source:
     ) -> AsyncIterator[Download]:
         """GET ``url``; the body is read from the :class:`Download`.
 
-        ``progress`` is called before every request, of which redirections and resumptions make
+        ``progress`` is called before every request, of which redirects and resumptions make
         several; each shows life or fails within the timeouts.
 
         Raises :class:`SourceGone` for 403, 404 and 410, :class:`SourceRejected` for an address
@@ -151,7 +151,7 @@ class Source:
             download._body.close()
 
     async def _get(self, address: _Address, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """The response to a GET that is no redirection, its body unread.
+        """The response to a GET that is no redirect, its body unread.
 
         The whole way to it is bounded, however lively a host is that never comes to the point.
         """
@@ -175,19 +175,19 @@ class Source:
             try:
                 target = httpx.URL(url).join(response.headers["location"])
             except (KeyError, ValueError, httpx.InvalidURL):
-                raise SourceFault("a redirection that leads nowhere") from None
+                raise SourceFault("a redirect without a usable Location") from None
             url = self._onward(url, str(target))
-        raise SourceFault(f"more than {MAX_REDIRECTS} redirections")
+        raise SourceFault(f"more than {MAX_REDIRECTS} redirects")
 
     def _onward(self, url: str, target: str) -> str:
-        """Where a redirection leads: never from https to plain http, even where that is allowed."""
+        """Where a redirect leads: never from https to plain http, even where that is allowed."""
         if not url.startswith("https:") or not target.startswith("http:"):
             return target
         try:
             self._guard.check_url(target)
         except SourceRejected:
             return _secured(target) or target
-        raise SourceRejected("a redirection from https to plain http is not allowed")
+        raise SourceRejected("a redirect from https to plain http is not allowed")
 
     async def _ask(
         self, url: str, headers: Mapping[str, str]

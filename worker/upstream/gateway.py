@@ -91,7 +91,7 @@ class Gateway:
             raise self._too_late() from exc
 
     async def get_result(self, task_id: str) -> Answer:
-        """Ask once about one task; when the clock or nonce is refused, once more, signed anew.
+        """Ask once about one task; when the clock or nonce is refused, once more, signed again.
 
         Raises ``UpstreamThrottled``, ``UpstreamUnavailable`` or ``UpstreamBlocked``.
         """

@@ -39,7 +39,7 @@ def sign(
 
     ``path`` includes the query string, if any, and ``body`` is exactly what is sent. The gateway
     takes a timestamp (Unix milliseconds) for 15 minutes and a nonce once in that time, so every
-    attempt is signed anew.
+    attempt is signed again.
     """
     headers = {
         "date": date,

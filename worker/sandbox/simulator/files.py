@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from worker.sandbox.simulator.content import Content
     from worker.sandbox.simulator.tasks import Task
 
-_HOP = "_hop"  # counts redirections; no part of what is signed
+_HOP = "_hop"  # counts redirects; no part of what is signed
 _SLICES = 20  # pieces of a slow body
 _GZIP_LIMIT = 64 << 20
 _PAGE = b"<!doctype html>\n<html><body><h1>Service temporarily unavailable</h1></body></html>\n"
@@ -134,7 +134,7 @@ class _Delivery:
         return await self._send(206, self._content.blocks(start, stop), stop - start)
 
     async def hop(self) -> web.StreamResponse:
-        """A request that a redirection led here."""
+        """A request that a redirect led here."""
         left = self._request.query[_HOP]
         if left == "loop":
             return self._redirect("loop")
