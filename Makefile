@@ -22,7 +22,7 @@ REPLIES ?= tests/replies
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean picture screenshots shown bench-page lock
+.PHONY: help install demo demo-wheel test patient brokers fleet page programs clients stores model replies faults bench fuzz fuzz-heads soak audit bench-copy bench-whole bench-capacity lint types clean picture screenshots shown docs bench-page lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -161,6 +161,17 @@ screenshots: $(STAMP) ## Take the pictures of the page for the docs again
 
 shown: $(STAMP) ## Run the demo and the tests, and show in README.md what they print
 	$(BIN)/python -m tests.shown
+
+# The same files in the same folders, so that their links hold here and there.
+SITE := build/docs
+$(VENV)/.docs: pyproject.toml | $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the site of these documents in build/docs/site, and check its links
+	rm -rf $(SITE) && mkdir -p $(SITE)/source
+	tar cf - --exclude='*__' --exclude=node_modules *.md LICENSE docs examples deploy/kubernetes/monitoring/rules.yaml | tar xf - -C $(SITE)/source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench-page: $(STAMP) ## Measure the page and the API with 1,000 and 100,000 records
 	$(BIN)/python -m tests.bench.page $(BENCH_ARGS)

@@ -260,7 +260,7 @@ def test_what_make_test_leaves_out_has_a_target_that_ci_runs() -> None:
     for name in markers:
         assert re.search(rf"^{name}: .*\n\t.*\$\(PYTEST\) .*-m {name} ", makefile, re.M), name
     run = " ".join(re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.M))
-    assert {"lint", "types", "test", "patient", "model", "stores"} <= set(run.split())
+    assert {"lint", "types", "docs", "test", "patient", "model", "stores"} <= set(run.split())
 
 
 def test_only_ci_insists_on_programs(monkeypatch: pytest.MonkeyPatch) -> None:
