@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 KNOBS = {
     "duration": "seconds from submission to the end; default 0, or what `--duration` says",
-    "waiting": "seconds of it spent in the queue (`waiting`) before `running`; default 0",
+    "waiting": "seconds of it in the queue (`waiting`) before `running`; default 0",
     "pending_polls": "polls answered with `running` before the end; default 0",
     "hidden_for": "seconds after submission during which the task cannot be found; default 0",
     "hidden_polls": "polls during which the task cannot be found; default 0",
@@ -64,7 +64,7 @@ FILE_KNOBS = {
     "late": 'number of successes that name the object without its address, or `"ever"`; default 0',
     "unaddressed": "what the `url` of such an object is: `null` (default), `empty` or `missing`",
     "faults": "list: what the first fetches meet, see below",
-    "expect": "what the oracle shall say: `stored` or the reason of the loss",
+    "expect": "what the oracle must say: `stored` or the reason of the loss",
 }
 
 STEP_KNOBS = {
@@ -103,7 +103,7 @@ ENDS = {
 TRUTH = "truth"
 
 ANSWERS = {
-    TRUTH: "what is true: a pause between two others",
+    TRUTH: "the true answer: a pause between two others",
     "throttled": "HTTP 403 `Throttled by USER Flow Control`",
     "throttled_429": "HTTP 429",
     "flow_control": "HTTP 200, B_API_CauseFlowControl",
