@@ -16,7 +16,7 @@ FLUSH_SECONDS = 2.0
 
 
 class LogWriter(logging.Handler):
-    """Writes lines to a file descriptor from a thread of its own.
+    """Writes lines to a file descriptor from its own thread.
 
     What does not fit into ``most_bytes`` is dropped and counted; the count is logged once there is
     room again.

@@ -102,7 +102,7 @@ def configure(
 
     Also shows warnings and uncaught exceptions as records. Calling it again replaces what was
     set before. Celery calls it through its ``setup_logging`` signal. In the ``background`` no line
-    makes its caller wait: a service goes on although nobody reads its log.
+    makes its caller wait: a service continues although nobody reads its log.
     """
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()

@@ -6,14 +6,14 @@ a tag and a way of our own: kombu would put it back into whatever queue the send
 are checked before anything is decoded, nothing is decompressed, and properties that py-amqp cannot
 read are dropped, since its error would close the connection and the message would come again.
 
-A list item that is no message at all (not JSON, no envelope, a body of another shape) makes
+A list item that is not a message at all (not JSON, no envelope, a body of another shape) makes
 kombu's consumer raise, and the worker exit, after the item is already popped. Here it is logged
 and dropped: it carried nothing that could be accepted.
 
 A channel whose connection is closed has forgotten the server's address. Used once more, for what
 was not acknowledged, it raises ``'NoneType' object has no attribute 'hostname'`` (as in kombu#582),
 and the worker exits. With Celery 5.7, which closes a lost connection twice, a restart of Redis does
-that. Here it is an error of the connection, which Celery goes on from.
+that. Here it is an error of the connection, which Celery recovers from.
 
 A message is popped first and noted as unacknowledged second. When Redis refuses the note (it is
 full, or read-only), kombu drops the message. Here the process keeps it, pops no other, and puts it

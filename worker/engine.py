@@ -114,7 +114,7 @@ class Drain:
             await asyncio.gather(keeper, return_exceptions=True)
 
     async def stop(self, grace: float) -> None:
-        """Claim nothing more, break off what is in hand and hand it back, within ``grace``."""
+        """Claim nothing more, interrupt the running work and hand it back, within ``grace``."""
         self._stopping = True
         self._woken.set()
         entries = list(self._in_hand.values())
@@ -234,7 +234,7 @@ class Drain:
             log.warning("claims.not_released", kind=self.work.kind, count=len(claims))
 
     async def _keep(self) -> None:
-        """Renew the leases of what shows life; break off what is no longer ours."""
+        """Renew the leases of jobs that show life; interrupt those that are no longer ours."""
         loop = asyncio.get_running_loop()
         every = min(self._registry.lease / 3, 5.0)
         reported = loop.time()
@@ -297,7 +297,7 @@ class _Watchdog(threading.Thread):
         self._answered = threading.Event()
 
     def run(self) -> None:
-        """Knock once a second until the loop is closed."""
+        """Wake the loop once a second until it is closed."""
         silent = 0.0
         while True:
             knocked = time.monotonic()
@@ -332,7 +332,7 @@ class Parts:
 
 
 class Engine:
-    """The loop of one process, on a thread of its own.
+    """The loop of one process, on its own thread.
 
     ``build`` makes the parts on the loop and gets the engine's ``wake``. ``hint`` is called (from
     the loop; must not block) when one process cannot keep up, so that others look as well.
@@ -456,7 +456,7 @@ class Engine:
                     await over.wait()
 
     def _beat(self) -> None:
-        """Touch the heartbeat file; whether Redis answers is no matter of being alive."""
+        """Touch the heartbeat file, whether or not Redis answers."""
         if self._heartbeat is None:
             return
         try:

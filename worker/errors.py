@@ -127,11 +127,11 @@ class StoreRefused(StoreError):
 
 
 class TellError(HarvesterError):
-    """A target did not accept what it was told."""
+    """A target did not accept a callback."""
 
 
 class TellRejected(TellError):
-    """The target answered 410: it does not want to be told, ever."""
+    """The target answered 410: it wants no further callback."""
 
 
 class LeaseLost(HarvesterError):

@@ -36,7 +36,7 @@ async def hashed(digest: Callable[[S], bytes], body: S) -> bytes:
 
 
 class Aside:
-    """Runs what may never return, such as a program of the operator's, in threads of its own.
+    """Runs what may never return, such as a program of the operator's, in its own threads.
 
     There are at most ``most``, which take no room of others; the process ends without them.
     """
@@ -45,7 +45,7 @@ class Aside:
         self._free = asyncio.Semaphore(most)
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """The result of ``call``, whose thread goes on if nobody waits for it any longer."""
+        """The result of ``call``, whose thread continues if nobody waits for it any longer."""
         await self._free.acquire()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()

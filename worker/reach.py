@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOST_HOSTS = 200
 """So many hosts of webhooks are kept; the one that was heard of longest ago goes first."""
 SILENCE = 15.0
-"""Seconds for which a call goes on without a sign of life before that counts as trouble."""
+"""Seconds that a call may last without a sign of life before it counts as trouble."""
 
 _SHOWN = 200
 _LONGEST_HOST = 255

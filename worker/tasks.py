@@ -47,7 +47,7 @@ def _called(args: list[Any], options: dict[str, Any]) -> tuple[object, dict[str,
 
 @app.task(name="harvester.look", typing=False)
 def look(args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()) -> None:
-    """Have the upstream asked about some tasks at once; a look that Redis does not take is lost."""
+    """Poll some tasks at once; a look that Redis does not take is lost."""
     ids, refused = read_ids(_called(args or [], options)[0])
 
     async def ask(parts: Parts) -> None:

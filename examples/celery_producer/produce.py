@@ -49,14 +49,14 @@ def main() -> int:
     with redis.Redis.from_url(REDIS_URL) as records, Celery(broker=BROKER_URL) as app:
         for _ in range(TRIES):
             # A message can be lost with a worker that is killed while it receives it. Handing in
-            # twice changes nothing, so whatever has no record is simply handed in again.
+            # twice changes nothing, so whatever has no record is submitted again.
             hand_in(app, missing, options)
             patience = time.monotonic() + SECONDS_A_TRY
             while missing and time.monotonic() < patience:
                 time.sleep(0.2)
                 missing = without_record(records, missing)
             if not missing:
-                print(f"{len(given.task_ids)} handed in")
+                print(f"{len(given.task_ids)} submitted")
                 return 0
     print(f"no record of {', '.join(missing)}: invalid, or no worker runs", file=sys.stderr)
     return 1

@@ -61,7 +61,7 @@ async def show(task_id: TaskId, redis: Client) -> dict[str, Any]:
     """The record, as far as a customer needs it. ``files`` comes with a final state."""
     record = await redis.hgetall(f"{NAMESPACE}:task:{task_id}")
     if not record:
-        raise HTTPException(404, "not handed in, or not read from the stream yet")
+        raise HTTPException(404, "not submitted, or not read from the stream yet")
     files = json.loads(record.get("files", "[]"))
     return {
         "task_id": task_id,

@@ -497,7 +497,7 @@ async def test_a_command_that_is_cut_off_says_where_to_go_on(
     monkeypatch.setattr(Registry, "ask", fails_later)
     stopped = await command("retry", "--state", "failed", "--yes")
     assert stopped.exit_code == 3
-    (said,) = re.findall(r"stopped after 500 of 1,200 tasks; go on with (.+)", stopped.stderr)
+    (said,) = re.findall(r"stopped after 500 of 1,200 tasks; continue with (.+)", stopped.stderr)
     retried = [i for i, state in (await tasks.registry.states(ids)).items() if state == "waiting"]
     await tasks.fail_again(retried)
     await command("retry", "--state", "failed", "--yes", *said.split())

@@ -184,7 +184,7 @@ async def test_unknown_ids_make_the_exit_code_1(run: Run) -> None:
     for command in ("status", "wait", "retry", "cancel", "url"):
         result = await run(command, "nobody")
         assert result.exit_code == 1, command
-        assert "nobody is unknown here" in result.stderr
+        assert "nobody was not found" in result.stderr
         assert result.stdout == ""
 
 
@@ -202,7 +202,7 @@ async def test_what_finished_in_a_range_of_time_is_told_again(
         await redis.delete(fleet.key("due", "tell"))
     result = await run("notify", "--since", "90m")
     assert (result.exit_code, result.stdout) == (
-        0, "1 told again; 1 passed over, since nobody asked to be told\n"
+        0, "callbacks of 1 queued; 1 skipped, which have no callback\n"
     )  # fmt: skip
     assert await redis.zrange(fleet.key("due", "tell"), 0, -1) == ["late"]
     result = await run("notify", "--since", "1d", "--until", "90m", "--json")
@@ -319,16 +319,16 @@ async def test_a_task_from_submission_to_its_files(
         assert failed.exit_code == 1
         assert "upstream_failed" in failed.stdout
 
-        assert (await run("retry", good)).stderr == f"{good} is stored: nothing to retry\n"
+        assert (await run("retry", good)).stderr == f"{good} is stored; nothing to retry\n"
         retried = await run("retry", bad, good)
-        assert (retried.exit_code, retried.stdout) == (1, f"{bad}\twaits again\n")
+        assert (retried.exit_code, retried.stdout) == (1, f"{bad}\tqueued for retry\n")
         assert (await run("wait", bad)).exit_code == 1
         assert json.loads((await run("status", bad, "--json")).stdout)["run"] == 2
 
         canceled = await run("cancel", never)
-        assert (canceled.exit_code, canceled.stdout) == (0, f"{never}\tasked to end\n")
+        assert (canceled.exit_code, canceled.stdout) == (0, f"{never}\tcancellation requested\n")
         assert (await run("wait", never)).stdout == f"{never}\tfailed\tcanceled\n"
-        assert (await run("cancel", never)).stderr == f"{never} is failed: has ended already\n"
+        assert (await run("cancel", never)).stderr == f"{never} is failed; nothing to cancel\n"
 
         since = json.loads((await run("list", "--since", "1h", "--json")).stdout)
         assert [entry["task_id"] for entry in since] == [good, bad, never]
@@ -394,7 +394,7 @@ async def test_records_are_exported_verified_and_purged(
         refused = await run("purge", never, "nobody", "--yes")
         assert refused.exit_code == 1
         assert f"{never}: is waiting" in refused.stderr
-        assert "nobody: is unknown here" in refused.stderr
+        assert "nobody: was not found" in refused.stderr
         done = await run("purge", good, bad, "--yes")
         assert (done.exit_code, done.stdout.splitlines()[-1]) == (
             0,

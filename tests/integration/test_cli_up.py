@@ -213,7 +213,7 @@ async def test_what_dies_is_started_again_and_nothing_outlives_up(tmp_path: Path
         )
         os.kill(int(worker), signal.SIGKILL)
         await eventually(lambda: log.read_text().count("engine.started") == 2)
-        assert "a worker ended with code -9; it starts again" in log.read_text()
+        assert "a worker ended with code -9; it restarts" in log.read_text()
         below = descendants(process.pid)
         process.kill()
         await asyncio.to_thread(process.wait)

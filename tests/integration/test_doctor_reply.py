@@ -93,7 +93,7 @@ async def test_other_answers_say_what_the_fleet_would_do(simulator: Simulator) -
     failed = await submitted(simulator, {"end": "failed"}, "failed: upstream_failed")
     assert (await doctor("--task", failed)).exit_code == 0
     running = await submitted(simulator, {"duration": 3600}, "waiting: running")
-    assert "asked about again" in (await checks("--task", running))["Reads as"]["detail"]
+    assert "polled again" in (await checks("--task", running))["Reads as"]["detail"]
     unknown = (await checks("--task", "nobody-knows-me"))["Reads as"]
     assert (unknown["level"], unknown["detail"][:9]) == ("warning", "not found")
 
@@ -126,7 +126,7 @@ async def test_a_saved_reply_is_ready_to_be_a_tests_input(
     path = tmp_path / "mine.json"
     result = await doctor("--task", task_id, "--save", str(path))
     assert result.exit_code == 0
-    assert "Read it before you give it to anyone" in result.stderr
+    assert "Read it before you pass it on" in result.stderr
     text = path.read_text()
     assert path.stat().st_mode & 0o077 == 0
     for secret in (task_id, simulator.app_secret, "STS.Simulator"):

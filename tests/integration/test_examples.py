@@ -129,7 +129,7 @@ async def test_producer_consumers_and_receiver(
                  "--callback-url", url],
                 names,
             )  # fmt: skip
-            assert produced == "6 handed in\n"
+            assert produced == "6 submitted\n"
             await all_final(redis, namespace, ids)
             await eventually(lambda: len(lines(receiver)) >= 6, what="webhooks")
             await eventually(lambda: len(lines(one) + lines(two)) >= 6, what="events")
@@ -239,7 +239,7 @@ async def test_django(
                     " VALUES (?, 'waiting', 0, '[]', '2026-01-01 00:00:00')",
                     ids[2:],
                 )
-            assert await run([*manage, "hand_in_again"], names) == "1 handed in again\n"
+            assert await run([*manage, "hand_in_again"], names) == "1 submitted again\n"
             found.append(await shown(client, ids[2]))
             assert (await client.get("/pictures/another")).status_code == 404
     records = await verify(simulator, redis, bucket, namespace, ids)

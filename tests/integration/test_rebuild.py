@@ -71,8 +71,8 @@ async def test_records_are_equal_after_redis_was_wiped(
     assert {record["state"] for record in records} == set(FINAL)
 
     await redis.flushall()
-    assert await rebuild(given, tmp_path) == f"{COUNT} restored, 0 known already\n"
+    assert await rebuild(given, tmp_path) == f"{COUNT} restored, 0 already known\n"
     assert await everything(redis, namespace, ids) == (records, indexes)
     assert await redis.ttl(f"{namespace}:task:{ids[0]}") > 0
     assert await redis.xlen(f"{namespace}:events") == 0  # nothing is told a second time
-    assert await rebuild(given, tmp_path) == f"0 restored, {COUNT} known already\n"
+    assert await rebuild(given, tmp_path) == f"0 restored, {COUNT} already known\n"

@@ -101,7 +101,7 @@ async def test_the_fleet_works_under_the_workers_list(
         await cli("submit", ids["canceled"])
         await cli("cancel", ids["canceled"])
         await all_final(admin, FLEET, list(ids.values()))
-        assert "waits again" in await cli("retry", ids["failed"])
+        assert "queued for retry" in await cli("retry", ids["failed"])
         await cli("notify", ids["by celery"])
         await cli("rebuild")
         await eventually(lambda: admin.llen("shop"), what="the reply")

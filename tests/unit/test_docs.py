@@ -494,7 +494,7 @@ def defined(path: Path) -> set[str]:
 
 
 def test_one_ids_way_leads_through_functions_that_exist() -> None:
-    way = section(ARCHITECTURE, "One id's way")
+    way = section(ARCHITECTURE, "The path of an id")
     table = re.findall(r"^\|[\w ]*\| `(worker/[\w/]+\.py)` \| `([\w.]+)` \|(.*)$", way, re.M)
     assert len(table) > 20
     assert len(table) == way.count("| `worker/")
@@ -511,6 +511,21 @@ def test_one_ids_way_leads_through_functions_that_exist() -> None:
 def test_every_room_is_in_the_list() -> None:
     listed = set(re.findall(r"^(?:  )?([a-z]+)(?:/|\.py) ", fences(ARCHITECTURE, "")[0], re.M))
     assert listed == {name for layer in LAYERS for name in layer} | {"errors"}
+
+
+FOREIGN = re.compile(
+    r"\bhand(?:s|ed|ing)? in\b|\bstand(?:s|ing)? (?:in|for|at)\b|\bthe \w+ (?:is|are) none\b"
+    r"|(?:^|[.:;,(|] ?)who (?:has|have|was|does|wants|is)\b|\bwhoever\b",
+    re.I | re.M,
+)
+"""Phrases that read as translated; single words are in .ci/words.txt."""
+
+
+@pytest.mark.parametrize("path", DOCS, ids=place)
+def test_docs_are_in_plain_english(path: Path) -> None:
+    prose = re.sub(r'"[^"\n]*"|`[^`\n]*`', "", FENCE.sub("", path.read_text()))
+    found = FOREIGN.search(prose)
+    assert found is None, prose[found.start() - 60 : found.end() + 60]
 
 
 @pytest.mark.parametrize("path", DOCS, ids=place)

@@ -111,7 +111,7 @@ def test_json_in_utf8_is_read(kind: str, encoding: str | None) -> None:
     "task", ["", "celery.chord", "harvester.nosuch", "os.system", None, 7, ["harvester.submit"]]
 )
 def test_other_tasks_are_refused(task: Any) -> None:
-    assert refused(read([["a"], {}, {}], task=task)).reason == "not a task of the harvester"
+    assert refused(read([["a"], {}, {}], task=task)).reason == "not a harvester.* task"
 
 
 @pytest.mark.parametrize(

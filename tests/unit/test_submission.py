@@ -287,7 +287,7 @@ def test_prefixes_that_are_refused(prefix: Any) -> None:
 
 @pytest.mark.parametrize("prefix", ["manifests", "manifests/", "manifests/x"])
 def test_a_prefix_within_the_manifests_is_refused(prefix: str) -> None:
-    assert refuse(prefix=prefix).reason == "lies within the manifests"
+    assert refuse(prefix=prefix).reason == "is inside the manifest prefix"
 
 
 @pytest.mark.parametrize("prefix", ["", "manifest", "manifests2", "x/manifests"])
@@ -339,7 +339,7 @@ def test_webhooks_to_allowed_hosts_are_accepted(url: str) -> None:
 )
 def test_webhooks_to_other_hosts_are_refused(url: str) -> None:
     policy = replace(OPEN, webhook_hosts=("shop.example", "*.hooks.example"))
-    assert refuse(policy, callback_url=url).reason == "not among HARVESTER_WEBHOOK_HOSTS"
+    assert refuse(policy, callback_url=url).reason == "not allowed by HARVESTER_WEBHOOK_HOSTS"
 
 
 def test_a_refused_callback_url_shows_no_secret() -> None:
@@ -360,13 +360,13 @@ def test_replies_that_are_allowed(queue: str, task: str) -> None:
 @pytest.mark.parametrize(
     ("queue", "task", "reason"),
     [
-        ("shop", "other", "not among HARVESTER_REPLY_ALLOW"),
-        ("Orders", "x", "not among HARVESTER_REPLY_ALLOW"),
-        ("orders", "harvester.submit", "tasks of the harvester are no reply tasks"),
-        ("orders", "harvester", "tasks of the harvester are no reply tasks"),
-        ("harvester", "shop.done", "queues of the harvester take no replies"),
-        ("harvester.copy", "shop.done", "queues of the harvester take no replies"),
-        ("harvester:task:x", "shop.done", "queues of the harvester take no replies"),
+        ("shop", "other", "not allowed by HARVESTER_REPLY_ALLOW"),
+        ("Orders", "x", "not allowed by HARVESTER_REPLY_ALLOW"),
+        ("orders", "harvester.submit", "harvester.* tasks cannot be reply tasks"),
+        ("orders", "harvester", "harvester.* tasks cannot be reply tasks"),
+        ("harvester", "shop.done", "the fleet's own queues cannot receive replies"),
+        ("harvester.copy", "shop.done", "the fleet's own queues cannot receive replies"),
+        ("harvester:task:x", "shop.done", "the fleet's own queues cannot receive replies"),
     ],
 )
 def test_replies_that_are_refused(queue: str, task: str, reason: str) -> None:
@@ -376,7 +376,7 @@ def test_replies_that_are_refused(queue: str, task: str, reason: str) -> None:
 
 def test_no_reply_is_allowed_unless_listed() -> None:
     assert refuse(CLOSED, reply_task="a", reply_queue="b").reason == (
-        "not among HARVESTER_REPLY_ALLOW"
+        "not allowed by HARVESTER_REPLY_ALLOW"
     )
     everything = Policy(reply_allow=("*",), namespace="blue")
     assert refuse(everything, reply_task="harvester.poll", reply_queue="q")

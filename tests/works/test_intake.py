@@ -141,7 +141,7 @@ async def test_an_entry_that_workers_die_of_is_refused_unread(way: Way) -> None:
         assert await way.another().drain_stream() == 1  # which others are read meanwhile
         await way.lie()
     assert await way.another().drain_stream() == 1
-    assert await way.reasons() == [f"{STRIKES} workers died with this entry in hand"]
+    assert await way.reasons() == [f"{STRIKES} workers died while processing this entry"]
     assert not await way.accepted("deadly")
     assert (await way.left(), await way.strikes()) == (0, 0)
 

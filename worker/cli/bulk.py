@@ -44,7 +44,7 @@ def retry(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Start failed or partial tasks again, keeping what is stored. Exit code 1 if any cannot be.
+    """Retry failed or partial tasks and keep their stored files. Exit code 1 if any cannot be.
 
     Filters leave canceled tasks and rejected content out, unless --reason names them.
     """
@@ -73,7 +73,7 @@ def notify(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Tell the ends of tasks again, to all who asked. Exit code 1 if any cannot be told."""
+    """Call the callbacks of final tasks again. Exit code 1 if any cannot be called."""
     # scripts have long used this form without --yes
     plain = "since" in wanted.given and wanted.given <= {"since", "until"} and not dry_run
     how = _How(dry_run=dry_run, yes=yes or plain, as_json=as_json, plain=plain)
@@ -111,9 +111,9 @@ def _act(action: Action, task_ids: list[str] | None, wanted: Wanted, how: _How) 
 
 
 _DONE = {
-    Action.RETRY: ("waits again", "nothing to retry"),
-    Action.CANCEL: ("asked to end", "has ended already"),
-    Action.NOTIFY: ("is told again", "nothing to tell yet"),
+    Action.RETRY: ("queued for retry", "nothing to retry"),
+    Action.CANCEL: ("cancellation requested", "nothing to cancel"),
+    Action.NOTIFY: ("callbacks queued", "no callbacks yet"),
 }
 
 
@@ -302,7 +302,7 @@ def _progress(action: Action, total: int, until: int) -> Iterator[Callable[[int]
         progress.stop()
         if not ended:
             time = datetime.fromtimestamp(until / 1000, UTC).isoformat(timespec="milliseconds")
-            complain(f"stopped after {at:,} of {total:,} tasks; go on with --until {time}")
+            complain(f"stopped after {at:,} of {total:,} tasks; continue with --until {time}")
 
 
 def _document(choice: _Choice, how: _How, done: int, not_done: Counter[str]) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def _say_done(action: Action, done: int, not_done: Counter[str], how: _How) -> N
         if how.as_json:
             print_json({"told": done, "passed_over": passed_over})
         else:
-            print(f"{done} told again; {passed_over} passed over, since nobody asked to be told")
+            print(f"callbacks of {done} queued; {passed_over} skipped, which have no callback")
         return
     others = ", ".join(f"{count:,} {why}" for why, count in not_done.items())
     print(f"{done:,} {_WORDS[action]}" + (f"; not {others}" if others else ""))

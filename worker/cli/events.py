@@ -25,12 +25,12 @@ _LAST = 2**64 - 1  # the highest sequence number that an entry of one millisecon
 
 def events(
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with new ones, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Continue with new events until Ctrl-C.")
     ] = False,
     since: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Begin there, e.g. 2h; with --follow the default is now."
+            metavar="TIME", help="Where to begin, e.g. 2h; with --follow the default is now."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,

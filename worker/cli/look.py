@@ -1,4 +1,4 @@
-"""``harvester look``: have waiting tasks asked about at once."""
+"""``harvester look``: poll waiting tasks at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def look(task_ids: TaskIds, as_json: Json = False) -> None:
-    """Have the upstream asked about waiting tasks at once. Exit code 1 if any cannot be."""
+    """Poll waiting tasks at once. Exit code 1 if any cannot be polled."""
     ids = list(dict.fromkeys(task_ids))
     if len(ids) > MAX_IDS:
         raise typer.BadParameter(f"more than {MAX_IDS:,} ids", param_hint="ID")

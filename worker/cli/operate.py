@@ -1,4 +1,4 @@
-"""Commands for whoever runs the fleet."""
+"""Commands for operators of the fleet."""
 
 # ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
 
@@ -39,7 +39,7 @@ def worker(
         ),
     ] = None,
     loglevel: Annotated[
-        LogLevel, typer.Option("--loglevel", "-l", help="How much is logged.", case_sensitive=False)
+        LogLevel, typer.Option("--loglevel", "-l", help="How much to log.", case_sensitive=False)
     ] = LogLevel.INFO,
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM; run several for more speed."""
@@ -66,7 +66,7 @@ def rebuild(
         unreadable = [{"key": key, "reason": reason} for key, reason in rebuilt.unreadable]
         print_json({"restored": rebuilt.restored, "known": rebuilt.known, "unreadable": unreadable})
     else:
-        print(f"{rebuilt.restored} restored, {rebuilt.known} known already")
+        print(f"{rebuilt.restored} restored, {rebuilt.known} already known")
         for key, reason in rebuilt.unreadable:
             complain(f"{key}: {reason}")
     if rebuilt.unreadable:
@@ -97,7 +97,7 @@ def doctor(
         typer.Option(
             "--task",
             metavar="ID",
-            help="Instead: ask the upstream once about this task, and show how the reply is read.",
+            help="Instead, make one call about this task, and show how the reply is read.",
         ),
     ] = None,
     save: Annotated[
@@ -110,7 +110,7 @@ def doctor(
     *,
     as_json: Json = False,
 ) -> None:
-    """Check Redis, broker, upstream, bucket and workers, and say what to do about what is wrong.
+    """Check Redis, broker, upstream, bucket and workers, and name a remedy for each fault.
 
     Exit code 0 if all is well (warnings allowed), 3 if a service is out of reach, 1 if something
     else is wrong.
@@ -156,4 +156,4 @@ def _save_reply(chosen: Settings, reply: Reply, path: Path) -> None:
     except (OSError, ValueError) as error:
         complain(f"{path} was not written: {error}")
         raise typer.Exit(FAILED) from None
-    complain(f"{path} is written. Read it before you give it to anyone.")
+    complain(f"{path} is written. Read it before you pass it on.")

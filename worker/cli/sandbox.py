@@ -39,7 +39,7 @@ def up(
 
     What is not configured is started: Valkey if REDIS_URL is not set, SeaweedFS if
     HARVESTER_BUCKET is not set, the simulated upstream if no SPEEDPIX_* variable is. The next
-    start goes on with the same data.
+    start continues with the same data.
     """
     from config.settings import environment, load_settings
     from worker.sandbox.up import Installation
@@ -97,7 +97,7 @@ def _banner(installation: Installation, settings: Settings, workers: int) -> Non
     if simulated:
         out.print(
             "\nNo SPEEDPIX_* variable is set: the upstream is a simulator, and its tasks are "
-            "play.\nSet SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET to use the real one.",
+            "simulated.\nSet SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET to use the real one.",
             style="yellow",
         )
     out.print("\nIn another terminal, in this directory:")

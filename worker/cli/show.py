@@ -145,7 +145,7 @@ def tasks_table(records: Sequence[Mapping[str, Any]], now: int) -> Table:
 
 
 def refused_table(entries: Sequence[Mapping[str, Any]], now: int) -> Table:
-    """What submissions were refused for."""
+    """Refused submissions, with the reasons."""
     table = plain_table()
     for heading in ("when", "from", "what", "value", "reason"):
         table.add_column(heading, overflow="fold")

@@ -103,12 +103,12 @@ def draw(report: Stats, before: Stats | None = None) -> RenderableType:
     facts.add_row("calls a second", f"{used}{report.rate:,.1f} (limit {report.rate_limit:,.1f})")
     facts.add_row("price of a call", f"{report.price:.3f} s of lag")
     reasons = report.too_slow
-    facts.add_row("all asked once in", plain(span(report.once_round), "red" if reasons else ""))
+    facts.add_row("all polled once in", plain(span(report.once_round), "red" if reasons else ""))
     for reason in reasons:
         facts.add_row("", plain(reason, "red"))
     if report.calls_a_task is not None and report.detection_lag is not None:
         facts.add_row("calls a task", f"{report.calls_a_task:.1f}")
-        facts.add_row("seen done after", f"{report.detection_lag:.2f} s, in the mean")
+        facts.add_row("noticed after", f"{report.detection_lag:.2f} s on average")
     facts.add_row("leases", f"{report.leases_expired:,} expired · {report.stale_writes:,} refused")
     if report.clock_step:
         facts.add_row("clock", plain(report.clock_step, "red"))

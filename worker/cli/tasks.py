@@ -74,12 +74,12 @@ def submit(
         str | None, typer.Option(metavar="QUEUE", help="Queue of that task.")
     ] = None,
     priority: Annotated[
-        Priority | None, typer.Option(help="How soon it is looked at when capacity is short.")
+        Priority | None, typer.Option(help="Whose turn comes first when capacity is short.")
     ] = None,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until all are final.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Hand in task ids. Exit code 0 says that their records exist."""
+    """Submit task ids. Exit code 0 means that their records exist."""
     if not task_ids and from_file is None:
         raise typer.BadParameter("give task ids, or a file of them with --from-file")
     options: dict[str, Any] = {
@@ -197,7 +197,7 @@ def status(
     chosen = settings()
     record, now = asyncio.run(_one(chosen, task_id))
     if record is None:
-        complain(f"{task_id} is unknown here")
+        complain(f"{task_id} was not found")
         raise typer.Exit(FAILED)
     if as_json:
         print_json(record)
@@ -221,15 +221,13 @@ def list_tasks(
     wanted: Wanted,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="At most so many; default 20, with --since or --from-file all there are."
-        ),
+        typer.Option(min=1, help="The most to list; default 20, with --since or --from-file all."),
     ] = None,
     refused: Annotated[
-        bool, typer.Option("--refused", help="What was refused of submissions, newest first.")
+        bool, typer.Option("--refused", help="List refused submissions, newest first.")
     ] = False,
     dead: Annotated[
-        bool, typer.Option("--dead", help="Only tasks given up because they crash their worker.")
+        bool, typer.Option("--dead", help="Only tasks that kept crashing their worker.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -349,7 +347,7 @@ async def _list_refused(chosen: Settings, limit: int, as_json: bool) -> None:
 def wait(
     task_ids: TaskIds,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after so long.")
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this time.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -364,7 +362,7 @@ def wait(
 def _wait_for(
     chosen: Settings, task_ids: Sequence[str], timeout: float | None, *, quiet: bool
 ) -> Report:
-    """Wait and report as it comes, unless it shall be ``quiet``."""
+    """Wait and report as it comes, unless ``quiet``."""
     report = Report(list(dict.fromkeys(task_ids)), quiet=quiet)
     asyncio.run(_wait(chosen, report, timeout))
     return report
@@ -375,7 +373,7 @@ async def _wait(chosen: Settings, report: Report, seconds: float | None) -> None
         report.states = await fleet.states(report.task_ids)
         unknown = [task_id for task_id, state in report.states.items() if state is None]
         for task_id in unknown:
-            complain(f"{task_id} is unknown here")
+            complain(f"{task_id} was not found")
         if unknown:
             return
         with report:
@@ -423,11 +421,11 @@ def url(
     ] = 3600,
     as_json: Json = False,
 ) -> None:
-    """Print an address for each stored file, made on the spot and good for a while."""
+    """Print a presigned address for each stored file."""
     chosen = settings()
     record, _ = asyncio.run(_one(chosen, task_id))
     if record is None:
-        complain(f"{task_id} is unknown here")
+        complain(f"{task_id} was not found")
         raise typer.Exit(FAILED)
     files = [file for file in record.get("files") or [] if "key" in file]
     if not files:

@@ -1,4 +1,4 @@
-"""Commands for the years after: remove old records, check old files, take records elsewhere."""
+"""Upkeep: remove old records, check stored files, export records."""
 
 # ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
 
@@ -42,7 +42,9 @@ def purge(
         list[State] | None,
         typer.Option("--state", help="Only tasks in this final state; may be repeated."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them; without it they are only shown.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Remove records of final tasks from Redis; files and manifests stay in the bucket."""
@@ -151,7 +153,7 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read stored files again and compare them with their manifests. Exit code 1 if any differs."""
+    """Read stored files back and compare them with their manifests. Exit code 1 if any differs."""
     if sum((bool(task_ids), every, since is not None)) != 1:
         raise typer.BadParameter("give task ids, --all or --since")
     if since is not None:

@@ -16,10 +16,10 @@ class ActionAnswer(StrEnum):
 
 
 _WHY: dict[str, str] = {
-    ActionAnswer.UNKNOWN: "is unknown here",
-    ActionAnswer.NOBODY: "nobody asked to be told",
+    ActionAnswer.UNKNOWN: "was not found",
+    ActionAnswer.NOBODY: "no callback is registered",
     ActionAnswer.CHANGED: "has changed meanwhile",
-    ActionAnswer.TELLING: "somebody has yet to be told",
+    ActionAnswer.TELLING: "has a callback that is not settled",
 }
 
 

@@ -65,8 +65,8 @@ class Histogram:
         """The wait before asking about a task that is not done at ``age``; up to ``longest``.
 
         ``price`` is what a call may cost in seconds of lag. ``unknown`` gives the gap at an age
-        without any history: it stands for a few durations more, so that a task which outlives all
-        the others is asked about as if nothing were known.
+        without any history: it counts as a few more durations, so that a task which outlives all
+        the others is polled as if nothing were known.
         """
         at_risk = sum(w for n, w in self.weights.items() if floor(n + 1) > age)
         passed, hazard_so_far, lag = 0.0, 0.0, 0.0
@@ -97,7 +97,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """What is known of a label: from hand-in to the end, in the queue, and running."""
+    """What is known of a label: from submission to the end, in the queue, and running."""
 
     total: Histogram
     queued: Histogram

@@ -34,7 +34,7 @@ _ONE_POINTER = f"a pointer of over {MAX_POINTER:,} bytes"
 _ALL_POINTERS = f"pointers of over {MAX_POINTERS:,} bytes in all"
 
 ECHOED = frozenset({"info", "parameters"})
-"""Members that repeat what the caller has submitted; what stands below them is no output."""
+"""Members that repeat what the caller has submitted; nothing below them is an output."""
 
 _UPSTREAM = re.compile(r"(?:.+\.)?aliyuncs\.com")
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -1,4 +1,4 @@
-"""Looks: a task is to be asked about at once, since somebody learned elsewhere that it is done."""
+"""Looks: requests to poll a task at once, made by somebody who knows that it is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.core.submission import MAX_IDS, TASK_ID, printable
 
 
 class Look(StrEnum):
-    """What came of a look at one task."""
+    """The answer to a look at one task."""
 
     LOOKED = "looked"
     CLAIMED = "claimed"
@@ -21,16 +21,16 @@ class Look(StrEnum):
 
     @property
     def granted(self) -> bool:
-        """Whether the upstream is asked because of it."""
+        """Whether it makes the fleet poll the task."""
         return self in (Look.LOOKED, Look.CLAIMED)
 
 
 TEXTS = {
-    Look.LOOKED: "is asked about as soon as the rate allows",
-    Look.CLAIMED: "is being asked about now, and once more if it is not done",
-    Look.BACKING_OFF: "the last try failed; it is asked about when its time comes",
+    Look.LOOKED: "is polled as soon as the rate allows",
+    Look.CLAIMED: "is being polled now, and once more if it is not done",
+    Look.BACKING_OFF: "the last try failed; it is polled at its own time",
     Look.COPYING: "has succeeded upstream; its files are being copied",
-    Look.FINAL: "has ended already",
+    Look.FINAL: "has already ended",
     Look.UNKNOWN: why(ActionAnswer.UNKNOWN),
 }
 """Each answer in words; the subject is the task."""

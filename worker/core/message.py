@@ -78,7 +78,7 @@ def read_call(headers: object, content_type: object, encoding: object, body: obj
         return unreadable(start, "not a Celery message")
     task = headers.get("task")
     if not isinstance(task, str) or task not in TASKS:
-        return unreadable(task if isinstance(task, str) else "", "not a task of the harvester")
+        return unreadable(task if isinstance(task, str) else "", "not a harvester.* task")
     if not isinstance(args, list) or not isinstance(options, dict):
         return unreadable(start, "not the arguments of a Celery task")
     ident = headers.get("id")
@@ -102,7 +102,7 @@ def _refused(headers: Mapping[str, object], embed: Mapping[str, object]) -> tupl
         Refusal(
             what="message",
             value=", ".join(asked),
-            reason="options of Celery that are not carried out; the ids were read",
+            reason="Celery options that are not carried out; the ids were read",
         ),
     )
 

@@ -42,7 +42,7 @@ class Reason(StrEnum):
 
 
 class Priority(StrEnum):
-    """How soon a task is looked at when capacity is short."""
+    """Whose turn comes first when capacity is short."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -156,7 +156,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file that stands verified in the store; ``duration`` is in seconds."""
+    """A file that is stored and verified; ``duration`` is in seconds."""
 
     key: str
     bytes: int

@@ -121,7 +121,7 @@ def read_reply(
             error = one_line(f"the upstream's reply is unreadable: {exc}")
             raise UpstreamUnavailable(error) from exc
         if not isinstance(reply, dict):
-            raise UpstreamUnavailable("the upstream's reply is no JSON object")
+            raise UpstreamUnavailable("the upstream's reply is not a JSON object")
     else:
         lower = {name.lower(): headers[name] for name in headers}
         envelope = None if _CODE in lower or _MESSAGE in lower else _envelope(body)

@@ -89,7 +89,7 @@ class Outlook:
 
     @property
     def meanwhile(self) -> str:
-        """What goes on; empty unless it is out of reach."""
+        """What continues; empty unless it is out of reach."""
         return "" if self.since is None else _MEANWHILE[self.service]
 
     def document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What callers hand in: ids and options, each checked, and refused alone with its reason."""
+"""Submissions: ids and options, each checked, and refused alone with its reason."""
 
 from __future__ import annotations
 
@@ -233,13 +233,13 @@ def _read_options(options: Mapping[str, object], policy: Policy) -> tuple[Option
 def _refuse_reply(task: str, queue: str, policy: Policy) -> str:
     """Why replies may not be sent there, or empty."""
     if task == "harvester" or task.startswith("harvester."):
-        return "tasks of the harvester are no reply tasks"
+        return "harvester.* tasks cannot be reply tasks"
     if queue == policy.namespace or queue.startswith(
         (f"{policy.namespace}.", f"{policy.namespace}:")
     ):
-        return "queues of the harvester take no replies"
+        return "the fleet's own queues cannot receive replies"
     if not any(fnmatchcase(f"{queue}/{task}", allowed) for allowed in policy.reply_allow):
-        return "not among HARVESTER_REPLY_ALLOW"
+        return "not allowed by HARVESTER_REPLY_ALLOW"
     return ""
 
 
@@ -283,7 +283,7 @@ def _prefix(value: object, policy: Policy) -> str:
     except ValueError as error:
         raise InvalidSubmission(str(error)) from error
     if (policy.layout.prefix + prefix).startswith(policy.layout.manifests):
-        raise InvalidSubmission("lies within the manifests")
+        raise InvalidSubmission("is inside the manifest prefix")
     return prefix
 
 
@@ -346,7 +346,7 @@ def _callback_url(value: object, policy: Policy) -> str:
         raise InvalidSubmission("must not carry a user name or password")
     host = (parts.hostname or "").removesuffix(".")
     if not any(fnmatchcase(host, allowed) for allowed in policy.webhook_hosts):
-        raise InvalidSubmission("not among HARVESTER_WEBHOOK_HOSTS")
+        raise InvalidSubmission("not allowed by HARVESTER_WEBHOOK_HOSTS")
     return value
 
 

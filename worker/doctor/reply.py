@@ -88,7 +88,7 @@ def _class(reading: Reading) -> Finding:
 def _consequence(reading: Reading) -> str:
     match reading.line.partition(":")[0]:
         case "waiting":
-            return "The task would be asked about again."
+            return "The task would be polled again."
         case "succeeded":
             return "The task would be copied."
         case "failed":
@@ -96,12 +96,12 @@ def _consequence(reading: Reading) -> str:
         case "not found":
             return "Believed after HARVESTER_UNKNOWN_TASK_GRACE."
         case "doubtful":
-            return "Asked about again; eight such answers over a minute end the task."
+            return "Polled again; eight such answers over a minute end the task."
         case "refused":
             return "A doubt about this id if the upstream answers about others."
         case "blocked":
             return "The circuit would open; no task is to blame."
-    return "The task would be asked about later."
+    return "The task would be polled later."
 
 
 def _members(reply: Reply, reading: Reading) -> list[Finding]:

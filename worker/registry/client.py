@@ -71,7 +71,7 @@ def outage(error: Exception) -> RegistryUnavailable | None:
             what = "takes no writes" if any(text in said for text in _NO_WRITES) else "answers"
             return RegistryUnavailable(f"Redis {what}: {said}")
         case redis_errors.RedisError():
-            return RegistryUnavailable(f"no Redis answers: {type(error).__name__}")
+            return RegistryUnavailable(f"Redis does not answer: {type(error).__name__}")
     return None
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REFUSED_KEPT = 1000
 GROUP = "harvester"
 STRIKES = 3
-"""So many workers may die with an entry in hand before it is refused unread."""
+"""How many workers may die while processing an entry before it is refused unread."""
 
 _IDLE_MS = 30_000
 _MAX_ENTRY_BYTES = MAX_BODY_BYTES + 64 * 1024  # other fields are of no use, and tolerated
@@ -38,7 +38,7 @@ class Entry:
     """One entry of the stream, taken until it is settled or given back.
 
     ``body`` is ``None`` unless ``verdict`` is ``body``. ``strikes`` counts the workers that died
-    with the entry in hand before; ``size`` is in bytes, of an entry that is too large.
+    while processing the entry before; ``size`` is in bytes, of an entry that is too large.
     ``traceparent`` is the field of that name, unchecked.
     """
 
@@ -158,7 +158,7 @@ def _refusal(entry: bytes | int) -> dict[str, Any]:
 
 
 def _odd(value: str) -> dict[str, Any]:
-    reason = "this entry of the list is no refusal"
+    reason = "this entry of the list is not a refusal"
     return {"at": 0, "source": "", "what": "unreadable", "value": one_line(value, 200)} | {
         "reason": reason
     }

@@ -41,7 +41,7 @@ CIRCUIT_OF = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One claimed task: the record as it stood, and the fleet's own notes beside it.
+    """One claimed task: its record at the claim, and the fleet's own notes on it.
 
     ``record`` is what the public hash holds. ``work`` is private to the fleet. ``token`` fences
     every later write; ``claimed_at`` and ``due_at`` are Redis time in milliseconds; ``probe`` says
@@ -91,7 +91,7 @@ class Job:
 
     @property
     def cap(self) -> int:
-        """How many jobs, this one included, the process may have in hand beside it."""
+        """How many jobs, this one included, the process may run at once."""
         return int(self.work.get("cap") or 1)
 
     def note(self, name: str, default: int = 0) -> int:
@@ -119,7 +119,7 @@ class Unsaved:
 class Batch:
     """The answer to a claim: jobs, and when it is worth asking again.
 
-    ``wait`` is in seconds. ``held`` is not 0 if a due task waits for fewer jobs in hand. ``newer``
+    ``wait`` is in seconds. ``held`` is not 0 if a due task waits until fewer jobs run. ``newer``
     counts the tasks handed back because only a newer version can read their records. ``aside`` are
     tasks whose keys something else has overwritten: they hold up no other any more. ``stepped`` is
     by how many seconds Redis' clock had stepped, which was repaired instead of claiming.

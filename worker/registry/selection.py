@@ -20,7 +20,7 @@ _GROUPS = 50
 _SHOWN = 3
 
 Cursor = tuple[int, str]
-"""Where a list goes on: the time and the id of the last task that was read."""
+"""Where a list continues: the time and the id of the last task that was read."""
 
 
 @dataclass(slots=True, kw_only=True)

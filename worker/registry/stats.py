@@ -76,7 +76,7 @@ class Stats:
 
     @property
     def _answers(self) -> bool:
-        """Whether the upstream answers, as far as is known: its waiting tasks are asked about."""
+        """Whether the upstream answers, as far as is known: its waiting tasks are polled."""
         outlook = self.services.get(Service.UPSTREAM)
         if outlook is None or outlook.last_success is None:
             return not self.calls
@@ -85,7 +85,7 @@ class Stats:
 
     @property
     def once_round(self) -> float:
-        """Seconds in which each waiting task can be asked about once, at the rate there is now."""
+        """Seconds in which each waiting task can be polled once, at the present rate."""
         return self.states[State.WAITING] / self.rate
 
     @property

@@ -1,6 +1,6 @@
 """The demo's other application: it has pictures made and hands the task ids in.
 
-It stands for a program of the user's own, so it knows nothing of the harvester but two names: the
+It plays a user's own program, so it knows nothing of the harvester but two names: the
 Celery task ``harvester.submit`` and the queue ``harvester``. It calls the upstream through the
 vendor's SDK.
 

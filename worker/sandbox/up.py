@@ -73,7 +73,7 @@ class _Process:
         lived = now - self._started_at
         self._pause = 1.0 if lived > _SETTLED else min(_LONGEST_PAUSE, max(1.0, self._pause * 2))
         self._again_at = now + self._pause
-        return f"{self._what} ended with code {code}; it starts again in {self._pause:.0f} s"
+        return f"{self._what} ended with code {code}; it restarts in {self._pause:.0f} s"
 
 
 class Installation:
@@ -156,7 +156,7 @@ class Installation:
         """
         for server in self._servers:
             if not server.running:
-                self._say(f"{server.name} has ended; it is started again")
+                self._say(f"{server.name} has ended; restarting it")
                 with contextlib.suppress(HarvesterError):
                     server.start()
         for process in self._processes:

@@ -22,7 +22,7 @@ _HOSTS = 1000  # whose pace is remembered
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """Who stands in line: for so many bytes, by rank and then by number."""
+    """One waiter and the bytes it wants; served by rank, then by number."""
 
     host: str
     rank: float
@@ -34,17 +34,16 @@ class _Waiting:
 class Budget:
     """A fair semaphore that counts bytes.
 
-    Who has to wait stands in one of two lines, which are served in turns: files that begin, that
-    whose address expires soonest first, and files that go on, in the order they asked. So neither
-    many small files hold up a huge one, nor huge ones the small. In each line, files of the host
-    that holds the least go first.
+    Waiters queue in one of two lines, which are served in turns: new files, soonest expiry first,
+    and running files, in the order they asked. So many small files do not hold up a huge one, nor
+    huge files the small ones. In each line, files of the host that holds the least go first.
 
     A host that was not seen to fill its room within seconds gets no more than what is left for
     others: half if it is alone, then a third, a quarter… So a host that is slow, whatever it holds,
     leaves room for one that comes later.
 
-    Nobody may hold room while standing in line for more, so that one part's room is enough for all
-    to go on. Who asks for more than there is gets all there is.
+    A waiter may not hold room meanwhile, so that one part's room is enough for all to continue. A
+    request for more than the total gets all of it.
     """
 
     def __init__(self, total: int, *, clock: Callable[[], float] = time.time) -> None:
@@ -66,7 +65,7 @@ class Budget:
 
     @property
     def waited_for(self) -> bool:
-        """Whether anybody stands in line."""
+        """Whether anybody is waiting."""
         return any(self._lines)
 
     def room(
@@ -131,7 +130,7 @@ class Budget:
             raise
 
     def _first(self) -> tuple[int, _Waiting] | None:
-        """Who is next, and in which line, however much is free."""
+        """The next waiter and its line, however much is free."""
         for served in (self._next, 1 - self._next):
             allowed = [one for one in self._lines[served] if self._fits(one.host, one.size)]
             if allowed:
@@ -196,7 +195,7 @@ class Room:
         self.release()
 
     async def acquire(self) -> None:
-        """Stand in line for what is wanted."""
+        """Wait in line for what is wanted."""
         await self._budget._take(
             self._host, self._wanted, self._expires, self._begun, self._waiting
         )

@@ -23,7 +23,7 @@ _LISTS = frozenset({"list_objects_v2", "list_objects", "list_multipart_uploads"}
 
 
 class Verdict(Enum):
-    """Who is to blame."""
+    """What a refusal is about."""
 
     BLOCKED = "blocked"
     """No object: every request would fail until somebody changes something."""

@@ -249,7 +249,7 @@ class Copier:
             async with asyncio.timeout(self._part_seconds):
                 return await download.at_end()
         except TimeoutError:
-            raise SourceFault("the file's host is too slow to end the file") from None
+            raise SourceFault("the file's host did not finish the file in time") from None
 
     async def _confirm(self, download: Download, sha256: bytes, hold: Hold) -> None:
         """See that a file is whole of which only the close of its connection told the end."""
@@ -259,7 +259,7 @@ class Copier:
             async with asyncio.timeout(parts * self._part_seconds):
                 await download.confirm(sha256, hold.arrived)
         except TimeoutError:
-            raise SourceFault("the file's host is too slow to send the file again") from None
+            raise SourceFault("the file's host did not send the file again in time") from None
         finally:
             hold.reading(False)
 
@@ -388,7 +388,7 @@ class Copier:
     async def _next_room(
         self, room: Room, sending: Sequence[asyncio.Task[Part]], size: int, hold: Hold
     ) -> Room:
-        """Room for one more part: beside others as long as nobody waits, else after them."""
+        """Room for one more part: next to others while nobody waits, else after them."""
         while True:
             busy = [task for task in sending if not task.done()]
             for task in sending:
@@ -459,7 +459,7 @@ class Copier:
             raise StoreUnavailable(f"{key} was accepted, but {difference}")
 
     async def _is_there(self, key: str, content: _Content, hold: Hold) -> bool:
-        """Whether the object that stands in the way is the very one that was to be written."""
+        """Whether the existing object is the one that was to be written."""
         there = await self._store.head(key)
         proven = (
             there is not None

@@ -156,7 +156,7 @@ class Guard:
         except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA has no form for
             raise SourceRejected("not an address that can be fetched") from None
         if parsed.port is not None and not 0 < parsed.port <= _LAST_PORT:
-            raise SourceRejected("the port is none")
+            raise SourceRejected("the port is invalid")
         self._check(
             parsed.scheme, parsed.raw_host.decode("ascii"), parsed.port, bool(parsed.userinfo)
         )
@@ -326,7 +326,7 @@ class _Resolver(AbstractResolver):
 
 
 def _network(entry: str) -> Network | None:
-    """The network an entry stands for, which may be one address; ``None`` for a host glob."""
+    """The network of an entry, which may be one address; ``None`` for a host glob."""
     try:
         return ip_network(entry.strip("[]"), strict=False)
     except ValueError:

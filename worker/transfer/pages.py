@@ -34,7 +34,7 @@ class _Progress:
             self._mark, self._next = first, 2 * self._next
 
     def stuck(self) -> StoreRefused:
-        return StoreRefused(f"the store does not go on with its list of {self._what}")
+        return StoreRefused(f"the store does not continue its list of {self._what}")
 
 
 def _entries(page: Mapping[str, Any], name: str, *members: str) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ class Source:
             download._body.close()
 
     async def _get(self, address: _Address, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """The response to a GET that is no redirect, its body unread.
+        """The final response to a GET after redirects, its body unread.
 
         The whole way to it is bounded, however lively a host is that never comes to the point.
         """
@@ -351,7 +351,7 @@ class Download:
         self._body.close()
         reason = describe(cause) if cause else "the connection was closed"
         total = "?" if self.length is None else self.length
-        broken = f"broken off after {self.received} of {total} bytes: {reason}"
+        broken = f"interrupted after {self.received} of {total} bytes: {reason}"
         if (
             not self._validator
             or self.received == self._resumed_at
@@ -377,14 +377,14 @@ class Download:
         _check_coding(response)
         given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
         if given is None or int(given[1]) != self.received:
-            raise SourceFault(f"{broken}; the rest does not fit")
+            raise SourceFault(f"{broken}; the host resumed at the wrong offset")
         if not _same(self._validator, response):
-            raise SourceFault(f"{broken}; the file is another one now")
+            raise SourceFault(f"{broken}; the file has changed")
         if given[3] == "*":
             return
         total = int(given[3])
         if self.length not in (None, total):
-            raise SourceFault(f"{broken}; the file has another length now")
+            raise SourceFault(f"{broken}; the length of the file has changed")
         if total > self._source.max_file_bytes:
             raise self._source._too_large()
         self.length, self.ends_by_close = total, False
@@ -420,14 +420,14 @@ def _check_coding(response: aiohttp.ClientResponse) -> None:
         _words(response, "content-encoding") & _COMPRESSED
         or _words(response, "transfer-encoding") & _COMPRESSED
     ):
-        raise SourceFault("the file's host compresses what it was asked not to")
+        raise SourceFault("the file's host compresses although asked not to")
 
 
 def _length_of_all(response: aiohttp.ClientResponse) -> int:
     """The length of the file, if a part (206) that nobody asked for is all of it."""
     given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
     if given is None or given[3] == "*" or int(given[1]) or int(given[2]) + 1 != int(given[3]):
-        raise SourceFault("the file's host sends a part of the file")
+        raise SourceFault("the file's host sends only a part of the file")
     return int(given[3])
 
 

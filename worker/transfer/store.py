@@ -364,7 +364,7 @@ class ObjectStore:
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         """The keys of all objects below ``prefix``, in order.
 
-        Raises :class:`StoreRefused` if the store does not go on with a list that it has begun.
+        Raises :class:`StoreRefused` if the store does not continue a list that it has begun.
         """
         async for entry in pages.objects(self._page, self.wire.bucket, prefix):
             yield entry["Key"]

@@ -120,7 +120,7 @@ class Access:
                 return 401, "a bearer token is needed: HARVESTER_WEB_TOKEN"
             scope[_MAY_ACT] = False
             if scope["method"] != "GET" or not _READABLE.fullmatch(path):
-                return 403, "this token may only read, and make no addresses of files"
+                return 403, "this token may only read, and not create addresses of files"
             return None
         if path in _OPEN:
             return None

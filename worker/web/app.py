@@ -76,7 +76,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
         # what has a default may be left out of an answer, too
         separate_input_output_schemas=False,
         generate_unique_id_function=_operation,
-        description="Hand in SpeedPix ComfyUI task ids, and follow them until their files are "
+        description="Submit SpeedPix ComfyUI task ids, and follow them until their files are "
         "stored. Errors are RFC 9457 problem details.",
     )
     problems.install(app)
@@ -99,13 +99,13 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         status_code=201,
         openapi_extra=documents.body_of(documents.Submission, required=True),
         responses={
-            200: {"description": "All were known already", "model": documents.Accepted},
+            200: {"description": "All were already known", "model": documents.Accepted},
             201: {"description": "The records exist", "model": documents.Accepted},
             **problem_answers(413, 422),
         },
     )
     async def submit_tasks(request: Request, desk: AtDesk) -> Response:
-        """Hand in task ids. An answer of 2xx says that the records of ``tasks`` exist."""
+        """Submit task ids. An answer of 2xx means that the records of ``tasks`` exist."""
         task_ids, options = read_body(await body(request, MAX_BODY_BYTES))
         options = traced(options, request.headers.get("traceparent"))
         accepted, refusals = read_submission(task_ids, options, desk.policy)
@@ -153,7 +153,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         while True:
             record = await desk.registry.record(task_id)
             if record is None:
-                raise Problem(404, f"{task_id} is unknown here")
+                raise Problem(404, f"{task_id} was not found")
             over = State(record["state"]).final or time.monotonic() >= until
             if over or await request.is_disconnected():
                 return answer(manifest.public(record, await desk.registry.held_up(task_id)))
@@ -168,7 +168,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         """Addresses of the stored files, made on the spot and good for ``expires`` seconds."""
         record = await desk.registry.record(task_id)
         if record is None:
-            raise Problem(404, f"{task_id} is unknown here")
+            raise Problem(404, f"{task_id} was not found")
         files = [f for f in manifest.public(record).get("files", []) if "key" in f]
         if not files:
             raise Problem(409, f"{task_id} is {record['state']} and has no stored files")
@@ -198,7 +198,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         responses={202: {"model": documents.Looked}, **problem_answers(404, 409, 422)},
     )
     async def look_at_task(desk: AtDesk, task_id: TaskId) -> Response:
-        """Have the upstream asked about a waiting task at once, within a quarter of the rate."""
+        """Poll a waiting task at once, within a quarter of the rate."""
         said = (await desk.registry.look([task_id]))[task_id]
         if not said.granted:
             raise Problem(404 if said is Look.UNKNOWN else 409, f"{task_id} {TEXTS[said]}")

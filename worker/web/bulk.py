@@ -1,6 +1,6 @@
 """Actions on many tasks, and the groups that failed tasks fall into.
 
-A call changes 500 tasks at most and answers with a cursor for the rest: nothing goes on between the
+A call changes 500 tasks at most and answers with a cursor for the rest: nothing runs between the
 calls. All calls of one action are bounded by Redis' time at the first one.
 """
 

@@ -104,7 +104,7 @@ class Connection(H11Protocol):
             self._drop(max(self.connections, key=_waiting))
 
     def resume_writing(self) -> None:
-        """Go on with the answer."""
+        """Continue with the answer."""
         super().resume_writing()
         if self._phase == "stuck":
             self._enter("answer" if self._busy else "idle")

@@ -107,7 +107,7 @@ class Bulk(BaseModel):
 
     ``not_done`` counts the others by what they are instead: a state, ``changed`` (ended after
     ``until``), ``unknown`` or ``nobody`` (no callback is registered). Of ``read`` tasks that were
-    looked at the rest do not pass the filters. With ``next`` as ``cursor`` the same call goes on.
+    looked at the rest do not pass the filters. The same call with ``next`` as ``cursor`` continues.
     After a dry run ``done`` is how many would be, and ``task_ids`` are some of them.
     """
 
@@ -137,7 +137,7 @@ class File(BaseModel):
 
     name: str
     refs: list[str]
-    key: str = Field("", description="Missing of a lost file, as is what follows from it.")
+    key: str = Field("", description="Absent for a lost file, like the fields that follow from it.")
     uri: str = ""
     url: str = Field("", description="With HARVESTER_PUBLIC_BASE_URL only.")
     bytes: int | None = Field(None, ge=0)
@@ -322,7 +322,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    refused: list[Refused] = Field([], description="What was refused of a submission.")
+    refused: list[Refused] = Field([], description="A refused part of a submission.")
 
 
 class Submission(BaseModel):

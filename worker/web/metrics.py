@@ -99,7 +99,7 @@ class _Snapshot(Collector):
             tasks.add_metric([state], count)
         yield tasks
         polls = CounterMetricFamily(
-            "harvester_polls", "Upstream calls by what came of them", labels=["outcome"]
+            "harvester_polls", "Upstream calls by outcome", labels=["outcome"]
         )
         for name, value in sorted(counters.items()):
             if name.startswith("polls:"):
@@ -127,14 +127,14 @@ class _Snapshot(Collector):
         yield from _Services(fleet.services.values()).collect()
         yield _endings(counters)
         callbacks = CounterMetricFamily(
-            "harvester_callbacks", "Attempts to tell a callback", labels=["channel", "outcome"]
+            "harvester_callbacks", "Attempts to deliver a callback", labels=["channel", "outcome"]
         )
         for channel, outcome in product(_CHANNELS, _OUTCOMES):
             count = counters.get(f"callbacks:{channel}:{outcome}", 0)
             callbacks.add_metric([channel, outcome], count)
         yield callbacks
         refused = CounterMetricFamily(
-            "harvester_refused", "What was refused of submissions", labels=["source"]
+            "harvester_refused", "Refused parts of submissions", labels=["source"]
         )
         for source in _SOURCES:
             refused.add_metric([source], counters.get(f"refused:{source}", 0))

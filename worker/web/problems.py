@@ -58,7 +58,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return problem(405, f"not by {request.method}", {"Allow": _allowed(request)})
+            return problem(
+                405, f"method {request.method} is not allowed", {"Allow": _allowed(request)}
+            )
         return problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)

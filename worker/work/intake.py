@@ -1,4 +1,4 @@
-"""Ids handed in: over Celery, or over the intake stream."""
+"""Submissions over Celery and over the intake stream."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Intake:
         elif entry.verdict == "large":
             reason = f"larger than {MAX_BODY_BYTES:,} bytes"
         else:
-            reason = f"{entry.strikes} workers died with this entry in hand"
+            reason = f"{entry.strikes} workers died while processing this entry"
         if reason:
             start = (entry.body or b"")[:_SHOWN].decode("utf-8", "backslashreplace")
             value = printable(start) if entry.body is not None else entry.id

@@ -1,4 +1,4 @@
-"""What the shop keeps. The row is there before the id is handed in, so no id can be forgotten."""
+"""What the shop keeps. The row is there before the id is submitted, so no id can be forgotten."""
 
 from django.db import models
 

@@ -28,4 +28,4 @@ class Command(BaseCommand):
         task_ids = list(old.values_list("task_id", flat=True))
         for start in range(0, len(task_ids), 1000):
             tasks.hand_in(task_ids[start : start + 1000])
-        self.stdout.write(f"{len(task_ids)} handed in again")
+        self.stdout.write(f"{len(task_ids)} submitted again")
