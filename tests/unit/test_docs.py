@@ -513,6 +513,19 @@ def test_every_room_is_in_the_list() -> None:
     assert listed == {name for layer in LAYERS for name in layer} | {"errors"}
 
 
+@pytest.mark.parametrize("path", DOCS, ids=place)
+def test_lists_and_tables_begin_after_a_blank_line(path: Path) -> None:
+    """Without one the site shows them as text, although GitHub does not."""
+    before = ""
+    for line in FENCE.sub("a fence", path.read_text()).splitlines():
+        item = re.match(r"- |\d+\. ", line)
+        if item:
+            assert re.match(r"- |\d+\. | {2,3}\S|#|$", before), line
+        elif line.startswith("| "):
+            assert re.match(r"\||#|$", before), line
+        before = line
+
+
 FOREIGN = re.compile(
     r"\bhand(?:s|ed|ing)? in\b|\bstand(?:s|ing)? (?:in|for|at)\b|\bthe \w+ (?:is|are) none\b"
     r"|(?:^|[.:;,(|] ?)who (?:has|have|was|does|wants|is)\b|\bwhoever\b",
