@@ -59,7 +59,7 @@ class _Api(FastAPI):
 
 
 def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> Any:
-    """The application. ``open_desk`` is called on the loop; ``tokens`` may be none on loopback."""
+    """The application. ``open_desk`` runs on the loop; ``tokens`` may be empty on loopback."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -121,7 +121,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @routes.get("/api/tasks", responses=answers(documents.Page, 422))
     async def list_tasks(desk: AtDesk, query: Annotated[ListQuery, Query()]) -> Response:
-        """List tasks, newest first: by their ending, or by submission while they have none.
+        """List tasks, newest first: by their end, or by submission while they have not ended.
 
         A page may hold fewer than ``limit`` tasks while ``next`` leads on.
         """
@@ -145,10 +145,11 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         desk: AtDesk,
         task_id: TaskId,
         wait: Annotated[
-            int, Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait for its end.")
+            int,
+            Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait until the task is final."),
         ] = 0,
     ) -> Response:
-        """The record of a task; with ``wait`` as soon as it is final, or as it then stands."""
+        """The record of a task; with ``wait``, once the task is final or the time is up."""
         until = time.monotonic() + wait
         while True:
             record = await desk.registry.record(task_id)
@@ -165,7 +166,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         task_id: TaskId,
         expires: Annotated[int, Query(ge=1, le=_MAX_EXPIRES, description="Seconds.")] = 3600,
     ) -> Response:
-        """Addresses of the stored files, made on the spot and good for ``expires`` seconds."""
+        """Presigned addresses of the stored files, which work for ``expires`` seconds."""
         record = await desk.registry.record(task_id)
         if record is None:
             raise Problem(404, f"{task_id} was not found")
@@ -179,17 +180,17 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @routes.post("/api/tasks/{task_id}/retry", status_code=202, responses=asked)
     async def retry_task(desk: AtDesk, task_id: TaskId) -> Response:
-        """Start a failed or partial task again, as a new run."""
+        """Retry a failed or partial task, as a new run."""
         return _done(task_id, await desk.registry.retry(task_id))
 
     @routes.post("/api/tasks/{task_id}/cancel", status_code=202, responses=asked)
     async def cancel_task(desk: AtDesk, task_id: TaskId) -> Response:
-        """Ask for a task's end; a worker writes it."""
+        """Request the cancellation of a task; a worker carries it out."""
         return _done(task_id, await desk.registry.cancel(task_id))
 
     @routes.post("/api/tasks/{task_id}/notify", status_code=202, responses=asked)
     async def notify_task(desk: AtDesk, task_id: TaskId) -> Response:
-        """Tell a final task's callbacks again, with the same webhook-id."""
+        """Call the callbacks of a final task again, with the same webhook-id."""
         return _done(task_id, await desk.registry.notify(task_id))
 
     @routes.post(
@@ -215,7 +216,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @routes.get("/api/endings", responses=answers(documents.Endings, 422))
     async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
-        """How many tasks ended when, in 60 equal spans; the last one holds this moment."""
+        """How many tasks ended when, in 60 equal spans; the last one includes now."""
         seen = await endings.look(desk.registry, span.minutes)
         return answer(
             {
@@ -255,7 +256,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def get_metrics(desk: AtDesk) -> Response:
-        """The fleet's figures, for Prometheus."""
+        """The fleet's metrics, for Prometheus."""
         try:
             text = metrics.exposition(await desk.overview())
         except RegistryUnavailable:  # the figure that says so has to arrive all the same
@@ -269,7 +270,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @probes.get("/readyz", responses=answers(documents.Readiness, 503))
     async def get_readiness(desk: AtDesk) -> Response:
-        """Redis and the store answer, and a worker has ticked lately."""
+        """Redis and the store answer, and a worker has ticked within 15 s."""
         async with desk.looking:
             if time.monotonic() - desk.looked >= _LOOKED_FOR:
                 faults = await asyncio.gather(_fleet_fault(desk), _store_fault(desk))

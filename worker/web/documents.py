@@ -30,7 +30,7 @@ class Handed(BaseModel):
 
 
 class Refused(BaseModel):
-    """What was refused of a submission, and why."""
+    """A refused part of a submission, and the reason."""
 
     what: str
     value: str
@@ -38,7 +38,7 @@ class Refused(BaseModel):
 
 
 class Accepted(BaseModel):
-    """What came of a submission."""
+    """The result of a submission."""
 
     tasks: list[Handed]
     refused: list[Refused]
@@ -62,7 +62,7 @@ class Summary(BaseModel):
 
 
 class Page(BaseModel):
-    """Some tasks, and the ``cursor`` that leads on, if there are more."""
+    """Some tasks, and the ``cursor`` of the next page, if there are more."""
 
     tasks: list[Summary]
     next: str | None
@@ -103,7 +103,7 @@ class BulkIds(BaseModel):
 
 
 class Bulk(BaseModel):
-    """What came of one call: how many tasks were done, and which.
+    """The result of one call: how many tasks were done, and which.
 
     ``not_done`` counts the others by what they are instead: a state, ``changed`` (ended after
     ``until``), ``unknown`` or ``nobody`` (no callback is registered). Of ``read`` tasks that were
@@ -120,7 +120,7 @@ class Bulk(BaseModel):
 
 
 class Told(BaseModel):
-    """How telling one callback goes."""
+    """The attempts to deliver one callback."""
 
     id: str
     channel: Literal["webhook", "reply"]
@@ -160,7 +160,7 @@ class HeldUp(BaseModel):
 
 
 class Record(BaseModel):
-    """A task's record, see ``docs/contract.md``. What it does not have yet is left out."""
+    """A task's record, see ``docs/contract.md``. Fields that it does not have yet are absent."""
 
     schema_: int = Field(alias="schema")
     task_id: str
@@ -202,14 +202,14 @@ class Links(BaseModel):
 
 
 class Granted(BaseModel):
-    """A wish that is granted."""
+    """A request that was accepted."""
 
     task_id: str
     done: Literal[True]
 
 
 class Looked(BaseModel):
-    """A look that is granted: now, or as soon as the claim that the task is under ends."""
+    """An accepted look: the task is polled now, or once the present claim on it ends."""
 
     task_id: str
     look: Literal[Look.LOOKED, Look.CLAIMED]
@@ -228,11 +228,11 @@ class Process(BaseModel):
     name: str
     last_tick: Milliseconds
     alive: bool
-    version: str = Field(description="What it runs; empty if it does not say.")
+    version: str = Field(description="Its version; empty if unknown.")
 
 
 class Rate(BaseModel):
-    """Upstream calls a second, of which throttling leaves a factor."""
+    """Upstream calls a second: the limit, and the part of it that throttling leaves."""
 
     limit: float
     factor: float = Field(ge=0, le=1)
@@ -244,7 +244,7 @@ class Circuit(BaseModel):
 
     kind: str
     message: str
-    opened_at: Milliseconds = Field(description="0 if the worker that opened it has not said.")
+    opened_at: Milliseconds = Field(description="0 if unknown.")
 
 
 class Outlook(BaseModel):
@@ -252,11 +252,11 @@ class Outlook(BaseModel):
 
     last_success: Milliseconds | None = Field(description="Its last usable answer.")
     out_of_reach_since: Milliseconds | None = Field(description="Null unless it is out of reach.")
-    trouble: str = Field(description="What went wrong last; empty if nothing has since.")
+    trouble: str = Field(description="The last error since then; empty if there was none.")
     trouble_at: Milliseconds | None
     kind: str = Field(description="Of the open circuit, if there is one.")
     remedy: str
-    meanwhile: str = Field(description="What goes on meanwhile.")
+    meanwhile: str = Field(description="What works meanwhile.")
 
 
 class WebhookHost(BaseModel):
@@ -317,7 +317,7 @@ class Readiness(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
+    """An error, as in RFC 9457."""
 
     title: str
     status: int
@@ -326,7 +326,7 @@ class Problem(BaseModel):
 
 
 class Submission(BaseModel):
-    """Task ids, and what is to be done with them. A refused option does not refuse the rest."""
+    """Task ids and options. A refused option does not refuse the rest."""
 
     task_ids: _TASK_ID | Annotated[list[_TASK_ID], Field(min_length=1, max_length=MAX_IDS)]
     metadata: dict[str, Any] | None = None

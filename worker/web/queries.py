@@ -23,7 +23,7 @@ class Filtering(BaseModel):
     state: list[State] | None = Field(None, description="Only these states.")
     reason: list[Reason] | None = Field(None, description="Only these reasons.")
     label: list[Annotated[str, Field(max_length=128)]] | None = Field(
-        None, description="Only these labels; an empty one is that of tasks without a label."
+        None, description="Only these labels; an empty one selects tasks without a label."
     )
     since: Time | None = Field(
         None,
@@ -73,7 +73,7 @@ class ListQuery(Filtering):
     cursor: str | None = Field(
         None,
         pattern="^([0-9]{1,5}~)?[0-9]{1,16}:.{1,128}$",
-        description="`next` of the page before.",
+        description="`next` of the previous page.",
     )
     limit: int = Field(50, ge=1, le=200)
 
@@ -84,7 +84,7 @@ class GroupQuery(Filtering):
     model_config = ConfigDict(extra="forbid")
 
     def filters(self, states: tuple[State, ...] = (State.PARTIAL, State.FAILED)) -> Filters:
-        """The filters; without states those of tasks that failed."""
+        """The filters; without states, those of failed and partial tasks."""
         return Filtering.filters(self, states)
 
 
@@ -97,9 +97,9 @@ class BulkQuery(Filtering):
     cursor: str | None = Field(
         None,
         pattern="^[0-9]{1,16}:[0-9]{1,5}:[0-9]{1,16}:.{1,128}$",
-        description="`next` of the call before, for the tasks that are left.",
+        description="`next` of the previous call, for the remaining tasks.",
     )
-    limit: int = Field(MOST, ge=1, le=MOST, description="How many tasks are changed at most.")
+    limit: int = Field(MOST, ge=1, le=MOST, description="The most tasks to change.")
 
     def filters_of(self, action: Action, now: int) -> Filters:
         """The filters of an action that begins ``now`` (ms), or began at the first call.
