@@ -1,9 +1,9 @@
 """An upstream that costs next to nothing: every call is answered after a while, as not done.
 
-With ``--file`` a task whose id ends in a dash and a number is done at that time, in Unix
-milliseconds, and has that one file. Prints its port. ``GET /calls`` tells how many calls there were
-(``?key=`` with an access key), ``GET /most`` the most that any second held, and ``GET /found`` when
-each task was first said to be done, as JSON.
+With ``--file`` the id of a task ends in ``-BEGIN-END``, two times in Unix milliseconds: it is done
+at the second one, and has that one file. Prints its port. ``GET /calls`` tells how many calls there
+were (``?key=`` with an access key), ``GET /most`` the most that any second held, and ``GET /found``
+when each task was first said to be done, as JSON.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, task_id: bytes) -> None:
         now, began = int(time.time() * 1000), self._calls.began
-        ends = int(task_id.rpartition(b"-")[2]) if self._file else now
+        ends = now
+        if self._file:
+            began, ends = map(int, task_id.split(b"-")[-2:])
         if ends < now:
             self._calls.found.setdefault(task_id.decode(), now)
             text = _DONE % (task_id, self._file, began, ends)

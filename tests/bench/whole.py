@@ -35,6 +35,7 @@ SIZE = 1_000_000
 LOADS = (0.1, 0.6)
 _DURATION, _SIGMA = 5.0, 0.2  # seconds in the median, of a task upstream
 _LEARNED = 20  # tasks that go before: durations are learned by label
+_FLOW = "flow"  # their label
 _PATIENCE = 300.0
 
 
@@ -46,10 +47,11 @@ class Bench:
     upstream: Upstream
     workers: list[int]
 
-    def submit(self, *ends: float) -> list[str]:
-        """Tasks that are done upstream at these times."""
-        ids = [f"whole-{random.getrandbits(64):x}-{round(end * 1000)}" for end in ends]
-        body = json.dumps({"task_ids": ids, "label": "whole"})
+    def submit(self, label: str, *ends: float) -> list[str]:
+        """Tasks that begin upstream now, and are done there at these times."""
+        begin = round(time.time() * 1000)
+        ids = [f"{random.getrandbits(64):x}-{begin}-{round(end * 1000)}" for end in ends]
+        body = json.dumps({"task_ids": ids, "label": label})
         self.redis.xadd("harvester:intake", {"body": body})
         return ids
 
@@ -98,7 +100,7 @@ def _bench(workers: int, folder: str) -> Iterator[Bench]:
         while redis.zcard("harvester:workers") < workers and time.monotonic() < until:
             time.sleep(0.05)
         bench = Bench(redis, upstream, pids)
-        bench.announced(bench.submit(*(time.time() + _lasts() for _ in range(_LEARNED))))
+        bench.announced(bench.submit(_FLOW, *(time.time() + _lasts() for _ in range(_LEARNED))))
         yield bench
 
 
@@ -110,7 +112,7 @@ def _most(bench: Bench, count: int) -> dict[str, float]:
     """Tasks a second, of as many as are done at once; and CPU of each, in milliseconds."""
     worker, redis = bench.spent()
     at = time.time()
-    ended = bench.announced(bench.submit(*[at] * count))
+    ended = bench.announced(bench.submit("at once", *[at] * count))
     passed = max(ended.values()) / 1000 - at
     after = bench.spent()
     return {
@@ -126,7 +128,7 @@ def _flow(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
     ids, began = [], time.monotonic()
     while (due := began + len(ids) / rate) < began + seconds:
         time.sleep(max(0.0, due - time.monotonic()))
-        ids += bench.submit(time.time() + _lasts())
+        ids += bench.submit(_FLOW, time.time() + _lasts())
     ended = bench.announced(ids)
     after, passed = bench.spent(), time.monotonic() - began
     found = bench.upstream.ask("/found")
