@@ -26,16 +26,25 @@ _HOST = "@"  # before the name of a host
 
 @dataclass(slots=True)
 class _Heard:
-    """Seconds of the clock; ``first`` and ``last`` are those of trouble since ``well``."""
+    """Seconds of the clock; ``first`` and ``last`` are those of trouble since ``well``.
+
+    What was handed over is the fleet's to remember: ``first`` begins again, ``told`` is that one.
+    """
 
     well: float | None = None
     first: float | None = None
     last: float | None = None
     said: str = ""
+    told: float | None = None
     new: bool = True
 
+    @property
+    def begun(self) -> float | None:
+        """The first trouble since ``well``, handed over or not."""
+        return self.first if self.told is None else self.told
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)  # two that look alike are two calls
 class Asked:
     """A call that is not answered yet."""
 
@@ -85,7 +94,7 @@ class Reach:
             for name in _names(service, host):
                 before = self._heard.get(name, _Heard())
                 first = now if before.first is None else before.first
-                self._keep(name, _Heard(before.well, first, now, said))
+                self._keep(name, _Heard(before.well, first, now, said, before.told))
 
     def _keep(self, name: str, heard: _Heard) -> None:
         self._heard.pop(name, None)  # the newest is last
@@ -119,6 +128,7 @@ class Reach:
                     times = (heard.well, heard.first, heard.last)
                     ages = ["" if at is None else max(0, round((now - at) * 1000)) for at in times]
                     reports.append([name, *ages, heard.said])
+                    heard.told, heard.first = heard.first, None
             return reports
 
     def _waited_for(self, now: float) -> Iterator[tuple[str, float]]:
@@ -137,7 +147,7 @@ class Reach:
         before = self._heard.get(service, _Heard())
         first = since if before.first is None else min(since, before.first)
         said = f"no answer for {now - since:.0f} s so far"
-        self._keep(service, _Heard(before.well, first, now, said))
+        self._keep(service, _Heard(before.well, first, now, said, before.told))
 
     def outlook(self, service: Service, now: int) -> Outlook:
         """What this process alone knows of a service; ``now`` is in Unix milliseconds."""
@@ -150,7 +160,7 @@ class Reach:
         return Outlook(
             service=service,
             last_success=moment(heard.well),
-            since=moment(heard.first),
+            since=moment(heard.begun),
             trouble=heard.said,
             trouble_at=moment(heard.last),
         )
@@ -160,7 +170,7 @@ class Reach:
         with self._lock:
             for name, *_ in reports:
                 if heard := self._heard.get(str(name)):
-                    heard.new = True
+                    heard.new, heard.first = True, heard.begun
 
 
 def _names(service: str, host: str) -> list[str]:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tests.integration.test_registry import claim_one, make, submission
 from tests.model.harness import Server
 from worker.core.models import State
-from worker.core.services import Outlook, Service, judge
+from worker.core.services import REPLIES, Outlook, Service, judge
 from worker.errors import RegistryUnavailable
 from worker.reach import Reach
 from worker.registry.records import DueSet
@@ -151,6 +151,56 @@ def test_an_outage_begins_with_its_own_first_failure(redis_url: str, namespace: 
     assert judge(now, fields, {})[Service.STORE].since == now - 15_000
 
 
+@pytest.mark.parametrize(
+    ("service", "pause"), [(Service.UPSTREAM, 301), (Service.WEBHOOKS, 4001), (REPLIES, 7200)]
+)
+def test_one_failure_after_a_pause_is_no_outage(
+    redis_url: str, namespace: str, service: str, pause: int
+) -> None:
+    """One host that accepts nothing is tried again after hours: that proves nothing of others."""
+    clock = Ages()
+    reach = Reach(clock)
+    name = Service.BROKER if service == REPLIES else Service(service)
+    with SyncRedis.from_url(redis_url, decode_responses=True) as client:
+        server = Server(client, namespace)
+        for since in (None, None, None, 11):
+            reach.failed(service, "no")
+            hand_over(server, reach)
+            found = judge(client_now(client, namespace, 0), fields_of(client, namespace), {})[name]
+            assert found.since == (None if since is None else found.trouble_at - since * 1000)
+            wait = 11 if since is None and clock.now > 1e6 + 2 * pause - 1 else pause
+            clock.now += wait
+            client_now(client, namespace, wait)
+
+
+def test_a_failure_each_of_two_workers_around_a_success_is_no_outage(
+    redis_url: str, namespace: str
+) -> None:
+    clock = Ages()
+    one, two = Reach(clock), Reach(clock)
+    with SyncRedis.from_url(redis_url, decode_responses=True) as client:
+        server = Server(client, namespace)
+        for seconds, reach, error in ((1, one, "no"), (100, two, ""), (100, one, "no")):
+            clock.now += seconds
+            now = client_now(client, namespace, seconds)
+            if error:
+                reach.failed(Service.STORE, error)
+            else:
+                reach.heard(Service.STORE)
+            hand_over(server, reach)
+        found = judge(now, fields_of(client, namespace), {})[Service.STORE]
+    assert (found.since, found.trouble) == (None, "no")
+
+
+def client_now(client: Any, namespace: str, seconds: int) -> int:
+    """Redis' time for the scripts of a test, moved on."""
+    return int(client.incrby(f"{namespace}:test_clock", seconds * 1000))
+
+
+def fields_of(client: Any, namespace: str) -> dict[str, str]:
+    return dict(client.hgetall(f"{namespace}:services"))
+
+
 def hand_over(server: Server, reach: Reach) -> None:
     words = [word for report in reach.take() for word in report]
     for _ in range(2):  # the client library may send it twice
@@ -166,7 +216,8 @@ async def test_hosts_that_fail_are_kept_until_they_accept_one_and_bounded(
         fleet.reach.failed(Service.WEBHOOKS, "HTTP 500", f"h{number}.example")
     await fleet.tick("a:1")
     for number in range(190, 260):
-        clock.now += 1
+        fleet.reach.failed(Service.WEBHOOKS, "HTTP 500", f"h{number - 1}.example")
+        clock.now += 11
         fleet.reach.failed(Service.WEBHOOKS, "HTTP 500", f"h{number}.example")
         await fleet.tick("a:1")
     found = await fleet.overview()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,23 @@ def judged(
     return complaints.judge(
         complaint, call, takes_writes=lately, takes_these=lately, options=options
     )
+
+
+@pytest.mark.parametrize("start", [b"", b"<?xml version='1.0'?>", b"<?xml"])
+@pytest.mark.parametrize("filling", [b" ", b"\n\t", b"<Error", b"<Code>", b"<?xml>", b"x"])
+def test_no_answer_takes_long_to_be_read(start: bytes, filling: bytes) -> None:
+    """What a store or a proxy answers is read on the loop; 64 KiB of blanks took 5 s."""
+    body = start + filling * (complaints.BODY_BYTES // len(filling))
+    began = time.thread_time()
+    assert not complaints.read(500, body).message
+    assert time.thread_time() - began < 1
+
+
+def test_an_error_may_come_after_blanks() -> None:
+    """Stores send some while they put an object together, so that nobody hangs up."""
+    error = b"<Error><Code>InternalError</Code><Message>m</Message></Error>"
+    for before in (b" " * 5000, b"<?xml version='1.0'?>" + b"\n " * 5000):
+        assert complaints.read(200, before + error).code == "InternalError"
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,33 @@ def test_a_call_that_moves_is_no_trouble(reach: Reach, clock: Clock) -> None:
         assert [report[-1] for report in reach.take()] == ["no answer for 45 s so far"]
 
 
+def test_calls_that_begin_at_the_same_moment_are_told_apart(reach: Reach, clock: Clock) -> None:
+    with reach.asking(UP) as first:
+        with reach.asking(UP):
+            pass
+        clock.now += 1
+        first.moved()
+        clock.now += SILENCE - 1
+        assert reach.take() == []
+    clock.now += SILENCE
+    assert reach.take() == []
+
+
+def test_trouble_that_was_handed_over_is_not_handed_over_again(reach: Reach, clock: Clock) -> None:
+    reach.failed(UP, "HTTP 503")
+    report = reach.take()
+    clock.now += 200
+    reach.failed(UP, "HTTP 502")
+    assert reach.take() == [["upstream", "", 0, 0, "HTTP 502"]]
+    clock.now += 200
+    reach.failed(UP, "HTTP 500")
+    report = reach.take()
+    clock.now += 50
+    reach.failed(UP, "HTTP 503")
+    reach.put_back(report)
+    assert reach.take() == [["upstream", "", 50000, 0, "HTTP 503"]]
+
+
 def test_silence_of_what_never_ceases_to_answer_is_trouble(reach: Reach, clock: Clock) -> None:
     reach.heard("broker")
     clock.now += 9 * SILENCE

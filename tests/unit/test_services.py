@@ -94,10 +94,18 @@ def test_whatever_is_noted_no_time_is_in_the_future(
             assert (found.last_success or 0) <= found.since <= found.trouble_at - 10_000
 
 
+def test_a_host_that_is_tried_no_more_does_not_fail_for_ever() -> None:
+    fields = {
+        "a.example": f"{NOW - 90 * 86_400_000} {NOW - 15 * 3_600_000} HTTP 500",
+        "b.example": f"{NOW - 2 * 86_400_000} {NOW - 13 * 3_600_000} HTTP 500",  # next in 12 h
+    }
+    assert [host.host for host in hosts(fields, NOW)] == ["b.example"]
+
+
 @given(st.dictionaries(st.text(), st.text()))
 def test_hosts_are_read_whatever_is_noted(fields: dict[str, str]) -> None:
     good = {"b.example": f"{NOW - 2000} {NOW} HTTP 500", "a.example": f"{NOW - 9000} {NOW} gone"}
-    found = [host for host in hosts(fields | good) if host.host in good]
+    found = [host for host in hosts(fields | good, NOW) if host.host in good]
     assert [(host.host, host.since, host.trouble) for host in found] == [
         ("a.example", NOW - 9000, "gone"),
         ("b.example", NOW - 2000, "HTTP 500"),

@@ -32,6 +32,7 @@ _PROOF = 10_000  # ms that trouble lasts, at least, before a service counts as o
 # ms after which trouble says nothing any more: every retry of a task that waits comes sooner
 _STALE = 300_000
 _STALE_CALLBACKS = 4_000_000
+_STALE_HOST = 50_000_000  # a callback is tried again within half a day
 _APART = {Service.STORE: STORE_READS, Service.BROKER: REPLIES}
 
 REMEDIES = MappingProxyType(
@@ -188,9 +189,10 @@ def glance(
     }
 
 
-def hosts(fields: Mapping[str, str]) -> list[Host]:
-    """The hosts whose webhooks fail, the longest first."""
-    return sorted(_hosts(fields), key=lambda host: (host.since, host.host))
+def hosts(fields: Mapping[str, str], now: int) -> list[Host]:
+    """The hosts whose webhooks fail, the longest first; without those that are tried no more."""
+    found = (host for host in _hosts(fields) if now - host.trouble_at < _STALE_HOST)
+    return sorted(found, key=lambda host: (host.since, host.host))
 
 
 def _hosts(fields: Mapping[str, str]) -> Iterable[Host]:

@@ -69,7 +69,7 @@ async def read_overview(registry: Base) -> Overview:
         clock=next(answers),
         lines=lines.lines,
         services=await _services(registry, now, services or {}, circuits),
-        hosts=hosts(failing or {}),
+        hosts=hosts(failing or {}, now),
         versions=versions or {},
         intake=await registry.intake.length(),
     )

@@ -1,6 +1,7 @@
 -- A worker's sign of life, and what it has heard of the services since the one before. Invariant: of a
 -- service the newest usable answer is kept, the first trouble after it and the last; a call that is
--- repeated changes nothing. Of hosts of webhooks only those are kept that fail, 200 at most.
+-- repeated changes nothing. Trouble after a pause in which nothing was heard begins again. Of hosts of
+-- webhooks only those are kept that fail, 200 at most.
 -- ARGV: ns, worker, its version, then for each service or '@host' of a webhook: its name, how long ago
 --       (ms; '' = never) was the last usable answer, the first trouble since and the last, what it said
 local now, services, hosts = now_ms(), ns .. ':services', ns .. ':webhooks'
@@ -27,7 +28,9 @@ local function note(name, well, first, last, said)
     redis.call('HSET', services, name, ms(well))
   end
   if not last then return end
-  if at and known and at <= known then since, at = nil, nil end
+  -- trouble of before says nothing any more (core/services.py)
+  local pause = (name == 'webhooks' or name == 'broker:replies') and 4000000 or 300000
+  if at and (known and at <= known or first - at >= pause) then since, at = nil, nil end
   redis.call('HSET', services, name .. ':since', ms(math.min(since or first, first)))
   if not at or last >= at then
     redis.call('HSET', services, name .. ':at', ms(last), name .. ':said', said)
@@ -42,6 +45,7 @@ local function note_host(host, well, first, last, said)
     since, at = nil, nil
   end
   if not last or (at and at > last) then return end
+  if at and first - at >= 50000000 then since = nil end
   local kept, oldest, name = redis.call('HGETALL', hosts), nil, nil
   if not at and #kept >= 400 then
     for i = 1, #kept, 2 do
