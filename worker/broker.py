@@ -176,13 +176,15 @@ class _Tolerant(_Base):
 
     def _brpop_start(self, *args: Any, **options: Any) -> None:
         if _kept.put_back(self):
-            _reach.expect(Service.BROKER)  # answered every second, if only that there is nothing
             super()._brpop_start(*args, **options)  # type: ignore[misc]  # kombu is untyped
+            _reach.expect(Service.BROKER)  # within a second, if only that there is nothing
         else:
             _reach.failed(Service.BROKER, "it takes no writes: a message cannot be put back")
 
     def _brpop_read(self, **options: Any) -> Any:
         before = set(self.qos._delivered or ())
+        # a worker with its hands full may not ask again for long
+        _reach.expect(Service.BROKER, answer=False)
         try:
             delivered = super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
         except Empty:
@@ -193,6 +195,7 @@ class _Tolerant(_Base):
             for tag in set(self.qos._delivered or ()) - before:
                 self.qos.ack(tag)
             _unreadable(error, source="celery")
+            _reach.heard(Service.BROKER)
             raise Empty from None
         _reach.heard(Service.BROKER)
         return delivered

@@ -130,6 +130,10 @@ class TellError(HarvesterError):
     """A target did not accept a callback."""
 
 
+class TellFault(TellError):
+    """The target itself is wrong: the broker has answered so."""
+
+
 class TellRejected(TellError):
     """The target answered 410: it wants no further callback."""
 

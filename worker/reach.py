@@ -73,7 +73,7 @@ class Reach:
         self._lock = threading.Lock()
         self._heard: dict[str, _Heard] = {}
         self._asked: dict[str, list[Asked]] = {}
-        self._steady: set[str] = set()
+        self._due: dict[str, float] = {}
 
     def heard(self, service: str, host: str = "") -> None:
         """A usable answer has come."""
@@ -81,10 +81,13 @@ class Reach:
             for name in _names(service, host):
                 self._keep(name, _Heard(well=self._clock()))
 
-    def expect(self, service: str) -> None:
-        """From now on the service gives one answer after another: silence is trouble, too."""
+    def expect(self, service: str, *, answer: bool = True) -> None:
+        """From now on an ``answer`` is due, and silence is trouble; or none is any longer."""
         with self._lock:
-            self._steady.add(service)
+            if answer:
+                self._due.setdefault(service, self._clock())
+            else:
+                self._due.pop(service, None)
 
     def failed(self, service: str, error: object, host: str = "") -> None:
         """There was none, and why."""
@@ -138,10 +141,9 @@ class Reach:
             well = self._heard.get(service, _Heard()).well
             if silent and (well is None or well < min(silent)):
                 yield service, min(silent)
-        for service in self._steady:
-            well = self._heard.get(service, _Heard()).well
-            if well is not None and now - well >= SILENCE:
-                yield service, well
+        for service, since in self._due.items():
+            if now - since >= SILENCE:
+                yield service, since
 
     def _note_silence(self, service: str, since: float, now: float) -> None:
         before = self._heard.get(service, _Heard())

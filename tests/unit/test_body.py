@@ -68,6 +68,20 @@ async def opened(
         direct.close()
 
 
+async def test_what_the_reader_raises_is_not_lost_with_the_connection() -> None:
+    async with opened() as (_, direct):
+
+        def refused(count: int) -> None:
+            if direct._room:  # while it receives
+                asyncio.get_running_loop().call_soon(direct.connection_lost, None)
+                raise SourceFault("the file is longer than announced")
+
+        with pytest.raises(SourceFault, match="longer"):
+            async with asyncio.timeout(BOUND):
+                await direct.fill(memoryview(bytearray(SIZE)), refused)
+        direct._transport.abort()
+
+
 async def rest(body: DirectBody, step: int) -> bytes:
     """What is left, in rooms of ``step`` bytes."""
     found = b""

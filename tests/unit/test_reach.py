@@ -115,11 +115,16 @@ def test_silence_of_what_never_ceases_to_answer_is_trouble(reach: Reach, clock: 
     reach.expect("store")
     reach.heard("store")
     assert [report[-1] for report in reach.take()] == ["", ""]
-    clock.now += SILENCE
+    clock.now += SILENCE - 1
+    reach.expect("store")  # asked again, the answer is due as before
+    clock.now += 1
     assert reach.take() == [["store", 15000, 15000, 0, "no answer for 15 s so far"]]
+    reach.expect("store", answer=False)
     reach.failed("store", "reset")
     reach.heard("store")
     assert reach.take() == [["store", 0, "", "", ""]]
+    clock.now += 9 * SILENCE
+    assert reach.take() == []
 
 
 def test_words_and_hosts_are_bounded(reach: Reach) -> None:

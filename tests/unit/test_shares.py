@@ -27,7 +27,7 @@ class Loop:
         return self._now[0]
 
 
-def taken(held: contextlib.ExitStack, hosts: Shares, host: str, most: int = 1000) -> int:
+def taken(held: contextlib.ExitStack, hosts: Shares | Lanes, host: str, most: int = 1000) -> int:
     count = 0
     while count < most and hosts.fits(host):
         held.enter_context(hosts.taken(host))
@@ -162,6 +162,15 @@ def test_lanes_are_narrow_until_a_target_has_answered_promptly(
         for _, _, call in held:
             call.close()
         assert not lanes._calls
+
+
+def test_a_call_that_was_broken_off_says_nothing_of_its_target(now: list[float]) -> None:
+    lanes = Lanes(16, 0)
+    with contextlib.ExitStack() as held:
+        for _ in range(9):
+            with contextlib.suppress(asyncio.CancelledError), lanes.taken("a"):
+                raise asyncio.CancelledError
+        assert taken(held, lanes, "a") == FEW
 
 
 def test_lanes_remember_some_targets(now: list[float]) -> None:

@@ -10,14 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from amqp.exceptions import ResourceLocked
+from celery import Celery
+from kombu.exceptions import OperationalError
 from redis.asyncio import Redis
 
 from tests.integration.test_registry import claim, due, finish, make, submission
 from tests.support import BOUND, eventually
 from worker.core.schedule import Gaps
+from worker.core.services import REPLIES
 from worker.errors import TellError
 from worker.registry.records import DueSet, Job
 from worker.registry.registry import Registry
+from worker.telling.reply import CeleryReply
 from worker.work.claim import Claim
 from worker.work.shares import FEW
 from worker.work.tell import _LARGE, TellWork
@@ -159,3 +164,45 @@ async def test_few_large_records_are_held_at_once_whoever_is_to_be_told(
         assert [await each for each in running[FEW:]] == ["crowded"] * (8 - FEW)
         assert await tell.start(jobs[8]) == "told"
         assert (await due(registry))[DueSet.TELL] == 8
+
+
+async def test_few_large_records_are_held_at_once_even_after_prompt_answers(
+    registry: Registry,
+) -> None:
+    async with telling(registry) as tell:
+        strangers = [f"https://silent-{n}.example/" for n in range(12)]
+        jobs = await tell.jobs(GOOD, *strangers)
+        result = json.dumps({"text": "x" * _LARGE})
+        first, *large = [replace(job, record={**job.record, "result": result}) for job in jobs]
+        assert await tell.start(first) == "told"
+        running = [tell.start(job) for job in large]
+        async with asyncio.timeout(BOUND):
+            assert [await each for each in running[FEW:]] == ["crowded"] * (12 - FEW)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_queue_that_refuses_replies_does_not_put_the_broker_out_of_reach(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    """RabbitMQ has answered; a broker that does not is another matter."""
+    errors: list[Exception] = [ResourceLocked("exclusive queue"), ConnectionResetError("gone")]
+
+    def send(*_: Any, **__: Any) -> None:
+        error = errors.pop(0)
+        if wrapped:
+            raise OperationalError(str(error)) from error  # as Celery hands them on
+        raise error
+
+    reply = CeleryReply(Celery(broker="memory://", set_as_current=False))
+    monkeypatch.setattr(reply, "_send", send)
+    work = TellWork({"reply": reply}, slots=4, gaps=Gaps.none())
+    callback = {"channel": "reply", "task": "shop.done", "queue": "shop"}
+    await registry.submit([submission(callbacks=[callback])])
+    (job,) = await claim(registry, DueSet.COPY)
+    await finish(registry, job)
+    for trouble in ([], [REPLIES]):
+        (job,) = await claim(registry, DueSet.TELL)
+        assert await work(Claim(registry, job)) == "again"
+        assert [report[0] for report in registry.reach.take()] == trouble
+    (entry,) = await told(registry, "t1")
+    assert (entry["attempts"], entry["done_at"]) == (2, None)

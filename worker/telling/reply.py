@@ -6,11 +6,12 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import ChannelError
 from kombu import Queue
 
 from worker.core import jsontext, trace
 from worker.core.redact import one_line
-from worker.errors import TellError
+from worker.errors import TellError, TellFault
 from worker.offload import Aside
 
 if TYPE_CHECKING:
@@ -31,14 +32,19 @@ class CeleryReply:
         self._threads = Aside(_SENDERS)
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        """Publish the call; raises ``TellError`` if the broker does not take it."""
+        """Publish the call; raises ``TellError`` if the broker does not take it.
+
+        That is a ``TellFault`` if RabbitMQ refuses this queue, such as another's exclusive one.
+        """
         parent = trace.traceparent(record.get("options", {}).get("traceparent"))
         headers = {"traceparent": parent} if parent else {}
         given = callback["task"], callback["queue"], plain(record), headers
         try:
             await self._threads.run(self._send, *given)
         except Exception as error:  # each transport has its own, and kombu wraps only some
-            raise TellError(one_line(f"{type(error).__name__}: {error}")) from error
+            said = one_line(f"{type(error).__name__}: {error}")
+            of_queue = isinstance(error.__cause__ or error, ChannelError)
+            raise (TellFault if of_queue else TellError)(said) from error
 
     def _send(self, task: str, queue: str, record: Any, headers: dict[str, str]) -> None:
         # RabbitMQ refuses to have a queue declared in another way than it was made (as a quorum

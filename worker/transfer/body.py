@@ -169,7 +169,7 @@ class DirectBody(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the reader know, and aiohttp, which waits for it when it closes."""
-        self._lost, self._error = True, exc
+        self._lost, self._error = True, self._error or exc
         self._wake()
         self._parser.connection_lost(exc)
 

@@ -66,7 +66,7 @@ async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str,
             # some fall silent after a full page
             if not entries or len(entries) < (page.get("MaxKeys") or _FULL):
                 return
-            doubted = entries[-1]["Key"]
+            doubted = max(entry["Key"] for entry in entries)  # not every store sorts them
             if "KeyCount" in page:
                 call, more = "list_objects_v2", {"StartAfter": doubted}
             else:

@@ -100,19 +100,25 @@ class Lanes:
         """Call a target, and learn from how long that takes."""
         began = asyncio.get_running_loop().time()
         self._calls.setdefault(target, []).append(began)
+        ended = False
         try:
             yield
+            ended = True
         finally:
             self._calls[target].remove(began)
             if not self._calls[target]:
                 del self._calls[target]
-            prompt = asyncio.get_running_loop().time() - began < LINGERS
-            allowed = self._prompt.pop(target, FEW)
-            allowed = min(self._slots, 2 * allowed) if prompt else allowed // 2
-            if prompt or allowed >= FEW:  # one slow answer makes no stranger of a host
-                self._prompt[target] = allowed
-            if len(self._prompt) > _KNOWN:
-                del self._prompt[next(iter(self._prompt))]
+            if ended:  # one that was broken off says nothing of its target
+                self._learn(target, began)
+
+    def _learn(self, target: str, began: float) -> None:
+        prompt = asyncio.get_running_loop().time() - began < LINGERS
+        allowed = self._prompt.pop(target, FEW)
+        allowed = min(self._slots, 2 * allowed) if prompt else allowed // 2
+        if prompt or allowed >= FEW:  # one slow answer makes no stranger of a host
+            self._prompt[target] = allowed
+        if len(self._prompt) > _KNOWN:
+            del self._prompt[next(iter(self._prompt))]
 
 
 class Speed:

@@ -14,11 +14,11 @@ from worker.core import manifest, schedule
 from worker.core.redact import one_line, origin, strip_query
 from worker.core.services import REPLIES, Service
 from worker.core.submission import callback_id
-from worker.errors import TellRejected
+from worker.errors import TellFault, TellRejected
 from worker.http import host_of
 from worker.offload import offload
 from worker.registry.records import DueSet
-from worker.work.shares import Lanes
+from worker.work.shares import FEW, Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +33,7 @@ _LOGGED = 10
 
 _CROWD = 0.005  # seconds that each task that is due adds to the wait of one without room
 _LARGE = 256 * 1024
-_LARGE_RECORDS = "large records"
-"""The lane of records over ``_LARGE`` characters, which bounds what is held in memory."""
+"""Characters from which on few records are told at once, however promptly: all are in memory."""
 
 
 class Channel(Protocol):
@@ -65,6 +64,7 @@ class TellWork:
         self.slots = slots + reserve
         self.reserve = reserve
         self._lanes = Lanes(slots, reserve)
+        self._large = asyncio.Semaphore(FEW)
         self._gaps = gaps
         self._chance = chance
 
@@ -74,10 +74,12 @@ class TellWork:
         callbacks = job.options["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
         large = sum(map(len, job.record.values())) >= _LARGE
-        if large and not self._lanes.fits(_LARGE_RECORDS):
+        room: contextlib.AbstractAsyncContextManager[None]
+        room = self._large if large else contextlib.nullcontext()
+        if large and self._large.locked():
             crowded = True
         else:
-            with self._lanes.taken(_LARGE_RECORDS) if large else contextlib.nullcontext():
+            async with room:
                 crowded = not await self._call(callbacks, told, claim)
         waits = [
             max(0.0, (told[ident]["next_at"] - job.claimed_at) / 1000)
@@ -193,7 +195,7 @@ def _noted(
         service, host = Service.WEBHOOKS, host_of(callback["target"])
     if error is None:
         claim.reach.heard(service, host)
-    else:
+    elif not isinstance(error, TellFault):
         claim.reach.failed(service, error, host)
 
 
