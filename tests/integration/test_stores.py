@@ -363,7 +363,7 @@ async def test_a_list_is_read_to_its_end(
 
 async def test_a_list_that_does_not_go_on_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
     async with filled(Traits(objects="stuck", page=10), monkeypatch, 35) as store:
-        with pytest.raises(StoreRefused, match="does not go on"):
+        with pytest.raises(StoreRefused, match="does not continue its list"):
             [key async for key in store.keys("m/")]
 
 

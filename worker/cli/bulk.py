@@ -136,7 +136,7 @@ def _report(action: Action, said: Mapping[str, str], *, as_json: bool) -> None:
             elif answer == ActionAnswer.NOBODY:
                 complain(f"{task_id}: {why(answer)}")
             else:
-                complain(f"{task_id} {why(answer)}: {not_done}")
+                complain(f"{task_id} {why(answer)}; {not_done}")
     if failed:
         raise typer.Exit(FAILED)
 
