@@ -39,11 +39,11 @@ async def p95(scene: Scene, next_to: Sequence[str] = ()) -> float:
 async def judged(
     scene: Scene, row: str, fault: str, scripts: Sequence[dict[str, Any]], fleet: Fleet
 ) -> None:
-    """Hand hostile tasks in among good ones, after these alone; then judge the row."""
+    """Submit hostile tasks among good ones, after as many harmless ones; then judge the row."""
     async with fleet:
         await fleet.ready()
         await p95(scene)  # the workers start
-        usual = await p95(scene)
+        usual = await p95(scene, scene.plant([{"simulate": {"images": ["png"]}}] * len(scripts)))
         hostile = scene.plant([{"simulate": script} for script in scripts])
         async with scene.watched():
             took = await p95(scene, hostile)
@@ -52,7 +52,7 @@ async def judged(
         assert not [line for line in fleet.log_lines() if line.get("event") == "job.overdue"]
     # a loaded machine only reports it
     assert usual > CALM or took <= 2 * usual + 2, (took, usual)
-    notes = f"p95 of good tasks {took:.1f} s, alone {usual:.1f} s"
+    notes = f"p95 of good tasks {took:.1f} s, next to harmless ones {usual:.1f} s"
     await scene.judge(row, fault, notes=notes)
 
 

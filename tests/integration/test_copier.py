@@ -26,6 +26,7 @@ from worker.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from worker.transfer import copier
 from worker.transfer.budget import Budget
 from worker.transfer.copier import Copier, CopyJob
 from worker.transfer.guard import Guard
@@ -193,6 +194,31 @@ async def test_many_files_at_once_share_a_budget_of_one_part(environ: BucketEnv)
     for body, file in zip(bodies, stored, strict=True):
         assert file.sha256 == hashlib.sha256(body).hexdigest()
         assert environ.read(file.key) == body
+
+
+async def test_a_host_that_does_not_answer_yet_holds_no_memory(
+    environ: BucketEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one whose name nobody answers for: their files come once they do."""
+    monkeypatch.setattr(copier, "_LENT_AFTER", 0.0)
+    speaks, asked, body = asyncio.Event(), asyncio.Event(), clip(PART + 1)
+
+    async def serve(call: Caller) -> None:
+        if call.path.startswith("/silent"):
+            asked.set()
+            await speaks.wait()
+        await call.whole(body=body)
+
+    async with bench(serve, environ.bucket, budget=PART) as at:
+        job = at.job("silent", url=at.host.url("/silent.mp4"))
+        silent = asyncio.create_task(at.copier.copy(job, Claim()))
+        await asked.wait()
+        async with asyncio.timeout(BOUND):
+            good = await at.copier.copy(at.job("good"), Claim())
+        assert not silent.done()
+        speaks.set()
+        for stored in (good, await silent):
+            assert stored.sha256 == hashlib.sha256(body).hexdigest()
 
 
 async def test_a_transfer_that_breaks_off_within_a_part_goes_on(environ: BucketEnv) -> None:

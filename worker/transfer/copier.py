@@ -40,6 +40,7 @@ PART_BYTES = 8 * 1024 * 1024
 _PARTS_AT_ONCE = 2  # on their way; more of them slow a store on the same machine down
 _PART_SECONDS = 600.0
 _ABORT_SECONDS = 10.0
+_LENT_AFTER = 2.0  # seconds
 _LATE_SECONDS = 600.0  # at most, for an object whose completion was not answered
 _LATE_RATE = 4 * 1024 * 1024  # bytes a second that a store is thought to put together
 _LATE_PAUSE = 1.0
@@ -165,12 +166,18 @@ class Copier:
             self._part_size, host=host_of(job.url), expires=job.expires, waiting=hold.progress
         ) as room:
             hold.reading(True)
+            # others may have its room until a host that is slow to answer has done so
+            lent = asyncio.get_running_loop().call_later(_LENT_AFTER, room.shrink, 0)
             async with self._source.open(job.url, progress=hold.progress) as download:
+                lent.cancel()
                 limit = await self._part_limit(download)
-                if limit > room.size:
-                    await room.again(limit)
-                elif download.length is not None:
-                    room.shrink(min(limit, download.length))
+                wanted = limit if download.length is None else min(limit, download.length)
+                if wanted > room.size:
+                    hold.reading(False)
+                    await room.again(wanted)
+                    hold.reading(True)
+                else:
+                    room.shrink(wanted)
                 part = PartBuffer(min(limit, download.length or limit))
                 kind = await self._kind(job, download, part, hold)
                 await self._fill(download, part, hold)
