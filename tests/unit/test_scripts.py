@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import pytest
 
+from worker.core import services
 from worker.core.answers import ActionAnswer, why
 from worker.core.looks import Look
 from worker.core.manifest import SCHEMA
@@ -39,6 +40,10 @@ def test_numbers_are_those_of_the_scripts() -> None:
     assert re.findall(r"^local shift = (\d+)$", own("claim"), re.M) == [f"{lines._SHIFT}"]
     weights = re.findall(r"HINCRBY', key, field, (\d+)\)", own("save"))
     assert weights == [f"{view._DURATION_WEIGHT}"]
+    pauses = re.findall(r"\b(\d{6,})\b", own("heard").partition("local function note(")[2])
+    assert [int(pause) for pause in pauses[:3]] == [
+        services._STALE_CALLBACKS, services._STALE, services._STALE_HOST
+    ]  # fmt: skip
     prelude = own("prelude")
     assert re.findall(r"factor \+ passed / (\d+)", prelude) == [f"{overview._RECOVERY}"]
     assert re.findall(r"'schema', '(\d+)'", own("submit")) == [f"{SCHEMA}"]

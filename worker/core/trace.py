@@ -33,8 +33,13 @@ def trace_id(value: object) -> str:
     return traceparent(value)[3:35]
 
 
+def of_options(options: object) -> str:
+    """The ``traceparent`` in the options of a task; empty without one."""
+    return traceparent(options.get("traceparent")) if isinstance(options, dict) else ""
+
+
 def of_record(record: Mapping[str, str]) -> str:
-    """The ``traceparent`` in the options of a task's record; empty without one."""
+    """The same, in the options of a task's record as Redis holds them."""
     text = record.get("options", "")
     if '"traceparent"' not in text:  # most have none, and this is asked at every poll
         return ""
@@ -42,4 +47,4 @@ def of_record(record: Mapping[str, str]) -> str:
         options = json.loads(text)
     except (ValueError, RecursionError):  # overwritten from outside
         return ""
-    return traceparent(options.get("traceparent")) if isinstance(options, dict) else ""
+    return of_options(options)

@@ -41,8 +41,9 @@ class View(Base):
             for name in CIRCUITS:
                 pipe.hgetall(self.key("circuit", name))
             pipe.hgetall(self.key("services"))
-            *due, upstream, store, fields = await pipe.execute()
-        outlooks = judge(now, fields, {"upstream": upstream, "store": store})
+            *answers, fields = await pipe.execute()
+        due, circuits = answers[: len(kinds)], answers[len(kinds) :]
+        outlooks = judge(now, fields, dict(zip(CIRCUITS, circuits, strict=True)))
         for kind, at in zip(kinds, due, strict=True):
             outlook = outlooks[Service(CIRCUIT_OF[kind])]
             if at is not None and outlook.since is not None:

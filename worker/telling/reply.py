@@ -36,7 +36,7 @@ class CeleryReply:
 
         That is a ``TellFault`` if RabbitMQ refuses this queue, such as another's exclusive one.
         """
-        parent = trace.traceparent(record.get("options", {}).get("traceparent"))
+        parent = trace.of_options(record.get("options"))
         headers = {"traceparent": parent} if parent else {}
         given = callback["task"], callback["queue"], plain(record), headers
         try:

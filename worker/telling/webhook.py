@@ -64,7 +64,7 @@ class Webhook:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(one.sign(ident, now, body) for one in self._signers),
         }
-        if parent := trace.traceparent(record.get("options", {}).get("traceparent")):
+        if parent := trace.of_options(record.get("options")):
             headers["traceparent"] = parent
         try:
             self._guard.check_url(url)

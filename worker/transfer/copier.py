@@ -166,7 +166,7 @@ class Copier:
             self._part_size, host=host_of(job.url), expires=job.expires, waiting=hold.progress
         ) as room:
             hold.reading(True)
-            # others may have its room until a host that is slow to answer has done so
+            # while a host takes long to answer, its room is lent to other files
             lent = asyncio.get_running_loop().call_later(_LENT_AFTER, room.shrink, 0)
             async with self._source.open(job.url, progress=hold.progress) as download:
                 lent.cancel()

@@ -62,6 +62,7 @@ log = structlog.get_logger("harvester.copy")
 _CLEARING = 20.0  # seconds that clearing up may take
 _LISTED_BY_KEY = 16
 _FILES_AT_ONCE = 4
+_CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
 _CANCELED = "canceled on request"
 
 
@@ -240,7 +241,8 @@ class CopyWork:
             await claim.note("plan", outputs.plan_to_json(files.plan))
         host = next((host_of(url) for _, url in files.soonest_first(files.ready(claim.now))), "")
         if not self._shares.fits(host):
-            delay = shares.crowd_wait(self._gaps.crowded, await claim.others(self.kind))
+            others = await claim.others(self.kind)
+            delay = shares.crowd_wait(self._gaps.crowded, others, each=_CROWD)
             await claim.save(self.kind, delay=delay)
             return "crowded"
         task = _Task(claim, files)

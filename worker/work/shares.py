@@ -21,15 +21,17 @@ FLOOR_SECONDS = 60.0
 FEW = 4
 """Calls that a target may have at once before it has answered promptly."""
 
-_CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
 _KNOWN = 1000
 _MOST_DOUBLINGS = 3
 _WEIGHT = 3  # a host may hold so many slots for each free one
 
 
-def crowd_wait(least: float, others: int) -> float:
-    """Seconds until a task whose host has its share is due again, ``others`` waiting for a slot."""
-    return max(least, _CROWD * others)
+def crowd_wait(least: float, others: int, *, each: float) -> float:
+    """Seconds until a task whose host has its share is due again.
+
+    Each of the ``others`` that wait for a slot adds ``each`` seconds.
+    """
+    return max(least, each * others)
 
 
 class Shares:

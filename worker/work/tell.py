@@ -18,7 +18,7 @@ from worker.errors import TellFault, TellRejected
 from worker.http import host_of
 from worker.offload import offload
 from worker.registry.records import DueSet
-from worker.work.shares import FEW, Lanes
+from worker.work.shares import FEW, Lanes, crowd_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +87,8 @@ class TellWork:
             if ident in told and told[ident]["done_at"] is None
         ]
         if crowded:
-            waits.append(max(self._gaps.busy, _CROWD * await claim.others(self.kind)))
+            others = await claim.others(self.kind)
+            waits.append(crowd_wait(self._gaps.busy, others, each=_CROWD))
         await claim.told(
             told=json.dumps(list(told.values())),
             settled=not waits,
