@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 import pytest
 from aiohttp import web
 
-from tests.support import eventually
+from tests.support import eventually, point_to
 
 BUCKET = "media"
 
@@ -428,9 +428,7 @@ async def standing_in(
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     it.port = runner.addresses[0][1]
     patch.setattr(socket, "getaddrinfo", _local(socket.getaddrinfo))
-    patch.setenv("AWS_ENDPOINT_URL_S3", f"http://store.localhost:{it.port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "AK")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+    point_to(patch, f"http://store.localhost:{it.port}")
     patch.setenv("HARVESTER_BUCKET", BUCKET)
     try:
         yield it

@@ -64,6 +64,35 @@ class BucketEnv:
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
 
+class Clock:
+    """A clock in seconds that tests move by hand."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def point_to(patch: pytest.MonkeyPatch, endpoint: str, *, secret: str = "SK") -> None:
+    """Have boto3 find a store that a test plays, and some credentials."""
+    patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    patch.setenv("AWS_ACCESS_KEY_ID", "AK")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+
+
+def reported(reporter: pytest.TerminalReporter, name: str) -> list[Any]:
+    """What the tests of a run have put into their reports under a name."""
+    return [
+        value
+        for reports in reporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for key, value in report.user_properties
+        if key == name
+    ]
+
+
 async def eventually(
     condition: Callable[[], Awaitable[Found] | Found], *, seconds: float = BOUND, what: str = ""
 ) -> Found:

@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.faults.kit import Row, Scene
-from tests.support import BucketEnv
+from tests.support import BucketEnv, reported
 from worker.sandbox.simulator import Simulator
 
 _HERE = Path(__file__).parent
@@ -82,14 +82,7 @@ async def scene(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = [
-        value
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "fault_row"
-    ]
+    rows = reported(terminalreporter, "fault_row")
     if not rows:
         return
     rows.sort(key=lambda row: [int(row["row"].rstrip("abc")), row["row"], row["fault"]])

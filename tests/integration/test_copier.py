@@ -16,7 +16,7 @@ from aiohttp import web
 from PIL import Image
 
 from tests.filehost import BODY, ETAG, Caller, Host, Script, hosted
-from tests.support import BOUND, BucketEnv
+from tests.support import BOUND, BucketEnv, point_to
 from worker.errors import (
     HarvesterError,
     LeaseLost,
@@ -630,9 +630,7 @@ async def remembered(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{runner.addresses[0][1]}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+    point_to(monkeypatch, f"http://127.0.0.1:{runner.addresses[0][1]}")
     yield
     await runner.cleanup()
 

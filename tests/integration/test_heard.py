@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.integration.test_registry import claim_one, make, submission
 from tests.model.harness import Server
+from tests.support import Clock
 from worker.core.models import State
 from worker.core.services import REPLIES, Outlook, Service, judge
 from worker.errors import RegistryUnavailable
@@ -26,17 +27,7 @@ def registry(redis: Redis, namespace: str) -> Registry:
     return make(redis, namespace)
 
 
-class Ages:
-    """A clock that is moved by hand; ``since`` says how long ago a moment was, in ms."""
-
-    def __init__(self) -> None:
-        self.now = 1e6
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def worker(redis: Redis, namespace: str, clock: Ages) -> Registry:
+def worker(redis: Redis, namespace: str, clock: Clock) -> Registry:
     made = make(redis, namespace, version="9.9")
     made.reach = Reach(clock)
     return made
@@ -49,7 +40,7 @@ async def outlooks(registry: Registry) -> dict[Service, Outlook]:
 async def test_an_outage_from_its_first_failure_to_the_first_answer(
     redis: Redis, namespace: str
 ) -> None:
-    clock = Ages()
+    clock = Clock(1e6)
     one, two = (worker(redis, namespace, clock) for _ in range(2))
     one.reach.heard(Service.STORE)
     clock.now += 60
@@ -76,7 +67,7 @@ async def test_an_outage_from_its_first_failure_to_the_first_answer(
 
 async def test_a_step_that_a_script_notes_counts_as_an_answer(registry: Registry) -> None:
     """Workers of the release before note answers of the upstream and the store this way alone."""
-    registry.reach = Reach(clock := Ages())
+    registry.reach = Reach(clock := Clock(1e6))
     registry.reach.failed(Service.UPSTREAM, "HTTP 503")
     clock.now += 20
     registry.reach.failed(Service.UPSTREAM, "HTTP 503")
@@ -96,7 +87,7 @@ async def test_a_step_that_a_script_notes_counts_as_an_answer(registry: Registry
 def test_in_whatever_order_workers_tick_the_truth_comes_out(
     redis_url: str, namespace: str, seed: int
 ) -> None:
-    chance, clock = random.Random(seed), Ages()
+    chance, clock = random.Random(seed), Clock(1e6)
     fleet = [Reach(clock) for _ in range(3)]
     last_success: int | None = None
     troubles: list[int] = []
@@ -135,7 +126,7 @@ def test_in_whatever_order_workers_tick_the_truth_comes_out(
 
 
 def test_an_outage_begins_with_its_own_first_failure(redis_url: str, namespace: str) -> None:
-    clock = Ages()
+    clock = Clock(1e6)
     reach = Reach(clock)
     with SyncRedis.from_url(redis_url, decode_responses=True) as client:
         server = Server(client, namespace)
@@ -158,7 +149,7 @@ def test_one_failure_after_a_pause_is_no_outage(
     redis_url: str, namespace: str, service: str, pause: int
 ) -> None:
     """One host that accepts nothing is tried again after hours: that proves nothing of others."""
-    clock = Ages()
+    clock = Clock(1e6)
     reach = Reach(clock)
     name = Service.BROKER if service == REPLIES else Service(service)
     with SyncRedis.from_url(redis_url, decode_responses=True) as client:
@@ -176,7 +167,7 @@ def test_one_failure_after_a_pause_is_no_outage(
 def test_a_failure_each_of_two_workers_around_a_success_is_no_outage(
     redis_url: str, namespace: str
 ) -> None:
-    clock = Ages()
+    clock = Clock(1e6)
     one, two = Reach(clock), Reach(clock)
     with SyncRedis.from_url(redis_url, decode_responses=True) as client:
         server = Server(client, namespace)
@@ -210,7 +201,7 @@ def hand_over(server: Server, reach: Reach) -> None:
 async def test_hosts_that_fail_are_kept_until_they_accept_one_and_bounded(
     redis: Redis, namespace: str
 ) -> None:
-    clock = Ages()
+    clock = Clock(1e6)
     fleet = worker(redis, namespace, clock)
     for number in range(190):
         fleet.reach.failed(Service.WEBHOOKS, "HTTP 500", f"h{number}.example")

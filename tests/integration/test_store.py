@@ -22,7 +22,7 @@ from botocore.credentials import RefreshableCredentials
 
 from config.rules import PUT_OPTIONS
 from tests.strict_store import error_document
-from tests.support import BOUND, BucketEnv
+from tests.support import BOUND, BucketEnv, point_to
 from worker.core.services import Service
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.capabilities import Facts, Seen
@@ -398,9 +398,7 @@ async def faked(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     fake.port = runner.addresses[0][1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{fake.port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    point_to(monkeypatch, f"http://127.0.0.1:{fake.port}", secret="very-secret")
     store = ObjectStore("media", **options)
     try:
         yield store, fake
@@ -646,9 +644,7 @@ async def test_a_body_can_be_sent_again_on_a_connection_that_had_been_closed(
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+        point_to(monkeypatch, f"http://127.0.0.1:{port}")
         store = ObjectStore("media")
         for _ in range(3):
             assert await put(store, "k", bytes(2 * MIB)) is Written.CREATED

@@ -27,7 +27,7 @@ from tests.store_standin import (
     refused,
     standing_in,
 )
-from tests.support import BOUND
+from tests.support import BOUND, point_to
 from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer.capabilities import NAMES, Facts, Seen
 from worker.transfer.probe import probe
@@ -452,9 +452,7 @@ async def test_a_head_that_cannot_be_read_is_asked_by_get(
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+        point_to(monkeypatch, f"http://127.0.0.1:{port}")
         store = ObjectStore(BUCKET)
         if there:
             with pytest.raises(StoreUnavailable):

@@ -8,17 +8,11 @@ import pytest
 
 from tests.stores.servers import STORES
 from tests.stores.table import HEAD
+from tests.support import reported
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = [
-        value
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "store_row"
-    ]
+    rows = reported(terminalreporter, "store_row")
     if rows:
         terminalreporter.section("stores")
         order = [title for title, _, _ in STORES.values()]

@@ -6,23 +6,16 @@ import threading
 
 import pytest
 
+from tests.support import Clock
 from worker.core.services import Service
 from worker.reach import MOST_HOSTS, SILENCE, Reach
 
 UP = Service.UPSTREAM
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

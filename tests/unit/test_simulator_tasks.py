@@ -11,7 +11,7 @@ import httpx
 import pytest
 import simplejson
 
-from tests.support import ask_result, signed_call
+from tests.support import Clock, ask_result, signed_call
 from worker.sandbox.simulator import EXAMPLE_ID, ScriptError, Simulator
 from worker.sandbox.simulator.script import ANSWERS, ENDS, FILE_FAULTS, HARMLESS, read_script
 
@@ -20,14 +20,6 @@ DOUBTFUL = {"html", "empty"}
 
 def simulate(**script: Any) -> dict[str, Any]:
     return {"simulate": script}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def unsigned(simulator: Simulator, task_id: str) -> dict[str, Any]:
@@ -41,7 +33,7 @@ def status(reply: dict[str, Any]) -> str:
 
 
 def test_a_task_waits_runs_and_ends_by_the_clock() -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     simulator = Simulator(clock=clock)
     task_id = simulator.submit(simulate(hidden_for=2, waiting=5, duration=10))
     seen = []

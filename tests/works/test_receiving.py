@@ -9,21 +9,14 @@ from typing import Any
 import pytest
 from kombu import Queue
 
+from tests.support import Clock
 from worker import broker
 from worker.reach import SILENCE, Reach
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture
