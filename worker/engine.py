@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import random
@@ -415,6 +416,7 @@ class Engine:
         _Watchdog(max(_STALL, 2 * parts.registry.lease)).start()
         running = [asyncio.create_task(drain.run()) for drain in self._drains.values()]
         running.append(asyncio.create_task(self._tick(parts, over)))
+        gc.freeze()  # modules and parts live as long as the process: looking again costs a seventh
         self._ready.set()
         log.info("engine.started", worker=self.name)
         stopping = asyncio.create_task(self._stop.wait())

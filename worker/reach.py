@@ -72,7 +72,7 @@ class Reach:
         self._clock = clock
         self._lock = threading.Lock()
         self._heard: dict[str, _Heard] = {}
-        self._asked: dict[str, list[Asked]] = {}
+        self._asked: dict[str, dict[Asked, None]] = {}
         self._due: dict[str, float] = {}
 
     def heard(self, service: str, host: str = "") -> None:
@@ -102,6 +102,8 @@ class Reach:
     def _keep(self, name: str, heard: _Heard) -> None:
         self._heard.pop(name, None)  # the newest is last
         self._heard[name] = heard
+        if not name.startswith(_HOST):
+            return
         named = [name for name in self._heard if name.startswith(_HOST)]
         if len(named) > MOST_HOSTS:
             del self._heard[named[0]]
@@ -111,12 +113,12 @@ class Reach:
         """A call is under way: without an answer for ``patience`` seconds it counts as trouble."""
         asked = Asked(self._clock, patience, self._clock())
         with self._lock:
-            self._asked.setdefault(service, []).append(asked)
+            self._asked.setdefault(service, {})[asked] = None
         try:
             yield asked
         finally:
             with self._lock:
-                self._asked[service].remove(asked)
+                del self._asked[service][asked]
 
     def take(self) -> list[list[str | int]]:
         """What is new, as words for ``heard.lua``: how long ago (ms) each was."""
