@@ -199,10 +199,10 @@ async def test_what_follows_a_body_is_no_answer_to_the_next_request(
         response = await session.get(host.url())
         body = DirectBody(response, 500_000, stall=5)
         assert await rest(body, SIZE) == BODY[:500_000]
-        await eventually(lambda: not _pooled(session))
-        response = await session.get(host.url())
-        assert await response.read() == BODY[:500_001]
-        assert len({call.writer for call in host.calls}) == 2
+        # aiohttp drops what comes before the next request, or closes the connection
+        await eventually(lambda: response.content.exception() or not _pooled(session))
+        second = await session.get(host.url())
+        assert await second.read() == BODY[:500_001]
 
 
 @pytest.mark.parametrize("header", ["Connection: close", "Keep-Alive: timeout=0"])

@@ -127,7 +127,8 @@ class DirectBody(asyncio.BufferedProtocol):
     def _give_back(self) -> None:
         """Let the connection serve other requests, as aiohttp does after a body that it has read.
 
-        Its parser still waits for the body, so what comes before the next request closes it.
+        Its parser still waits for the body, so it takes nothing that comes before the next request
+        for an answer to that.
         """
         self._lost = True
         self._transport.set_protocol(self._parser)
