@@ -1,29 +1,29 @@
-"""Every error the harvester raises on purpose, in one tree.
+"""Every error that the harvester raises on purpose, as one tree.
 
     HarvesterError
     ├── SettingsError            the environment is wrong; the program does not start (exit 2)
     ├── InvalidSubmission        one id or option of a submission is refused, with its reason
     ├── UpstreamError            nothing is known about the task; it keeps waiting
-    │   ├── UpstreamThrottled    asked too often: the whole fleet slows down
-    │   ├── UpstreamUnavailable  5xx, timeouts, broken replies: asked again later
+    │   ├── UpstreamThrottled    the rate limit is reached: the whole fleet slows down
+    │   ├── UpstreamUnavailable  5xx, timeouts, broken replies: polled again later
     │   └── UpstreamBlocked      credentials, clock, account or our request: the circuit opens
-    │       └── UpstreamRefused  a refusal that may be of this id alone: other answers decide
+    │       └── UpstreamRefused  a refusal that may concern this id only: other answers decide
     ├── SourceError              a file could not be fetched
-    │   ├── SourceGone           403, 404, 410, or an error with status 200: ask for a fresh address
-    │   ├── SourceRejected       against policy (size, host, type): lost if said twice
-    │   └── SourceFault          anything else on the way: tried again
+    │   ├── SourceGone           403, 404, 410, or an error page: a fresh address is needed
+    │   ├── SourceRejected       against policy (size, host, type): lost if two answers agree
+    │   └── SourceFault          any other failure of the transfer: retried
     ├── StoreError               a file could not be stored
-    │   ├── StoreBlocked         settings of the bucket wrong: the circuit opens, no file is blamed
-    │   ├── StoreUnavailable     5xx, timeouts, slow down: tried again
-    │   └── StoreRefused         a reachable store refuses this one object
-    ├── TellError                a target was not told; tried again for three days
-    │   └── TellRejected         the target does not want to be told, ever
-    ├── LeaseLost                another worker owns the task now; drop the work, write nothing
+    │   ├── StoreBlocked         wrong bucket settings: the circuit opens, no file is blamed
+    │   ├── StoreUnavailable     5xx, timeouts, slow down: retried
+    │   └── StoreRefused         the store works and refuses this one object
+    ├── TellError                a callback was not delivered; retried for three days
+    │   └── TellRejected         the target wants no further callback
+    ├── LeaseLost                another worker has claimed the task: drop the work, write nothing
     └── RegistryUnavailable      Redis is out of reach, read-only, full or busy
-        ├── RegistryUnfit        Redis refuses us until somebody changes rights or settings
-        └── RegistryUnconfirmed  it is written, and no replica has confirmed it
+        ├── RegistryUnfit        Redis refuses us until someone changes rights or settings
+        └── RegistryUnconfirmed  written, but not confirmed by any replica
 
-Library exceptions are translated into these where the library is called, and nowhere else.
+Exceptions of libraries are translated into these where the library is called, and only there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class HarvesterError(Exception):
-    """Base of every error raised on purpose."""
+    """The base class of all these errors."""
 
 
 class SettingsError(HarvesterError):
@@ -57,7 +57,7 @@ class UpstreamThrottled(UpstreamError):
 
 
 class UpstreamUnavailable(UpstreamError):
-    """The upstream failed, timed out or sent something unreadable."""
+    """The upstream failed, timed out or sent an unreadable reply."""
 
 
 class UpstreamBlocked(UpstreamError):
@@ -72,17 +72,17 @@ class UpstreamBlocked(UpstreamError):
 
 
 class UpstreamRefused(UpstreamBlocked):
-    """One call was refused, and nothing in the answer says whether all calls would be.
+    """One call was refused, and the answer does not say whether all calls would be.
 
-    The refusal may be about the id, or about every call (a wrong endpoint, a proxy on the way).
-    Only answers about other ids tell which.
+    The refusal may concern this id only, or every call (a wrong endpoint, a proxy on the way). Only
+    answers about other ids can tell.
     """
 
 
 class SourceError(HarvesterError):
     """A file could not be fetched from the address the upstream gave.
 
-    ``retry_after`` is how many seconds should pass before another try, at least.
+    ``retry_after`` is the shortest time before another try, in seconds.
     """
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
@@ -91,7 +91,7 @@ class SourceError(HarvesterError):
 
 
 class SourceGone(SourceError):
-    """The address answered 403, 404 or 410, or something else than the file: expired or deleted."""
+    """The address answered 403, 404 or 410, or sent something other than the file."""
 
 
 class SourceRejected(SourceError):
@@ -99,7 +99,7 @@ class SourceRejected(SourceError):
 
 
 class SourceFault(SourceError):
-    """The transfer failed on the way (timeout, reset, short body, 5xx); trying again may help."""
+    """The transfer failed (timeout, reset, short body, 5xx); a retry may help."""
 
 
 class StoreError(HarvesterError):
@@ -107,7 +107,7 @@ class StoreError(HarvesterError):
 
 
 class StoreBlocked(StoreError):
-    """The store rejects every request of ours: no single file is to blame.
+    """The store rejects all our requests; no single file is to blame.
 
     ``about`` is ``credentials``, ``clock``, ``region``, ``bucket``, ``address`` or ``options``;
     empty if the store was not asked.
@@ -119,11 +119,11 @@ class StoreBlocked(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store failed or timed out; trying again may help."""
+    """The store failed or timed out; a retry may help."""
 
 
 class StoreRefused(StoreError):
-    """The store is reachable and refuses this object."""
+    """The store works and refuses this object."""
 
 
 class TellError(HarvesterError):
@@ -131,7 +131,7 @@ class TellError(HarvesterError):
 
 
 class TellFault(TellError):
-    """The target itself is wrong: the broker has answered so."""
+    """The target itself is wrong, by the broker's own answer."""
 
 
 class TellRejected(TellError):
@@ -147,16 +147,16 @@ class RegistryUnavailable(HarvesterError):
 
 
 class RegistryUnfit(RegistryUnavailable):
-    """Redis refuses what the fleet needs: credentials, access list or database are wrong.
+    """Redis refuses what the fleet needs: the credentials, access list or database are wrong.
 
-    A program that starts ends with exit code 2; one that runs waits, as for any other outage.
+    A program that is starting exits with code 2; one that is running waits, as in any other outage.
     """
 
 
 class RegistryUnconfirmed(RegistryUnavailable):
-    """What was submitted is written, and no replica has confirmed it: a failover may lose it.
+    """The submission is written, but no replica has confirmed it: a failover may lose it.
 
-    ``new`` says of each id whether its record is new, ``refused`` which callbacks were refused.
+    ``new`` maps each id to whether its record is new; ``refused`` lists the refused callbacks.
     """
 
     def __init__(self, message: str) -> None:

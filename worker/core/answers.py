@@ -1,4 +1,4 @@
-"""What becomes of a task that somebody asks to retry, cancel, notify or purge."""
+"""The answers to a request to retry, cancel, notify or purge a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from enum import StrEnum
 
 
 class ActionAnswer(StrEnum):
-    """What a script answers; a task that its state rules out has that state as the answer."""
+    """The answer of a script. If the task's state rules the action out, the answer is that
+    state.
+    """
 
     OK = "ok"
     UNKNOWN = "unknown"
@@ -24,5 +26,5 @@ _WHY: dict[str, str] = {
 
 
 def why(answer: str) -> str:
-    """Why it was not done, in words whose subject is the task."""
+    """Why an action was not done, in words whose subject is the task."""
     return _WHY.get(answer, f"is {answer}")

@@ -1,7 +1,6 @@
-"""One task's files while they are copied: which can be tried now, and what became of each.
+"""One task's files while they are copied: which can be tried now, and the outcome of each.
 
-Functions of values and of the state they are given: nothing is read or written, and time (Unix
-milliseconds) and chance are passed in.
+No I/O. Times (Unix milliseconds) and chance are passed in.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from worker.core.schedule import Gaps
 
 EXPIRY_MARGIN = 20.0
-"""Seconds: an address that expires sooner than this is replaced by a fresh one first."""
+"""Seconds. An address that expires sooner is replaced by a fresh one before the copy."""
 
 Verdict = machine.TryAgain | machine.GiveUp
 
@@ -41,10 +40,10 @@ class InVain:
 class Files:
     """The files of one task.
 
-    ``plan`` is fixed at the first look. By a file's place in it: ``outcomes`` of files that are
-    stored or lost; ``trials`` of those that failed so far, with the time of the next try; ``kept``
-    addresses of earlier replies. ``found`` are the addresses of the newest one; ``loose`` the
-    identities of texts that look like outputs.
+    ``plan`` is fixed at the first look. By a file's index in it, ``outcomes`` holds the files that
+    are stored or lost, ``trials`` those that have failed so far, with the time of the next try, and
+    ``kept`` the addresses of earlier replies. ``found`` are the files of the newest reply, and
+    ``loose`` the identities of texts that look like outputs.
     """
 
     plan: Sequence[PlannedFile] = ()
@@ -56,7 +55,7 @@ class Files:
 
     @classmethod
     def from_notes(cls, work: Mapping[str, str]) -> Files:
-        """The files as a task's notes tell; raises ``ValueError`` if these are malformed."""
+        """The files that a task's notes describe; raises ``ValueError`` if these are malformed."""
         files = cls(plan=outputs.plan_from_json(work["plan"]) if "plan" in work else ())
         for name, value in work.items():
             what, _, number = name.partition(":")
@@ -68,7 +67,7 @@ class Files:
         return files
 
     def forget_texts(self) -> None:
-        """Leave out the loose addresses that never gave bytes: they are texts, and no files."""
+        """Drop the loose addresses that never served any bytes: they are texts, not files."""
         stored = {number for number, outcome in self.outcomes.items() if outcome.stored}
         kept = [
             number
@@ -83,7 +82,7 @@ class Files:
         }
 
     def missing(self, number: int) -> str:
-        """Why a file cannot be copied that the newest reply gives no address for."""
+        """Why a file without an address in the newest reply cannot be copied."""
         if self.plan[number].identity.startswith(finding.AWAITED):
             return "the upstream names this file without an address"
         return "the upstream no longer names this file"
@@ -97,7 +96,7 @@ class Files:
 
     @property
     def trouble(self) -> str:
-        """Which pending file has failed, and why; empty if none has."""
+        """The first pending file that has failed, and its error; empty if none has."""
         failed = (n for n in self.pending if n in self.trials)
         return next((f"{self.plan[n].name}: {self.trials[n][0].error}" for n in failed), "")
 
@@ -112,7 +111,7 @@ class Files:
     def renew(self, files: Sequence[FoundFile]) -> Collection[int]:
         """Take the addresses of a new reply, and return the files that it names.
 
-        The others keep the address that they had: it may still work.
+        The others keep their old address, which may still work.
         """
         self.kept, self.found = self.addresses(), files
         return self._named().keys()
@@ -128,7 +127,7 @@ class Files:
         return {n: by_name[self.plan[n].name] for n in self.pending if self.plan[n].name in by_name}
 
     def stale(self, numbers: Iterable[int], now: int) -> list[int]:
-        """Those of some files that need a fresh address before they are tried."""
+        """Those of ``numbers`` that need a fresh address before they are tried."""
         known = self.addresses()
         return [number for number in numbers if self._is_stale(number, known.get(number), now)]
 
@@ -139,28 +138,28 @@ class Files:
         return expiry is not None and expiry < now / 1000 + EXPIRY_MARGIN
 
     def soonest_first(self, numbers: Iterable[int]) -> list[tuple[int, str]]:
-        """Some files with their addresses, those that expire soonest first."""
+        """``numbers`` with their addresses, sorted by when these expire."""
         known = self.addresses()
         pairs = [(number, known[number]) for number in numbers if number in known]
         return sorted(pairs, key=lambda pair: finding.url_expiry(pair[1]) or 1e18)
 
-    # -- what became of one -------------------------------------------------------------------
+    # -- the outcome of one -------------------------------------------------------------------
 
     def on_gone(self, number: int, error: str, gaps: Gaps) -> Verdict:
-        """Its address is gone, or the upstream no longer names the file."""
+        """The file's address is gone, or the upstream no longer names the file."""
         return machine.on_gone(self._trial(number), error, gaps)
 
     def on_fault(
         self, number: int, error: str, gaps: Gaps, *, store: bool, late: bool, chance: float
     ) -> Verdict:
-        """Its transfer failed, because of the ``store`` or not; ``late``: past the deadline."""
+        """The transfer failed, at the ``store`` or elsewhere; ``late``: past the deadline."""
         trial = self._trial(number)
         return machine.on_fault(trial, error, gaps, store=store, late=late, chance=chance)
 
     def on_rejected(
         self, number: int, error: str, gaps: Gaps, *, late: bool, chance: float
     ) -> Verdict:
-        """It breaks a rule; ``late``: past the deadline."""
+        """The file breaks a rule; ``late``: past the deadline."""
         trial, error = self._trial(number), one_line(error)
         return machine.on_rejected(trial, error, gaps, late=late, chance=chance)
 
@@ -169,14 +168,14 @@ class Files:
         return machine.on_refused(self._trial(number), error, gaps, chance=chance)
 
     def put_off(self, number: int, error: str, delay: float) -> Verdict:
-        """It is tried again after ``delay`` seconds, and nothing is held against it."""
+        """Retry the file after ``delay`` seconds, without counting a failure."""
         return machine.TryAgain(trial=replace(self._trial(number), error=error), delay=delay)
 
     def _trial(self, number: int) -> machine.Trial:
         return self.trials[number][0] if number in self.trials else machine.Trial()
 
     def follow(self, number: int, verdict: Verdict, now: int) -> dict[str, str]:
-        """Keep a verdict on a file; the notes of it (an empty one is removed)."""
+        """Keep a verdict on a file, and return its notes; an empty one is removed."""
         error = one_line(
             verdict.error if isinstance(verdict, machine.GiveUp) else verdict.trial.error
         )
@@ -199,7 +198,7 @@ def fresh_addresses(
 ) -> list[FoundFile] | InVain:
     """The files that a new answer names; ``host`` is the upstream's.
 
-    That the task cannot be found is believed from ``believed_from`` on: then it names none.
+    From ``believed_from`` on, an answer that the task cannot be found counts as naming no files.
     """
     if isinstance(said, Succeeded):
         return finding.find_files(jsontext.loads(said.data), host)

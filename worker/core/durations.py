@@ -1,10 +1,10 @@
-"""How long tasks of one label take, as a small histogram, and when it is worth asking next.
+"""How long tasks of one label take, as a small histogram, and when to poll next.
 
-Asking costs a call; not asking costs waiting after a task is done. The rule of optimum inspection
-(Barlow, Hunter, Proschan 1963) balances both: ask again once the lag to be expected has reached the
+A poll costs a call; not polling costs lag after a task is done. The rule of optimum inspection
+(Barlow, Hunter, Proschan 1963) balances both: poll again once the expected lag has reached the
 price of a call. At a constant hazard ``h`` that is a gap of ``sqrt(2 * price / h)``.
 
-Pure functions of values. All times are seconds.
+No I/O. All times are seconds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _FIRST = 0.25
 _AN_OCTAVE = 8
 BUCKETS = 192
-# The rule that needs no history counts as much as this many durations.
+# The rule without history weighs as much as this many durations.
 _PRIOR = 0.3
 
 
 def bucket(seconds: float) -> int:
-    """The bucket of a duration; what is shorter or longer than all is in the first or last."""
+    """The bucket of a duration; the first and last hold all shorter and longer ones."""
     if not seconds > _FIRST:
         return 0
     place = math.log2(min(seconds, 2.0**40) / _FIRST) * _AN_OCTAVE
@@ -39,13 +39,13 @@ def floor(number: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Weights by bucket; a weight of 1 is one duration as fresh as can be."""
+    """Weights by bucket; a weight of 1 is one new duration."""
 
     weights: Mapping[int, float]
 
     @property
     def total(self) -> float:
-        """How many durations this is worth."""
+        """The sum of all weights, in new durations."""
         return sum(self.weights.values())
 
     def quantile(self, share: float) -> float | None:
@@ -62,11 +62,11 @@ class Histogram:
     def gap(
         self, age: float, *, price: float, unknown: Callable[[float], float], longest: float
     ) -> float:
-        """The wait before asking about a task that is not done at ``age``; up to ``longest``.
+        """The wait before polling a task that is not done at ``age``; at most ``longest``.
 
         ``price`` is what a call may cost in seconds of lag. ``unknown`` gives the gap at an age
-        without any history: it counts as a few more durations, so that a task which outlives all
-        the others is polled as if nothing were known.
+        without any history. It weighs as much as a fraction of a duration, so that a task that
+        outlives all others is polled as if nothing were known.
         """
         at_risk = sum(w for n, w in self.weights.items() if floor(n + 1) > age)
         passed, hazard_so_far, lag = 0.0, 0.0, 0.0
@@ -74,7 +74,7 @@ class Histogram:
         number = bucket(now)
         while passed < longest:
             end = floor(number + 1) if number < BUCKETS - 1 else math.inf
-            if end <= now:  # the rounding of a logarithm
+            if end <= now:  # logarithms are rounded
                 number += 1
                 continue
             span = min(end - now, longest - passed)
@@ -97,7 +97,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """What is known of a label: from submission to the end, in the queue, and running."""
+    """The durations of a label: from submission to the end, in the queue, and running."""
 
     total: Histogram
     queued: Histogram
@@ -116,7 +116,7 @@ def from_fields(fields: Mapping[str, str], *, unit: float) -> Durations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """What one finished task teaches: histogram fields to count, and how late it was seen done."""
+    """What one finished task adds: histogram fields to count, and the detection lag."""
 
     fields: tuple[str, ...]
     lag: float
@@ -125,10 +125,10 @@ class Lesson:
 def to_learn(
     *, asked_from: float, seen_at: float, now: float, began: float | None, ended: float | None
 ) -> Lesson:
-    """What a task found done at ``now`` teaches.
+    """What a task seen done at ``now`` adds to the history.
 
-    ``began`` and ``ended`` are the upstream's, on its clock, if it told; the others are ours. The
-    task was not done at ``seen_at``, the look before: this bounds what a clock that is off can do.
+    ``began`` and ``ended`` are by the upstream's clock, if it gives them; the others by ours. The
+    task was not done at ``seen_at``, the poll before: this bounds the effect of a wrong clock.
     """
     end = (seen_at + now) / 2 if ended is None else min(max(ended, seen_at), now)
     fields = [f"total:{bucket(end - asked_from)}"]

@@ -1,7 +1,4 @@
-"""How a run ends: its state and reason, and the final record.
-
-Functions of values: nothing is read or written.
-"""
+"""How a run ends: its state and reason, and the final record. No I/O."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _RESTORED = ("run", "error", "submitted_at", "polls", "upstream", "files", "resu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """A run's end. ``outcomes`` holds one for each planned file, by its place in the plan."""
+    """A run's end. ``outcomes`` holds one for each planned file, by its index in the plan."""
 
     state: State
     reason: Reason = Reason.NONE
@@ -46,7 +43,9 @@ def of_files(outcomes: Mapping[int, outputs.FileOutcome]) -> Ending:
 def for_reason(
     reason: Reason, error: str, count: int, outcomes: Mapping[int, outputs.FileOutcome]
 ) -> Ending:
-    """The end of a task that goes no further; those of its ``count`` files left over are lost."""
+    """The end of a task that stops early: those of its ``count`` files without an outcome are
+    lost.
+    """
     lost = outputs.FileOutcome(error=error, reason=reason)
     every = {number: outcomes.get(number, lost) for number in range(count)}
     stored = sum(1 for outcome in every.values() if outcome.stored)
@@ -68,8 +67,8 @@ def final_record(
 ) -> dict[str, str]:
     """The record of a run that ends at ``now``.
 
-    ``data`` is the upstream's reply as JSON text, or empty; ``calls`` are those to the upstream
-    that ``record`` does not count yet.
+    ``data`` is the upstream's reply as JSON text, or empty; ``calls`` is the number of calls to the
+    upstream that ``record`` does not count yet.
     """
     files = outputs.files_field(
         plan, {plan[number].name: outcome for number, outcome in ending.outcomes.items()}, layout
@@ -93,11 +92,11 @@ def final_record(
 
 
 def restored(record: Mapping[str, str], there: Mapping[str, str], calls: int) -> dict[str, str]:
-    """The fields that a record takes from the ``stored`` manifest that is ``there``.
+    """The fields that a record takes from ``there``, an existing ``stored`` manifest.
 
-    What this submission says of itself is kept; what it leaves open comes from the first one.
-    ``polls`` counts every call that the id has cost: those of this submission as well, with the
-    ``calls`` that ``record`` does not count yet, unless the manifest was written by it.
+    Metadata and label of this submission are kept; if it has none, they come from the manifest.
+    ``polls`` counts every call that the id has cost, also those of this submission and the
+    ``calls`` that ``record`` does not count yet, unless this submission wrote the manifest.
     """
     fields = {name: there[name] for name in _RESTORED if name in there}
     if record["metadata"] == "{}":

@@ -1,4 +1,4 @@
-"""Which tasks a list or an action is about: one set of filters for the commands and the API."""
+"""Which tasks a list or an action covers: one set of filters for the commands and the API."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FIELDS = (
 """The fields of a record that filters and groups read."""
 
 NEWEST = 10_000
-"""How many tasks, the newest first, are read to find a text or a group among them."""
+"""The number of tasks, the newest first, among which a text or a group is searched."""
 
 MAX_TEXT = 500
-"""The longest text that is looked for: an error is one line of no more."""
+"""The longest text to search for, in characters: no error is longer."""
 
 
 class Action(StrEnum):
-    """What can be done to many tasks at once."""
+    """An action on many tasks at once."""
 
     RETRY = "retry"
     CANCEL = "cancel"
@@ -35,7 +35,7 @@ class Action(StrEnum):
 
     @property
     def states(self) -> tuple[State, ...]:
-        """The states of the tasks that it can be done to."""
+        """The states of the tasks that it applies to."""
         return tuple(state for state in State if state in _STATES[self])
 
 
@@ -46,15 +46,15 @@ _STATES = {
 }
 
 ONLY_WHEN_NAMED = frozenset({Reason.CANCELED, Reason.CONTENT_REJECTED})
-"""Reasons that a retry leaves out unless they are named: a person or the upstream meant the end."""
+"""Reasons that a retry skips unless they are named: a person or the upstream intended the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What a task must be like; what is empty or ``None`` lets every task pass.
+    """The conditions for a task; an empty or ``None`` one lets every task pass.
 
-    ``since`` and ``until`` are Unix milliseconds, both included, of the ending, or of the
-    submission while there is none. ``error`` is a text within the error, in upper or lower case.
+    ``since`` and ``until`` (Unix milliseconds, both included) bound the time of the ending, or of
+    the submission before that. ``error`` is a text within the error; case does not matter.
     ``group`` is the kind of the error, see :func:`group_of`.
     """
 
@@ -69,7 +69,7 @@ class Filters:
 
     @property
     def by_record(self) -> bool:
-        """Whether a record has to be read to tell; if not, its state and time do."""
+        """Whether records must be read; if not, state and time suffice."""
         return bool(self.reasons or self.labels or self.left_out) or self.bounded
 
     @property
@@ -93,13 +93,15 @@ class Filters:
 
 
 def time_of(record: Mapping[str, str]) -> int:
-    """When a task ended, or was submitted if it has not; Unix milliseconds, as its index has it."""
+    """When a task ended, or was submitted if it has not ended: Unix milliseconds, as in its
+    index.
+    """
     text = record.get("finished_at") or record.get("submitted_at") or ""
-    return int(text) if text.isascii() and text.isdecimal() else 0  # something else wrote it
+    return int(text) if text.isascii() and text.isdecimal() else 0  # another program wrote it
 
 
 def error_of(record: Mapping[str, str]) -> str:
-    """Why a task failed, or could not go on so far; empty if all is well."""
+    """Why a task failed or is held up; empty if all is well."""
     return record.get("error") or str(last_error(record).get("last_error", ""))
 
 
@@ -108,7 +110,7 @@ _WORD = re.compile(r"[\w.:/-]+")
 
 
 def group_of(record: Mapping[str, str]) -> str:
-    """The kind of a task's error: the error without what differs from task to task.
+    """The kind of a task's error: its text without the parts that differ between tasks.
 
     The task's id and words with a digit in them (file names, sizes, times) become ``*``; statuses
     such as 503 stay.

@@ -1,8 +1,8 @@
-"""The files that a reply names: where they stand, and at which addresses.
+"""The files that a reply names: where it names them, and their addresses.
 
-``data`` is the ``data`` of a succeeded reply as :func:`worker.core.jsontext.loads` returns it. Of
-its content this module knows ``images``, ``result``, ``url``, ``filename``, ``object_key`` and
-``format`` (vendor's page of ``comfy_get_result``), and nothing else.
+``data`` is the ``data`` of a succeeded reply as :func:`worker.core.jsontext.loads` returns it. This
+module knows only its members ``images``, ``result``, ``url``, ``filename``, ``object_key`` and
+``format`` (vendor's page of ``comfy_get_result``).
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from worker.core.models import FoundFile
 from worker.core.redact import has_signature, unsigned
 
 MAX_POINTER = 4096
-"""Bytes of one pointer; one that is longer cannot be recorded."""
+"""Bytes of one pointer; a longer one cannot be recorded."""
 MAX_POINTERS = 1024 * 1024
 """Bytes of all pointers to the files of one reply."""
 MAX_ADDRESS = 16 * 1024
-"""Characters of an address; a longer one cannot be asked for."""
+"""Characters of an address; a longer one cannot be requested."""
 
 AWAITED = "awaited:"
-"""Begins the identity of a file whose address is not there yet."""
+"""Begins the identity of a file that has no address yet."""
 _ONE_POINTER = f"a pointer of over {MAX_POINTER:,} bytes"
 _ALL_POINTERS = f"pointers of over {MAX_POINTERS:,} bytes in all"
 
 ECHOED = frozenset({"info", "parameters"})
-"""Members that repeat what the caller has submitted; nothing below them is an output."""
+"""Members that repeat the caller's input; nothing below them is an output."""
 
 _UPSTREAM = re.compile(r"(?:.+\.)?aliyuncs\.com")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _STARTS_AS_ADDRESS = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
-# bounded, since normalising the characters of a host takes time by the square of their number
+# bounded, since the time to normalise a host grows with the square of its length
 _AUTHORITY = re.compile(r"https?://[^/?#]{1,320}(?![^/?#])", re.IGNORECASE)
 # Characters that no request can carry, or that would split it.
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -67,7 +67,7 @@ def trimmed(text: str) -> str:
 
 
 def address(text: str) -> SplitResult | None:
-    """The parts of an http(s) URL that a request can be made for, or ``None``."""
+    """The parts of an http(s) URL, or ``None`` if no request can be made for it."""
     if len(text) > MAX_ADDRESS or not _AUTHORITY.match(text) or _UNSENDABLE.search(text):
         return None
     try:
@@ -91,7 +91,7 @@ def url_expiry(url: str) -> float | None:
     """When a signed URL expires, in Unix seconds, or ``None`` if it does not say.
 
     Read from ``Expires`` (OSS V1), ``x-oss-date`` + ``x-oss-expires`` (OSS V4), ``X-Amz-Date`` +
-    ``X-Amz-Expires`` (AWS V4) and their like of Google; the earliest if there are several.
+    ``X-Amz-Expires`` (AWS V4) and Google's equivalents; the earliest if there are several.
     """
     query = url.partition("#")[0].partition("?")[2]
     values = {
@@ -120,13 +120,13 @@ def _basic_time(text: str) -> float | None:
         return None
 
 
-# -- what a reply says ------------------------------------------------------------------------
+# -- reading a reply --------------------------------------------------------------------------
 
 
 def unfolded(data: dict[str, Json]) -> dict[str, Json]:
-    """``data`` with ``images`` and ``result`` that are JSON text read as what they say.
+    """``data`` with ``images`` and ``result`` decoded if they are JSON text.
 
-    At most one level: texts within them stay texts.
+    Only one level: texts within them stay texts.
     """
     read = {}
     for name, signs in (("images", "["), ("result", "[{")):
@@ -138,16 +138,16 @@ def unfolded(data: dict[str, Json]) -> dict[str, Json]:
 
 
 def usable(data: Json) -> bool:
-    """Whether the ``data`` of a succeeded reply says what came out of the task."""
+    """Whether the ``data`` of a succeeded reply names the task's outputs."""
     return isinstance(data, dict) and (
         isinstance(data.get("images"), list) or data.get("result") is not None
     )
 
 
 def unsure(data: Mapping[str, Json]) -> str:
-    """What a reply leaves open that only saying it again can settle; empty if nothing.
+    """Why a success is only believed once it has been repeated; empty if it is clear.
 
-    Two replies that leave the same open have the same text.
+    Replies that are unsure for the same reason have the same text.
     """
     images = data.get("images")
     if images is None and "images" in data and data.get("result") is None:
@@ -169,7 +169,7 @@ def _own_string(holder: Mapping[str, Json] | None, key: str) -> str:
 
 
 def _awaits(entry: Mapping[str, Json], *, listed: bool) -> bool:
-    """Whether an object names a file whose address is not there yet."""
+    """Whether an object names a file that has no address yet."""
     url = entry.get("url")
     if url is not None and not _blank(url):
         return False
@@ -179,11 +179,11 @@ def _awaits(entry: Mapping[str, Json], *, listed: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where something stands that may be a file.
+    """A place in a reply that may name a file.
 
-    ``text`` is a string, or ``None`` for an object that has no address yet; ``holder`` the object
-    whose ``url`` it is. ``listed``: in a list named ``images``. ``echoed``: below what repeats the
-    input.
+    ``text`` is a string, or ``None`` for an object that has no address yet; ``holder`` is the
+    object whose ``url`` it is. ``listed``: in a list named ``images``. ``echoed``: below a member
+    that repeats the input.
     """
 
     path: Path
@@ -207,10 +207,10 @@ def _entries(node: list[Json]) -> _Steps:
 
 
 def _places(name: str, node: Json) -> Iterator[_Place]:
-    """Every string at or below a member that begins as an address, and every object that awaits
-    one, in order.
+    """Yield each string that begins as an address, and each object without one, in order.
 
-    What stands above is kept once, whatever the number and length of names.
+    All are at or below the member ``name``. The path to the current one is kept once, so that many
+    long names cost little memory.
     """
     frames: list[_Steps] = [iter([(name, node, None)])]
     path: list[str] = []
@@ -238,7 +238,7 @@ def _places(name: str, node: Json) -> Iterator[_Place]:
 
 
 def _image(index: int, entry: Json) -> _Place | None:
-    """The file that an entry of ``images`` names, if it names one."""
+    """The place of the file that an entry of ``images`` names, if any."""
     if isinstance(entry, str) and entry.strip():
         return _Place(("images", str(index)), entry, None)
     if isinstance(entry, dict) and _own_string(entry, "url").strip():
@@ -257,7 +257,7 @@ def find_files(data: Json, host: str = "") -> list[FoundFile]:
     """The files of a reply, in the order of their first refs; one file may have several refs.
 
     ``host`` is the upstream's. A file without a usable address has an empty ``url``. Raises
-    ``TooLargeError`` if the pointers to the files would be too long to be recorded.
+    ``TooLargeError`` if the pointers to the files are too long to record.
     """
     if not isinstance(data, dict):
         return []
@@ -284,7 +284,7 @@ def find_files(data: Json, host: str = "") -> list[FoundFile]:
 
 
 def _counted(places: Iterable[_Place]) -> Iterator[_Place]:
-    """The places, as long as their pointers are short enough: counted before any is built."""
+    """Yield the places, and raise ``TooLargeError`` before a pointer that is too long is built."""
     total = 0
     for place in places:
         length = len(place.path) + sum(map(len, place.path))
@@ -297,18 +297,18 @@ def _counted(places: Iterable[_Place]) -> Iterator[_Place]:
 
 
 def _sure(place: _Place) -> SplitResult | None:
-    """The address of a place that is a file whatever the address says."""
+    """The address of a place that certainly names a file."""
     return None if place.text is None else address(trimmed(place.text))
 
 
 def _whole_address(text: str) -> tuple[str, SplitResult | None]:
-    """A string, trimmed, and its parts if all of it is one address."""
+    """A string, trimmed, and its parts if the whole of it is one address."""
     text = trimmed(text)
     return text, None if _PROSE.search(text) else address(text)
 
 
 def _is_output(place: _Place, path: str) -> bool:
-    """Whether an address of the upstream's looks like an output."""
+    """Whether an address at the upstream looks like an output."""
     return not place.echoed and (place.listed or _OUTPUT_NAMES.search(path) is not None)
 
 
@@ -350,7 +350,7 @@ class _Files:
     def _pointer(self, place: _Place) -> str:
         next(_counted([place]))
         ref = keys.pointer("", *place.path)
-        length = len(ref.encode("utf-8", "surrogatepass"))  # escapes and all
+        length = len(ref.encode("utf-8", "surrogatepass"))  # with its escapes
         self._length += length
         if length > MAX_POINTER:
             raise jsontext.TooLargeError(_ONE_POINTER)

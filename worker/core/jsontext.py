@@ -1,4 +1,4 @@
-"""JSON that keeps what it does not understand: every number stays as it was written."""
+"""JSON that keeps every number exactly as it was written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import simplejson
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
 MAX_VALUES = 500_000
-"""A value takes up to a hundred times its text in memory, so they are counted beforehand."""
+"""A value takes up to a hundred times its text in memory, so values are counted before parsing."""
 
-_SAFE_DIGITS = 15  # integers up to this length survive every JSON reader; longer ones stay text
+_SAFE_DIGITS = 15  # every JSON reader keeps integers up to this length exact; longer ones stay text
 
 Json = Any
 
 
 class TooLargeError(ValueError):
-    """A JSON text has more bytes or values than are read."""
+    """A JSON text has more bytes or values than allowed."""
 
 
 def _integer(digits: str) -> Json:
@@ -31,16 +31,16 @@ def _constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
 
 
-# made once: the module's functions would make new ones for every call
+# made once: the module's functions make new ones at every call
 _DECODER = simplejson.JSONDecoder(
     parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=_constant
 )
-# A string within a JSON text; signs in it make no values. It matches wherever a quote is, closed or
-# not: a quote that fails to match would be searched from again and again.
+# A string within a JSON text; signs in it start no values. It matches at every quote, closed or
+# not: a quote that did not match would be searched from again and again.
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 _SIGNS = (",", "[", "{")
 _ENCODER = simplejson.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_LONE = re.compile("[\ud800-\udfff]")  # halves of characters that UTF-8 has no form for
+_LONE = re.compile("[\ud800-\udfff]")  # surrogates, which UTF-8 cannot encode
 
 
 def loads(
@@ -79,14 +79,14 @@ def check_size(text: str, *, max_bytes: int = MAX_BYTES, max_values: int = MAX_V
 
 
 def _values(text: str) -> int:
-    """At least as many values as a JSON text holds, and about as many if it has no strings."""
+    """An upper bound for the number of values in a JSON text; close to it if it has no strings."""
     return sum(map(text.count, _SIGNS))
 
 
 def dumps(value: Json) -> str:
-    """Print compact JSON for UTF-8; what :func:`loads` read comes back digit for digit.
+    """Print compact JSON for UTF-8; numbers that :func:`loads` read come back digit for digit.
 
-    Text stays as it is, since escapes take three times as much; only lone surrogates are escaped.
+    Text is not escaped, since escapes take three times as many bytes; only lone surrogates are.
     """
     text: str = _ENCODER.encode(value)
     return _LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)

@@ -1,4 +1,4 @@
-"""Names of files and keys of objects: all derived, so that every worker finds the same ones."""
+"""Names of files and keys of objects, derived so that every worker finds the same ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def short_hash(text: str) -> str:
 def safe_segment(segment: str) -> str:
     """One segment of a key, at most 64 bytes of ``A-Z a-z 0-9 _ -``.
 
-    Whatever is empty, longer or has other characters becomes its safe form and a hash of itself.
+    A segment that is empty, longer or has other characters becomes its safe form and its hash.
     """
     if _SAFE.fullmatch(segment):
         return segment
@@ -34,21 +34,23 @@ def safe_segment(segment: str) -> str:
 
 
 def pointer_segments(ref: str) -> list[str]:
-    """The unescaped segments of a JSON Pointer (RFC 6901); raises ``ValueError`` if it is none."""
+    """The unescaped segments of a JSON Pointer (RFC 6901); raises ``ValueError`` if it is
+    invalid.
+    """
     if not ref.startswith("/"):
         raise ValueError("not a JSON Pointer to a member")
     return [part.replace("~1", "/").replace("~0", "~") for part in ref[1:].split("/")]
 
 
 def pointer(ref: str, *segments: str) -> str:
-    """A JSON Pointer (RFC 6901) continued by segments."""
+    """A JSON Pointer (RFC 6901) with segments appended."""
     return ref + "".join("/" + s.replace("~", "~0").replace("/", "~1") for s in segments)
 
 
 def file_name(ref: str) -> str:
     """The name of the file at a JSON Pointer: its path, without a closing ``url``.
 
-    Raises ``ValueError`` if ``ref`` is no pointer.
+    Raises ``ValueError`` if ``ref`` is not a pointer.
     """
     segments = pointer_segments(ref)
     if len(segments) > 1 and segments[-1] == "url":
@@ -59,8 +61,8 @@ def file_name(ref: str) -> str:
 def object_base(folder: str, name: str) -> str:
     """The key of a file in a task's ``folder`` (with its closing ``/``), without its extension.
 
-    Leaves room for an extension within the 1,024 bytes of a key; a name that is too long for
-    that is cut and ends with a hash of the whole.
+    Leaves room for an extension within the 1,024 bytes of a key; a longer name is cut, and ends
+    with a hash of the whole name.
     """
     room = MAX_KEY_BYTES - _EXTENSION_ROOM - len(folder)
     if len(name) > room:
@@ -69,7 +71,7 @@ def object_base(folder: str, name: str) -> str:
 
 
 def object_key(base: str, ext: str) -> str:
-    """The key of a file; ``ext`` is like ``.png``, and left out if it is anything else."""
+    """The key of a file; ``ext`` is like ``.png``, and ignored if it has another form."""
     fits = len(ext) <= _EXTENSION_ROOM and _EXTENSION.fullmatch(ext)
     return base + ext if fits else base
 
@@ -77,8 +79,8 @@ def object_key(base: str, ext: str) -> str:
 def check_prefix(prefix: str) -> str:
     """Return a prefix with its closing ``/``; empty stays empty.
 
-    Raises ``ValueError``, saying why, if it is no prefix: ``/``-separated segments of
-    ``A-Z a-z 0-9 . _ -``, none of them empty, ``.`` or ``..``, at most 256 bytes.
+    Raises ``ValueError`` with the reason if it is invalid. A prefix has at most 256 bytes: segments
+    of ``A-Z a-z 0-9 . _ -`` separated by ``/``, none of them empty, ``.`` or ``..``.
     """
     if not prefix:
         return ""

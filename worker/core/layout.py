@@ -1,4 +1,4 @@
-"""Where a task's objects are in the bucket: keys of files and manifests, and their addresses."""
+"""Where a task's objects are in the bucket: the keys and addresses of files and manifests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SUFFIX = ".json"
 class Layout:
     """The bucket as the settings lay it out.
 
-    ``prefix`` and ``manifest_prefix`` end with ``/`` or are empty. ``public_base`` is the address
-    at which the bucket is read, or ``None`` if it is not public. ``upstream`` is the host whose
-    addresses in replies are outputs.
+    ``prefix`` and ``manifest_prefix`` end with ``/`` or are empty. ``public_base`` is the bucket's
+    public address, or ``None`` if it has none. ``upstream`` is the host whose addresses in replies
+    are outputs.
     """
 
     bucket: str = ""
@@ -41,7 +41,7 @@ class Layout:
         return f"{self.manifests}{task_id}{_SUFFIX}"
 
     def task_of(self, key: str) -> str | None:
-        """The task whose manifest has this key, or ``None`` if it is another kind of key."""
+        """The task whose manifest has this key, or ``None`` if it is not a manifest's key."""
         if not (key.startswith(self.manifests) and key.endswith(_SUFFIX)):
             return None
         return key.removeprefix(self.manifests).removesuffix(_SUFFIX) or None

@@ -1,4 +1,4 @@
-"""Looks: requests to poll a task at once, made by somebody who knows that it is done."""
+"""Looks: requests to poll a task at once, from a caller that knows that it is done."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Look(StrEnum):
 
     @property
     def granted(self) -> bool:
-        """Whether it makes the fleet poll the task."""
+        """Whether the fleet polls the task because of it."""
         return self in (Look.LOOKED, Look.CLAIMED)
 
 
 TEXTS = {
     Look.LOOKED: "is polled as soon as the rate allows",
     Look.CLAIMED: "is being polled now, and once more if it is not done",
-    Look.BACKING_OFF: "the last try failed; it is polled at its own time",
+    Look.BACKING_OFF: "the last try failed; it is polled after the backoff",
     Look.COPYING: "has succeeded upstream; its files are being copied",
     Look.FINAL: "has already ended",
     Look.UNKNOWN: why(ActionAnswer.UNKNOWN),
@@ -37,10 +37,10 @@ TEXTS = {
 
 
 def read_ids(given: object) -> tuple[list[str], list[Refusal]]:
-    """The task ids of one call, each once, and what is refused of it.
+    """The task ids of one call, each once, and the refusals.
 
-    ``given`` is one id or a list of up to 1,000; of more than that, all are refused. However many
-    are not task ids, one refusal says so.
+    ``given`` is one id or a list of up to 1,000; a longer list is refused as a whole. One refusal
+    covers all values that are not task ids.
     """
     values = [given] if isinstance(given, str) else given
     if not isinstance(values, list | tuple) or not 0 < len(values) <= MAX_IDS:

@@ -8,7 +8,7 @@
                             └── failed, refused, unknown ─┴─┴──────────────────────────▶ failed
                                 canceled, past deadline
 
-Everything here is a function of values; nothing is read or written.
+Pure functions, no I/O.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ REFUSALS = 5
 class Waiting:
     """What is known of a waiting task. Times are Unix milliseconds of Redis.
 
-    ``asked_from`` is the submission (or retry), ``seen_at`` the last answer that knew the task (0:
-    never), ``doubts`` the answers in a row that could not be used, the first at ``doubted_at``, and
-    ``unsure`` the note of successes in a row that left something open.
-    ``expected`` is the caller's hint in seconds, ``known`` what its label has taught, ``running``
-    for how many seconds the task has been running upstream, if it told, ``price`` what a call may
-    cost (see :func:`worker.core.schedule.price`). Nothing ends because of its age unless the
-    clock is ``steady``, and nothing by its deadline unless it is ``settled``.
+    ``asked_from`` is the time of the submission or retry, and ``seen_at`` that of the last answer
+    that knew the task (0: never). ``doubts`` counts the unusable answers in a row, the first at
+    ``doubted_at``; ``unsure`` is the note of unclear successes in a row (:class:`Open`).
+    ``expected`` is the caller's hint in seconds, ``known`` the durations of the label, ``running``
+    the seconds that the task has run upstream, if known, and ``price`` what a call may cost (see
+    :func:`worker.core.schedule.price`). No task ends because of its age unless the clock is
+    ``steady``, and none by its deadline unless it is ``settled``.
     """
 
     now: int
@@ -63,10 +63,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
-    """Ask again after ``delay`` seconds. ``seen`` and ``doubt`` say what the answer was.
+    """Poll again after ``delay`` seconds.
 
-    ``doubts`` is how many there have been in a row; ``unsure`` the note of a success that left
-    something open.
+    ``seen``: the answer knew the task. ``doubt``: it was unusable; ``doubts`` counts those in a
+    row. ``unsure`` is the note of an unclear success.
     """
 
     delay: float
@@ -78,7 +78,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
-    """Copy the files of ``data`` (JSON text), the first of which ``expires`` (Unix seconds)."""
+    """Copy the files of ``data`` (JSON text); the first address ``expires`` then (Unix seconds)."""
 
     data: str = field(repr=False)
     expires: float | None = None
@@ -138,10 +138,10 @@ def on_answer(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Successes in a row that left something open.
+    """Unclear successes in a row.
 
-    The last ``times`` of ``total`` left ``text`` open, the first of these at ``since``, the first
-    of all at ``began`` (Unix milliseconds).
+    The last ``times`` of ``total`` were unclear for the same reason, ``text``. The first of these
+    came at ``since``, the first of all at ``began`` (Unix milliseconds).
     """
 
     text: str
@@ -151,12 +151,12 @@ class Open:
     began: int
 
     def note(self) -> str:
-        """This as a note of the task."""
+        """This as a note in the task's record."""
         return f"{self.times} {self.total} {self.since} {self.began} {self.text}"
 
     @classmethod
     def after(cls, note: str, text: str, now: int) -> Open:
-        """What there is with one more success, which leaves ``text`` open."""
+        """The series with one more success, which is unclear for the reason ``text``."""
         parts = note.split(" ", 4)
         try:
             times, total, since, began = map(int, parts[:4])
@@ -168,9 +168,9 @@ class Open:
 
 
 def _unsure(task: Waiting, said: Succeeded, gaps: schedule.Gaps, *, chance: float) -> Again | Copy:
-    """A success that leaves something open is believed once it was said often enough.
+    """Believe an unclear success once it has been repeated often enough.
 
-    One that leaves something else open each time is believed at the deadline.
+    If the reason differs each time, believe it at the deadline.
     """
     now = Open.after(task.unsure, said.unsure, task.now)
     said_often = now.times >= UNSURE and task.now - now.since >= DOUBTS_SECONDS * 1000
@@ -195,11 +195,11 @@ def _left(task: Waiting) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """How a file that is not stored yet has fared.
+    """The failures so far of a file that is not stored yet.
 
     ``gone`` counts addresses that answered 403, 404 or 410, the first one included; ``faults``
-    counts failures on the way; ``refusals`` those where the store refused the object. Once an
-    address was gone, the kept ones are ``stale``: every later try asks for a fresh one first.
+    counts failed transfers; ``refusals`` counts refusals of the object by the store. Once an
+    address was gone, the kept ones are ``stale``: every later try needs a fresh one first.
     """
 
     gone: int = 0
@@ -211,7 +211,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryAgain:
-    """Try the file again after ``delay`` seconds; ``trial`` is what to remember."""
+    """Retry the file after ``delay`` seconds; ``trial`` is its new count of failures."""
 
     trial: Trial
     delay: float
@@ -228,7 +228,7 @@ class GiveUp:
 def on_gone(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
     """The address answered 403, 404 or 410, or the upstream no longer names the file.
 
-    Lost once as many fresh addresses as there are gaps have answered so too.
+    The file is lost once as many fresh addresses as there are gaps were gone too.
     """
     if trial.gone >= len(gaps.fresh):
         return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
@@ -239,7 +239,7 @@ def on_gone(trial: Trial, error: str, gaps: schedule.Gaps) -> TryAgain | GiveUp:
 def on_rejected(
     trial: Trial, error: str, gaps: schedule.Gaps, *, late: bool, chance: float
 ) -> TryAgain | GiveUp:
-    """The file breaks a rule. A host can err once: a second answer has to say the same.
+    """The file breaks a rule. It is lost once a second answer agrees: a host can err once.
 
     Answers that never agree are believed once the copy deadline has passed (``late``).
     """
@@ -253,10 +253,10 @@ def on_rejected(
 def on_fault(
     trial: Trial, error: str, gaps: schedule.Gaps, *, store: bool, late: bool, chance: float
 ) -> TryAgain | GiveUp:
-    """The transfer failed on the way: tried again, more and more seldom.
+    """The transfer failed: retry with backoff.
 
-    A store out of reach is waited for without end; a source only until the copy deadline has
-    passed (``late``).
+    A store out of reach is retried without end, a source until the copy deadline has passed
+    (``late``).
     """
     if late and not store:
         return GiveUp(reason=Reason.FILES_UNAVAILABLE, error=error)
@@ -268,7 +268,7 @@ def on_fault(
 def on_refused(
     trial: Trial, error: str, gaps: schedule.Gaps, *, chance: float
 ) -> TryAgain | GiveUp:
-    """A reachable store refused this object: given up after several refusals, a minute apart."""
+    """The store works and refused this object: give up after several refusals, with backoff."""
     refusals = trial.refusals + 1
     if refusals >= REFUSALS:
         return GiveUp(reason=Reason.STORAGE_ERROR, error=error)

@@ -1,4 +1,4 @@
-"""The manifest: the final record as one JSON document, and back."""
+"""The manifest: the final record as a JSON document, written and read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_BYTES = 64 * 1024 * 1024
-"""Largest manifest that is read: a full reply, its files and its links fit many times over."""
+"""The largest manifest that is read; several times the largest reply with its files and links."""
 
 # A reply's 32 levels, below the document and its field; its values, and those of its files.
 _MAX_DEPTH = jsontext.MAX_DEPTH + 2
@@ -31,17 +31,17 @@ _REQUIRED = ("run", "metadata", "options", "submitted_at", "finished_at")
 
 
 class NewerSchemaError(ValueError):
-    """A manifest that only a newer version can read; an older one must leave it alone."""
+    """The manifest is of a newer schema; this version must not change it."""
 
 
 def record_document(
     record: Mapping[str, str], *, address: Callable[[str], str] = strip_query
 ) -> dict[str, Json]:
-    """A record as one JSON value: times and counts as numbers, JSON fields decoded to the digit.
+    """A record as one JSON value: times and counts as numbers, JSON fields decoded exactly.
 
-    Empty times and JSON fields are left out, as is everything that is no field of a manifest
-    (``told`` is). ``address`` takes the secrets out of callback URLs: their query, or also their
-    path. Raises ``ValueError`` if a field is malformed.
+    Empty times and JSON fields are left out, and so are fields that manifests do not have, such as
+    ``told``. ``address`` removes the secrets from callback URLs: their query, or also their path.
+    Raises ``ValueError`` if a field is malformed.
     """
     document: dict[str, Json] = {}
     for name in _ORDER:
@@ -64,10 +64,9 @@ def record_document(
 
 
 def public(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str, Json]:
-    """A record as callers see it, whichever way: its document, with ``told`` and ``restored``.
+    """A record as all callers see it: its document, with ``told`` and ``restored``.
 
-    ``outage`` is the service that the task waits for, if one is out of reach: it is then why the
-    task waits.
+    ``outage`` is the service out of reach that the task waits for, if any.
     """
     document = record_document(record) | last_error(record)
     if outage is not None and outage.since is not None:
@@ -87,7 +86,7 @@ def public(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str
 
 
 def for_targets(record: Mapping[str, str]) -> dict[str, Json]:
-    """A record as callbacks get it: no target learns the secrets in another one's address."""
+    """A record as callbacks get it, without the secrets in the other targets' addresses."""
     document = record_document(record, address=origin)
     document["told"] = _addressed(
         jsontext.loads(record.get("told") or "[]", max_bytes=MAX_BYTES), origin
@@ -98,10 +97,10 @@ def for_targets(record: Mapping[str, str]) -> dict[str, Json]:
 
 
 def last_error(record: Mapping[str, str]) -> dict[str, Json]:
-    """Why a task that is not final could not go on, and when; empty if all is well.
+    """Why a task that is not final is held up, and since when; empty if all is well.
 
-    A worker of a release that does not know these fields leaves them as they are. What has come
-    after them in a waiting task's record has overcome them; a final record has no use for them.
+    Workers of older releases do not clear these fields. Therefore a later change of a waiting
+    task's record cancels them, and a final record ignores them.
     """
     at = int(record.get("last_error_at") or 0)
     state = record.get("state")
@@ -122,7 +121,7 @@ def _without_secrets(options: Json, address: Callable[[str], str]) -> Json:
 
 
 def _addressed(entries: Json, address: Callable[[str], str]) -> Json:
-    """Callbacks or entries of ``told``, their URLs without secrets."""
+    """Callbacks or entries of ``told``, with the secrets removed from their URLs."""
     return [
         {**entry, "target": address(entry["target"])}
         if isinstance(entry, dict)
@@ -136,7 +135,7 @@ def _addressed(entries: Json, address: Callable[[str], str]) -> Json:
 def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
     """The record that a manifest holds, all fields as text.
 
-    Raises ``ValueError`` if it is not a manifest of this task, or not one of a final record;
+    Raises ``ValueError`` if it is not the manifest of a final record of this task, and
     :class:`NewerSchemaError` if its schema is newer than :data:`SCHEMA`. Older ones are read.
     """
     document = jsontext.loads(
@@ -177,7 +176,7 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
 
 
 def _with_addresses(options: dict[str, Json]) -> dict[str, Json]:
-    """Options without the webhooks of which only the host is left: nobody can call them."""
+    """Options without the webhooks whose path was removed: nobody can call them."""
     callbacks = options.get("callbacks")
     if not isinstance(callbacks, list):
         return options
@@ -200,7 +199,7 @@ def _check_file(file: Json, *, whole: bool) -> None:
     _checked("a file", isinstance(file, dict) and isinstance(file.get("name"), str))
     _checked("a file", isinstance(file.get("key"), str) or isinstance(file.get("error"), str))
     if whole and "key" not in file:
-        raise ValueError("stored, with a file that is not")
+        raise ValueError("stored, but one of its files is not")
 
 
 def stored_count(record: Mapping[str, str]) -> int:
@@ -215,9 +214,9 @@ def stored_count(record: Mapping[str, str]) -> int:
 
 
 def richer(existing: Mapping[str, str], ours: Mapping[str, str]) -> bool:
-    """Whether the record of an existing manifest must not be replaced by ours.
+    """Whether an existing manifest's record must be kept rather than replaced by ours.
 
-    It has more stored files, or it says ``stored`` and ours does not.
+    It has more stored files, or it is ``stored`` and ours is not.
     """
     if existing["state"] == State.STORED and ours["state"] != State.STORED:
         return True

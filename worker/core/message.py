@@ -1,10 +1,10 @@
-"""Celery messages, read as foreign data: only ids and options come out.
+"""Celery messages, read as untrusted data: only ids and options are taken from them.
 
 Celery acts on much of what a message carries: it publishes callbacks, chains and chords to any
-queue, holds messages with an ``eta`` in memory, and obeys time limits. Anybody who may push into
-the queue would have all of that done with the worker's rights. So nothing of the sender's reaches
-Celery: :func:`read_call` picks out what the harvester knows, whichever of Celery's protocols it
-came by, and ``worker/broker.py`` hands Celery a message made from that.
+queue, holds messages with an ``eta`` in memory, and obeys time limits. Anyone who may publish to
+the queue would have all of that done with the worker's rights. So Celery never sees the sender's
+message: :func:`read_call` picks out what the harvester knows, from either of Celery's protocols,
+and ``worker/broker.py`` gives Celery a message made from that.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ TASKS = frozenset({SUBMIT, "harvester.look", "harvester.poll", "harvester.copy",
 
 _IDENT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _UTF8 = {"", "utf-8", "utf8"}
-_MAX_DEPTH = 200  # embedded workflows are nested, and dropped; metadata is judged by itself
-# What would change when or where something runs. ``expires`` is left out: late ids are as good.
+_MAX_DEPTH = 200  # embedded workflows are nested, and dropped; metadata has its own limit
+# Members that change when or where something runs. ``expires`` is not among them: late ids are as
+# good as others.
 _COMMANDS = ("callbacks", "errbacks", "chain", "chord", "eta", "timelimit")
 
 
@@ -35,7 +36,7 @@ class Call:
     """What a message asks of the harvester.
 
     ``ident`` is the message's name in logs. ``args`` and ``options`` are unchecked; ``args`` is
-    ``None`` if the message could not be read. ``refusals`` says what of it was refused here.
+    ``None`` if the message could not be read. ``refusals`` lists what was refused while reading.
     """
 
     task: str = SUBMIT
@@ -46,7 +47,7 @@ class Call:
 
 
 def unreadable(value: object, reason: str) -> Call:
-    """The call of a message of which nothing can be accepted."""
+    """The call of a message that cannot be accepted at all."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     return Call(
         refusals=(Refusal(what="message", value=one_line(text, 200), reason=one_line(reason)),)
@@ -54,7 +55,7 @@ def unreadable(value: object, reason: str) -> Call:
 
 
 def read_call(headers: object, content_type: object, encoding: object, body: object) -> Call:
-    """Read a message of Celery's queue, of protocol 1 or 2. Never raises."""
+    """Read a message of Celery's queue, in protocol 1 or 2. Never raises."""
     headers = headers if isinstance(headers, Mapping) else {}
     kind = content_type if isinstance(content_type, str) else "none"
     if kind.partition(";")[0].strip().lower() != "application/json":
@@ -94,7 +95,7 @@ def read_call(headers: object, content_type: object, encoding: object, body: obj
 
 
 def _refused(headers: Mapping[str, object], embed: Mapping[str, object]) -> tuple[Refusal, ...]:
-    """What the message asks of Celery, as one refusal."""
+    """One refusal for everything that the message asks of Celery."""
     asked = [name for name in _COMMANDS if _is_set(headers.get(name)) or _is_set(embed.get(name))]
     if not asked:
         return ()

@@ -1,4 +1,4 @@
-"""The nouns of the harvester: states, reasons, observations, files."""
+"""The value types of the harvester: states, reasons, observations, files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a task stands. The last three are final."""
+    """A task's state. The last three are final."""
 
     WAITING = "waiting"
     COPYING = "copying"
@@ -17,7 +17,7 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether only a retry leads out of this state."""
+        """Whether only a retry leaves this state."""
         return self in FINAL_STATES
 
 
@@ -42,19 +42,19 @@ class Reason(StrEnum):
 
 
 class Priority(StrEnum):
-    """Whose turn comes first when capacity is short."""
+    """Which tasks come first when capacity is short."""
 
     HIGH = "high"
     NORMAL = "normal"
     LOW = "low"
 
 
-# -- what the upstream said -------------------------------------------------------------------
+# -- answers of the upstream ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """Not done yet. ``known`` is false for a status nobody documented."""
+    """Not done yet. ``known`` is false for an undocumented status."""
 
     status: str
     known: bool = True
@@ -62,11 +62,11 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Succeeded:
-    """Done. ``data`` is the reply's ``data`` as JSON text, every number as it came.
+    """Done. ``data`` is the reply's ``data`` as JSON text, with every number as it came.
 
-    Not in its repr, as every address that may be signed. ``unsure`` is what the reply leaves open:
-    it is believed once it has been said several times. The first of its addresses ``expires`` (Unix
-    seconds).
+    The repr omits it, since its addresses may be signed. ``unsure`` says what is unclear about the
+    reply, which is believed only once it has been repeated. The first of its addresses ``expires``
+    then (Unix seconds).
     """
 
     data: str = field(repr=False)
@@ -84,16 +84,16 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotFound:
-    """The upstream cannot find the task; believed only after a grace period."""
+    """The upstream cannot find the task. Believed only after a grace period."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubtful:
-    """An answer about this task that cannot be used.
+    """An unusable answer about this task: an unknown service error, or a success without outputs.
 
-    An unknown service error, or a success without outputs: asked again, a bounded number of times.
+    The task is polled again, a bounded number of times.
     """
 
     error: str
@@ -104,10 +104,10 @@ Observation = Pending | Succeeded | Failed | NotFound | Doubtful
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One conclusive answer: what it means, and the record's ``upstream`` field as JSON text.
+    """One answer about the task: what it means, and the record's ``upstream`` field as JSON text.
 
-    ``began_at`` and ``ended_at`` are when the task began and ended, in Unix seconds of the
-    upstream's clock, as far as it tells.
+    ``began_at`` and ``ended_at`` are when the task began and ended, in Unix seconds by the
+    upstream's clock; ``None`` if the reply does not say.
     """
 
     observation: Observation
@@ -123,10 +123,10 @@ class Answer:
 class FoundFile:
     """One file of a reply, with the address that this reply gave for it.
 
-    ``identity`` names the file across replies: its address without signing parameters. ``refs``
-    are JSON Pointers (RFC 6901) into the reply's ``data``, ``result`` before ``images``. ``loose``:
-    a mere text that looks like an output, and stays a text if it never gives bytes. ``awaited``:
-    named without an address.
+    ``identity`` names the file across replies: its address without signing parameters. ``refs`` are
+    JSON Pointers (RFC 6901) into the reply's ``data``, ``result`` before ``images``. ``loose``: a
+    plain text that looks like an output; it counts as text if it never serves any bytes.
+    ``awaited``: named without an address.
     """
 
     identity: str = field(repr=False)
@@ -142,8 +142,8 @@ class FoundFile:
 class PlannedFile:
     """One file of a task, fixed at the first usable success and never renumbered.
 
-    ``name`` is the key's last part without extension. ``rejected`` says why the file may not be
-    stored, or is empty.
+    ``name`` is the last part of the key, without the extension. ``rejected`` says why the file may
+    not be stored; empty if it may.
     """
 
     name: str
@@ -169,7 +169,9 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What was refused (``task_id``, ``option …``), its value made safe to show, and why."""
+    """What was refused (``task_id``, ``option …``), its value in a form that is safe to show, and
+    why.
+    """
 
     what: str
     value: str

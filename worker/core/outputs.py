@@ -1,4 +1,4 @@
-"""The files of a task: naming them, what becomes of them, and putting links in their place.
+"""The files of a task: their names, their outcomes, and the links that replace their addresses.
 
 ``data`` is the ``data`` of a succeeded reply as :func:`worker.core.jsontext.loads` returns it.
 """
@@ -23,7 +23,7 @@ TOO_MANY = f"more than {MAX_FILES:,} files"
 
 _OWN_TEXT_BYTES = 64 * 1024 * 1024  # a plan repeats parts of its reply, and is bounded by it
 _SHAPED = ("images", "result", "info", "parameters")
-# Worst first: which reason a task with several kinds of losses carries.
+# A task that lost files for several reasons carries the first of these.
 _PRECEDENCE = (
     Reason.CANCELED,
     Reason.FILES_REJECTED,
@@ -34,7 +34,7 @@ _PRECEDENCE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOutcome:
-    """How one file ended: stored at a time (Unix milliseconds), or lost for a reason.
+    """The outcome of one file: stored at a time (Unix milliseconds), or lost for a reason.
 
     Raises ``ValueError`` if it is neither or both.
     """
@@ -53,14 +53,14 @@ class FileOutcome:
         """This outcome as JSON text."""
         value = asdict(self)
         if value["stored"] is not None:
-            # beside the file: workers of 0.1 ignore it here, and take no unknown field there
+            # outside "stored": workers of 0.1 ignore it here, and accept no unknown member there
             value["duration"] = value["stored"].pop("duration")
         return jsontext.dumps(value)
 
     @classmethod
     def from_json(cls, text: str) -> FileOutcome:
         """Read what :meth:`to_json` wrote; raises ``ValueError`` if it is not JSON."""
-        value = json.loads(text)  # our own, so that fractions may become numbers
+        value = json.loads(text)  # we wrote it, so fractions need not stay exact
         stored = value["stored"]
         return cls(
             stored=stored and StoredFile(**stored, duration=value.get("duration")),
@@ -74,10 +74,10 @@ class FileOutcome:
 
 
 def plan_files(files: Sequence[FoundFile]) -> list[PlannedFile]:
-    """Fix names and identities of a task's files.
+    """Fix the names and identities of a task's files.
 
-    Files beyond the first 1,000 that could be stored are rejected; beyond as many rejected ones
-    they share one entry, so that the plan is bounded whatever the reply.
+    Files beyond the first 1,000 storable ones are rejected. Beyond 2,000 entries, all remaining
+    files share one entry, which bounds the plan for every reply.
     """
     plan: list[PlannedFile] = []
     used: set[str] = set()
@@ -111,7 +111,7 @@ def plan_files(files: Sequence[FoundFile]) -> list[PlannedFile]:
 def _unused_name(ref: str, used: Container[str]) -> str:
     natural = name = keys.file_name(ref)
     tries = 0
-    while name in used:  # more than once only for names made to collide
+    while name in used:  # repeats only for names that were made to collide
         tries += 1
         name = f"{natural}_{keys.short_hash(ref * tries)}"
     return name
@@ -131,23 +131,23 @@ def plan_from_json(text: str) -> list[PlannedFile]:
 
 
 def _at_places(plan: Iterable[PlannedFile], matched: Container[str]) -> dict[str, PlannedFile]:
-    """The planned file of each place, for those not matched by identity."""
+    """The planned file at each place, without the files that ``matched`` holds by identity."""
     return {_place(ref): file for file in plan if file.identity not in matched for ref in file.refs}
 
 
 def _place(ref: str) -> str:
-    # of an address, be it by itself or an object's
+    # the same for a plain address and an object's
     return ref.removesuffix("/url")
 
 
 def addresses(
     plan: Sequence[PlannedFile], files: Sequence[FoundFile], stored: Container[str]
 ) -> dict[str, str]:
-    """The addresses that a reply gives for the planned files still to be stored, by name.
+    """The addresses that a reply gives for the planned files not yet stored, by name.
 
-    Matched by identity, and what is left over on both sides by place. One that had no address is
-    known by its filename if only one file of the reply has that, and by its place unless what is
-    there has another filename. ``stored`` holds names.
+    Files are matched by identity, and the rest by place. A planned file that had no address is
+    matched by its filename if only one file of the reply has that name, and by its place unless the
+    file there has another filename. ``stored`` holds names.
     """
     wanted = {file.name for file in plan if not file.rejected and file.name not in stored}
     planned = {file.identity: file for file in plan}
@@ -161,8 +161,8 @@ def addresses(
             here = [places[spot] for spot in map(_place, file.refs) if spot in places]
             others.setdefault(file.filename, []).append(file)
         for its in here:
-            # a later reply may name a file otherwise, but what had no address yet is not told
-            # from another file by its place alone
+            # a later reply may name a file differently, but for a file that had no address yet, the
+            # place alone is not enough to identify it
             awaited = its.identity.startswith(AWAITED) and its.identity != file.identity
             if file.url and its.name in wanted and not (awaited and _other_name(its, file)):
                 urls.setdefault(its.name, file.url)
@@ -182,7 +182,7 @@ def _other_name(planned: PlannedFile, file: FoundFile) -> bool:
 
 
 def ending(outcomes: Collection[FileOutcome]) -> tuple[State, Reason]:
-    """The final state of a task whose files ended like this, and the reason it carries."""
+    """The final state and reason of a task whose files have these outcomes."""
     lost = [outcome.reason for outcome in outcomes if outcome.stored is None]
     if not lost:
         return State.STORED, Reason.NONE
@@ -193,10 +193,11 @@ def ending(outcomes: Collection[FileOutcome]) -> tuple[State, Reason]:
 def files_field(
     plan: Iterable[PlannedFile], outcomes: Mapping[str, FileOutcome], layout: Layout
 ) -> list[dict[str, Json]]:
-    """The record's ``files``: one entry for each planned file, ``outcomes`` by name.
+    """The record's ``files``: one entry for each planned file; ``outcomes`` are by name.
 
-    ``url`` is there only if the bucket is public, ``width``, ``height`` and ``duration`` only if
-    known, ``filename`` only if the upstream gave one. Raises ``KeyError`` if a file has no outcome.
+    An entry has ``url`` only if the bucket is public, ``width``, ``height`` and ``duration`` only
+    if known, and ``filename`` only if the upstream gave one. Raises ``KeyError`` if a file has no
+    outcome.
     """
     return [_entry(file, outcomes[file.name], layout) for file in plan]
 
@@ -223,12 +224,12 @@ def _entry(file: PlannedFile, outcome: FileOutcome, layout: Layout) -> dict[str,
 
 
 def _safe_ref(ref: str) -> str:
-    # keys of the record's result lose signatures too: the pointer has to fit them
+    # member names of the record's result lose signatures too, and the pointer must match them
     return keys.pointer("", *map(strip_signatures, keys.pointer_segments(ref)))
 
 
 def links(files: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
-    """From a record's ``files``: the link of each by name; ``None`` for one that was lost."""
+    """The link of each file of a record's ``files``, by name; ``None`` for a lost one."""
     return {file["name"]: file.get("url") or file.get("uri") for file in files}
 
 
@@ -238,11 +239,11 @@ def shape_result(
     plan: Sequence[PlannedFile],
     host: str = "",
 ) -> dict[str, Json]:
-    """The record's ``result``: what a reply says of outputs, with links to our copies.
+    """The record's ``result``: the outputs of a reply, with links to our copies.
 
-    ``links`` maps a file's name to its link, or to ``None`` if it was lost. Signed addresses
-    inside longer texts (and in names of members) lose their query; nothing else changes, and
-    ``data`` is left as it is. Raises ``TooLargeError`` as :func:`find_files` does.
+    ``links`` maps a file's name to its link, or to ``None`` if it was lost. Signed addresses inside
+    longer texts (and in names of members) lose their query; nothing else changes, and ``data``
+    itself is not modified. Raises ``TooLargeError`` as :func:`find_files` does.
     """
     if not isinstance(data, dict):
         return {}
@@ -258,7 +259,7 @@ def shape_result(
     return {key: _replace(data[key], replaced.get(key)) for key in _SHAPED if key in data}
 
 
-# Links by the steps of their pointers.
+# Links, nested by the segments of their pointers.
 _Links = dict[str, Any]
 
 
@@ -284,6 +285,6 @@ def _replace(node: Json, replaced: Any) -> Json:
             strip_signatures(key): _replace(child, below.get(key)) for key, child in node.items()
         }
         if isinstance(link := below.get("url"), tuple):
-            shaped["url"] = link[0]  # of a file that had no address, and no member for it
+            shaped["url"] = link[0]  # the file had no address, and no member for one
         return shaped
     return node

@@ -1,7 +1,4 @@
-"""One poll: what is known of a waiting task, and what an answer about it leads to.
-
-Functions of values: nothing is read or written.
-"""
+"""One poll: what to write after an answer about a waiting task. No I/O."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What to save after a poll, and the ``outcome`` in one word for the report.
+    """What to save after a poll, and its ``outcome`` in one word for the report.
 
-    ``copy`` says that the task goes on to the bucket, to be copied or ended there; otherwise it is
-    polled again after ``delay`` seconds (negative: sooner than others). ``record`` and ``work`` are
-    fields to write; an empty ``work`` value removes the note.
+    ``copy`` says that the task goes on to copying, to have its files copied or its ending written;
+    otherwise it is polled again after ``delay`` seconds (negative: sooner than others). ``record``
+    and ``work`` are fields to write; an empty ``work`` value removes the note.
     """
 
     outcome: str
@@ -37,12 +34,12 @@ class Step:
 
 
 def ending_note(reason: Reason, error: str) -> dict[str, str]:
-    """The note by which a poll leaves an ending to be written."""
+    """The note by which a poll has an ending written."""
     return {"ending": jsontext.dumps({"reason": reason, "error": error})}
 
 
 def failed(outcome: str, faults: int, gap: schedule.Backoff, *, chance: float) -> Step:
-    """A call that brought no answer about the task, the ``faults``-th in a row."""
+    """The step after a call without an answer about the task, the ``faults``-th in a row."""
     delay = gap.after(faults, chance=chance)
     return Step(outcome=outcome, delay=delay, work={"faults": str(faults)})
 
@@ -56,7 +53,7 @@ def answered(
     first_run: bool,
     chance: float,
 ) -> Step:
-    """What a conclusive answer leads to; ``upstream`` is that field of the record so far."""
+    """The step after an answer about the task; ``upstream`` is that field of the record so far."""
     record = {} if upstream == answer.upstream else {"upstream": answer.upstream}
     match machine.on_answer(task, answer.observation, gaps, chance=chance):
         case machine.Again() as again:
@@ -78,7 +75,7 @@ def answered(
                 state=State.COPYING,
                 record=record,
                 work={"data": copy.data, "succeeded_at": str(task.now), "faults": ""},
-                # a retry teaches nothing: its task was done long before
+                # a retry adds no duration: its task was done long before
                 learned=_lesson(task, answer) if first_run else None,
             )
         case machine.End() as end:

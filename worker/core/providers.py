@@ -1,7 +1,7 @@
-"""What providers of stores differ in, one row each; ``docs/stores.md`` says how to add one.
+"""How providers of stores differ, one row each; ``docs/stores.md`` says how to add one.
 
-A row says where requests go, how many parts a file may have, and what need not be tried. It never
-says that a store checks something: only the probe does.
+A row says where requests go, how many parts a file may have, and which checks need not be tried.
+Only the probe finds out that a store checks something.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MOST_PARTS = 10_000
-"""Parts of a multipart upload (Amazon S3, "multipart upload limits")."""
+"""Most parts of a multipart upload (Amazon S3, "multipart upload limits")."""
 
 Addressing = Literal["path", "virtual"]
 
@@ -24,11 +24,11 @@ Addressing = Literal["path", "virtual"]
 class Provider:
     """One row.
 
-    ``hosts`` is a regular expression of the whole host of an endpoint; its group ``region``, or
-    else ``region``, is what requests are signed for unless the environment names a region.
-    ``sha256``, ``part_sha256`` and ``conditions`` are false where ``x-amz-checksum-sha256`` of a
-    whole object or of a part, or ``If-None-Match``, is known to be in vain. ``seen`` says what the
-    row was tried against, ``source`` where it comes from.
+    ``hosts`` is a regular expression for the whole host of an endpoint. Requests are signed for its
+    group ``region``, or else for ``region``, unless the environment names a region. ``sha256``,
+    ``part_sha256`` and ``conditions`` are false where ``x-amz-checksum-sha256`` of a whole object
+    or of a part, or ``If-None-Match``, is known to have no effect. ``seen`` says what the row was
+    tried against, ``source`` where it comes from.
     """
 
     hosts: str = ""
@@ -42,7 +42,7 @@ class Provider:
     source: str = ""
 
     def region_of(self, endpoint: str) -> str:
-        """The region that an endpoint lies in; empty if neither it nor the row says so."""
+        """The region of an endpoint; empty if neither it nor the row names one."""
         match = re.fullmatch(self.hosts, _host(endpoint)) if self.hosts else None
         return (match and match.groupdict().get("region")) or self.region
 
@@ -176,7 +176,7 @@ _COLUMNS: Mapping[str, Mapping[str, object]] = {
 
 
 def choose(storage: str, endpoint: str) -> tuple[str, Provider]:
-    """The row that ``HARVESTER_STORAGE`` and an endpoint lead to, its name and its columns.
+    """The name and the row that ``HARVESTER_STORAGE`` and an endpoint select.
 
     Raises ``ValueError`` for a word that names neither a row nor a column.
     """

@@ -52,13 +52,13 @@ SIGNING_PARAMETERS = frozenset(
 _AZURE = frozenset(
     re.findall(r"\w+", "sv ss srt sr st se sp sip spr si sdd skoid sktid skt ske sks skv")
 )
-"""Names that say what ``sig`` signs, and too little without it to be taken for that."""
+"""Parameters that belong to a signature only next to ``sig``: their names are too short."""
 
 _NAMES = (
     "|".join(sorted(map(re.escape, SIGNING_PARAMETERS), reverse=True))
     + r"|X-(?:Amz|Goog|Tos)-[A-Za-z0-9-]{1,60}"
 )
-# In prose an address ends at white space or at one of these.
+# In prose, an address ends at white space or at one of these characters.
 _TOKEN = re.compile(r'[^\s"<>]+')
 _END_OF_PATH = re.compile(r"[?#]")
 _CLOSING = ")]}'.,;:!\\"
@@ -66,16 +66,14 @@ _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def _sign(characters: str) -> str:
-    """A regular expression for signs, written plainly, percent-encoded (an address inside an
-    address, maybe inside another one) or JSON-escaped (inside JSON inside a text).
-    """
+    """A regular expression for signs: plain, percent-encoded (once or more) or JSON-escaped."""
     codes = "|".join(f"{ord(character):02x}" for character in characters)
     codes = re.sub("[a-f]", lambda digit: f"[{digit[0]}{digit[0].upper()}]", codes)
     return rf"(?:[{re.escape(characters)}]|%(?:25)*(?:{codes})|\\(?:u00|x)(?:{codes}))"
 
 
 _SLASH = rf"(?:\\/|{_sign('/')})"
-# A name that may also mean something else signs only as it is usually written.
+# A name that may also mean something else counts only in its usual spelling.
 _AMBIGUOUS = ("Expires", "Policy", "sig")
 _OTHERS = "|".join(sorted(map(re.escape, SIGNING_PARAMETERS - {*_AMBIGUOUS})))
 _OTHERS += "|X-(?:Amz|Goog|Tos)-[A-Za-z0-9-]+"
@@ -85,7 +83,7 @@ _SIGNED = re.compile(rf"{_sign('?&;')}(?:{'|'.join(_AMBIGUOUS)}|(?i:{_OTHERS})){
 _REST_OF_QUERY = re.compile(r"(?:[A-Za-z0-9._~:/?@!$&*+,;=%-]|\\u00[0-9A-Fa-f]{2}|\\/)*")
 _NEXT_ADDRESS = re.compile(r"(?<![A-Za-z0-9=/?&%:.#+_~\\-])(?=https?://)", re.IGNORECASE)
 
-# What follows is for logs and errors, where rather too much is cut than too little.
+# The rest is for logs and errors, and errs on the side of cutting too much.
 _SCHEME_END = re.compile(_sign(":") + _SLASH + _SLASH)
 _QUERY = re.compile(_sign("?#"))
 _AFTER_HOST = re.compile(rf"{_SLASH}|{_sign('?#')}")
@@ -93,11 +91,11 @@ _AT = re.compile(_sign("@"))
 _COLON = re.compile(_sign(":"))
 _PORT = re.compile(r"\d*\W*")
 _WEB = ("http", "https")
-_KNOWN = (*_WEB, "redis", "rediss", "sentinel", "amqp", "amqps", "s3")  # schemes, as they end
+_KNOWN = (*_WEB, "redis", "rediss", "sentinel", "amqp", "amqps", "s3")  # endings of schemes
 _MARK = re.compile(rf"[\"']?(?::[ ]?|{_sign('=')})")
 _WORD = re.compile(r"[\w-]*")
 _LONGEST_WORD = 64
-_ENCODED = re.compile(r"(?:25|u00|x)*(?:3f|26|3b)")  # the sign before an encoded name
+_ENCODED = re.compile(r"(?:25|u00|x)*(?:3f|26|3b)")  # an encoded sign in front of a name
 _WORDS = frozenset({*map(str.lower, _AMBIGUOUS), "sign", "pwd", "session", "sessionid"})
 _ENDINGS = (
     *map(str.lower, SIGNING_PARAMETERS - {*_AMBIGUOUS}),
@@ -107,7 +105,7 @@ _ENDINGS = (
 )
 _STORES = ("x-amz-", "x-goog-", "x-tos-")
 _HEADERS = ("authorization", "cookie", "signature", "-token", "-secret", "-password")
-# Each name holds one of these: most texts hold none, and need not be looked at any closer.
+# Each name contains one of these: most texts contain none and need no closer look.
 _ROOTS = re.compile(
     "sig|secret|token|passw|pwd|credential|session|key|expires|policy|auth|cookie|q-|txtime|wstime"
     "|access|hdn|x-"
@@ -121,13 +119,13 @@ _HEADER_VALUE = re.compile(
 
 
 def is_signing_parameter(name: str) -> bool:
-    """Whether a query parameter of this name (as it stands in the query) signs an address."""
+    """Whether a query parameter of this name, as written in the query, signs an address."""
     plain = unquote(name)
     return plain in SIGNING_PARAMETERS or plain.startswith(("X-Amz-", "X-Goog-", "X-Tos-"))
 
 
 def unsigned(query: str) -> str:
-    """A query without the parameters that sign an address, the rest as it was."""
+    """A query without the parameters that sign an address; the rest is unchanged."""
     parts = [(part.partition("=")[0], part) for part in query.split("&")]
     azure = _AZURE if any(name == "sig" for name, _ in parts) else frozenset()
     return "&".join(
@@ -147,16 +145,17 @@ def strip_query(url: str) -> str:
 
 
 def origin(url: str) -> str:
-    """Return scheme, host and port of a URL: its path may be a secret too."""
+    """Return only scheme, host and port of a URL: its path may be a secret too."""
     scheme, mark, rest = strip_query(url).partition("://")
     return f"{scheme}{mark}{rest.partition('/')[0]}"
 
 
 def redact(text: str) -> str:
-    """Return a text in which every URL has lost its query, fragment and user information.
+    """Return a text in which every URL, in any encoding, has lost its query, fragment and user
+    name.
 
-    However it is encoded. Rather too much is cut than too little: what directly follows a query
-    goes with it, and so does a value after a name like ``token``.
+    Errs on the side of cutting too much: text directly after a query is cut with it, and so is a
+    value after a name like ``token``.
     """
     if _SCHEME_END.search(text):
         text = _TOKEN.sub(_redact_token, text)
@@ -207,7 +206,7 @@ def _redact_token(match: re.Match[str]) -> str:
         rest, cut = _without_query(_without_user(scheme, rest[: len(rest) - len(word)]))
         parts.append(rest)
         if cut:
-            # what follows may be a part of the query
+            # the rest may be a part of the query
             parts.append(token[len(token.rstrip(_CLOSING)) :])
             break
         if following is not None:
@@ -221,7 +220,7 @@ def _without_query(rest: str) -> tuple[str, bool]:
 
 
 def _without_user(scheme: str, rest: str) -> str:
-    """What follows ``://`` without user name and password, whose signs may be raw."""
+    """The text after ``://`` without user name and password, whose signs may be unescaped."""
     query = _QUERY.search(rest)
     path = len(rest) if query is None else query.start()
     host = _AFTER_HOST.search(rest)
@@ -236,7 +235,7 @@ def _without_user(scheme: str, rest: str) -> str:
 
 
 def _is_host(text: str) -> bool:
-    """Whether it can be a host, maybe with a port, and not a user with a part of a password."""
+    """Whether a text can be a host with an optional port, rather than a user and password."""
     colons = [colon.end() for colon in _COLON.finditer(text)]
     if not colons or text.startswith("["):
         return True
@@ -245,17 +244,17 @@ def _is_host(text: str) -> bool:
 
 def one_line(text: str, limit: int = 500) -> str:
     """Return a text as one redacted, printable line of at most ``limit`` characters."""
-    # what is cut off first cannot hold the beginning of an address whose query stays
+    # cutting before redacting cannot separate an address from a query that stays
     safe = redact(text[: 16 * limit])
     line = " ".join("".join(c if c.isprintable() else " " for c in safe).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def strip_signatures(text: str) -> str:
-    """Return a text in which signed addresses have lost their query, and nothing else has changed.
+    """Return a text in which signed addresses have lost their query; nothing else changes.
 
-    An address counts as signed by the names of its parameters; where it ends is a guess, since
-    prose does not say. The guess never leaves a signing parameter behind.
+    The names of its parameters tell whether an address is signed. Its end is a guess, since prose
+    does not mark it; the guess never leaves a signing parameter behind.
     """
     if not _SIGNED.search(text):
         return text

@@ -1,8 +1,8 @@
 """What a reply of the upstream means: the one module that knows the vendor's field names.
 
-Errors come in three layers. An HTTP status other than 200 comes from the API gateway; a ``status``
-other than 10 in the reply from the business gateway behind it, told by ``errCode``; and
-``B_API_ServiceError`` there from the application, told by ``subErrCode``.
+Errors come from three layers. An HTTP status other than 200 comes from the API gateway. A
+``status`` other than 10 in the reply comes from the business gateway behind it; ``errCode`` names
+the error. ``B_API_ServiceError`` there comes from the application; ``subErrCode`` names the error.
 
 Sources: the vendor's page of ``comfy_get_result``, and the gateway's codes at
 https://www.alibabacloud.com/help/en/api-gateway/traditional-api-gateway/support/api-gateway-error-code-table
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 _CODE, _MESSAGE = "x-ca-error-code", "x-ca-error-message"
 _TEXT_LIMIT = 1000
-_OTHERS, _OTHER = 8, 300  # members that nobody has documented, and characters of one
+_OTHERS, _OTHER = 8, 300  # undocumented members, and characters of one
 _TOO_LARGE = "succeeded upstream, but the outputs are too large to record"
 
-# What is read of a reply and of its ``data``, or means nothing to a person.
+# Members that are read, or that mean nothing to a person.
 _REPLY = frozenset({
     "status", "errCode", "errMessage", "subErrCode", "subErrMessage", "apiInvokeId", "data",
 })  # fmt: skip
@@ -54,7 +54,7 @@ _NUMBER_LIMIT = 40
 
 # -- the API gateway --------------------------------------------------------------------------
 
-# Beginnings of messages, in lower case: they are more precise than codes, and often come alone.
+# Beginnings of messages, in lower case: more precise than codes, and often without a code.
 _CLASS_BY_MESSAGE = {
     "throttled by": "throttled",
     "timestamp expired": "clock",
@@ -90,7 +90,7 @@ _AUDIT_FAILED = "B_API_AuditFailed"
 _CANNOT_FIND_TASK = "B_COMPUTING_CanNotFindTask"
 _CONTENT_UNSAFE = "P_Request_ContentSafe"
 
-# The documented ones, and others that the vendor's SDKs and other pages name.
+# The documented statuses, and others that the vendor's SDKs and other pages name.
 _WAITING = frozenset({"waiting", "queued", "pending", "running", "processing"})
 _SUCCEEDED = frozenset({"succeeded", "successed", "success"})
 _ENDED = {
@@ -106,8 +106,8 @@ def read_reply(
     """Read the reply of the upstream at ``host`` to a question about ``task_id``.
 
     Raises ``UpstreamThrottled``, ``UpstreamUnavailable``, ``UpstreamBlocked`` or
-    ``UpstreamRefused`` if it says nothing about the task. Of those blocked, kind ``clock`` deserves
-    one more try with a new signature.
+    ``UpstreamRefused`` if it says nothing about the task. After ``UpstreamBlocked`` of kind
+    ``clock``, one more try with a new signature may help.
     """
     if http_status == 200:
         try:
@@ -140,9 +140,9 @@ def read_reply(
 
 
 def _envelope(body: bytes) -> dict[str, Json] | None:
-    """The reply of the business gateway, whatever HTTP status it came with.
+    """The reply of the business gateway, which may come with any HTTP status.
 
-    ``None`` if the body is something else: a web framework's or a proxy's own JSON, say.
+    ``None`` if the body is something else, such as a proxy's own JSON.
     """
     try:
         reply = jsontext.loads(body)
@@ -158,7 +158,7 @@ def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
     code = headers.get(_CODE, "").strip()
     message = headers.get(_MESSAGE, "").strip()
     summary = f"HTTP {status} {code}".rstrip()
-    if message:  # what follows repeats the request, the access key included
+    if message:  # the rest repeats the request, with the access key
         summary += f": {message.partition('Server StringToSign')[0].rstrip(', ')}"
     if "location" in headers:
         summary += f" (redirects to {headers['location']})"
@@ -172,7 +172,7 @@ def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
     if kind == "backend":
         return UpstreamUnavailable(one_line(f"the upstream fails: {summary}"))
     error = one_line(f"{_BLOCKED[kind]}: {summary}")
-    # a refusal of the request, or one that gives no reason, may be of this id alone
+    # a refusal of the request, or one without a reason, may concern this id only
     if kind == "request" or not named:
         return UpstreamRefused(error, kind=kind)
     return UpstreamBlocked(error, kind=kind)
@@ -252,7 +252,7 @@ def _succeeded(data: dict[str, Json], host: str) -> Observation:
     except jsontext.TooLargeError as exc:
         return Doubtful(error=f"{_TOO_LARGE}: {exc}")
     text = jsontext.dumps(data)
-    try:  # escapes make it longer, texts that were read add values; it is read by the same bounds
+    try:  # escapes make it longer, and decoded texts add values; readers apply the same bounds
         jsontext.check_size(text)
     except jsontext.TooLargeError as exc:
         return Doubtful(error=f"{_TOO_LARGE}: {exc}")
@@ -278,7 +278,7 @@ def _text(value: Json) -> str:
 
 
 def _unix(value: Json) -> float | None:
-    """A time in Unix seconds, from seconds or milliseconds; ``None`` if it is none."""
+    """A time in Unix seconds, from seconds or milliseconds; ``None`` if it is not a time."""
     try:
         number = float(_text(value)[:_NUMBER_LIMIT])
     except ValueError:
@@ -293,9 +293,9 @@ def _status(data: dict[str, Json]) -> str:
 
 
 def _words(reply: dict[str, Json]) -> Iterator[tuple[str, str]]:
-    """The texts in members that nobody has documented, those of the task first.
+    """The texts in undocumented members, those of the task first, and one level below them.
 
-    Also one level below such a member. Outputs come last, and only if they are a mere text.
+    Outputs come last, and only if they are plain text.
     """
     data = reply.get("data")
     task = data if isinstance(data, dict) else {}
@@ -314,7 +314,7 @@ def _words(reply: dict[str, Json]) -> Iterator[tuple[str, str]]:
 
 
 def _others(reply: dict[str, Json]) -> dict[str, str]:
-    """What the upstream says in members that nobody has documented, bounded and without secrets."""
+    """The texts of undocumented members, bounded and without secrets."""
     members: dict[str, str] = {}
     for name, text in _words(reply):
         if len(members) == _OTHERS:
@@ -331,7 +331,7 @@ def _complaint(reply: dict[str, Json]) -> str:
 
 
 def _error(reply: dict[str, Json], what: str) -> str:
-    """One line for a person: what happened, and the upstream's own words if it has any."""
+    """One line for people: what happened, and the upstream's own words, if any."""
     said, other = _complaint(reply), next(iter(_others(reply).values()), "")
     return one_line(": ".join(filter(None, (what, said, other if other not in said else ""))))
 
@@ -357,7 +357,7 @@ def _summary(reply: dict[str, Json], said: Observation) -> dict[str, Any]:
 def _field(value: Json) -> Json:
     """A string or number, bounded and without signed addresses; ``None`` for anything else."""
     if isinstance(value, str):
-        # cut before, for speed, and after, since only whole addresses are recognised
+        # cut before redacting, for speed, and after it, since only whole addresses are recognised
         return redact(value[: 16 * _TEXT_LIMIT])[:_TEXT_LIMIT]
     text = _text(value)
     return value if 0 < len(text) <= _NUMBER_LIMIT else None

@@ -1,4 +1,4 @@
-"""Replies of the upstream as samples: how one is read, and one made fit to be shown to others."""
+"""Replies of the upstream as samples: how the fleet reads one, and a copy that is safe to share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_BYTES = 8 * jsontext.MAX_BYTES  # indented, and every character may be escap
 _MAX_TEXT = 4000  # characters of a body that is not JSON
 _WHAT = "One reply of the upstream, without secrets and ids; made by harvester doctor --save."
 
-# -- how it is read ---------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,9 @@ class Reply:
 class Reading:
     """What a reply means to the fleet.
 
-    ``line`` is that in a few words, the same for every reply of its kind; ``said`` are the
-    upstream's own. ``error`` is what a call with this reply raises, ``answer`` what it returns.
-    ``files`` are those of a success as they would be planned, each with the address found for it.
+    ``line`` says it in a few words, the same for every reply of its kind; ``said`` holds the
+    upstream's own words. A call with this reply raises ``error`` or returns ``answer``. ``files``
+    are the files of a success as they would be planned, each with its address.
     """
 
     line: str
@@ -133,15 +133,14 @@ _EXPIRY = re.compile(r"(x-[a-z]+-)?(date|expires)", re.IGNORECASE)
 _KEPT_HEADERS = re.compile(r"x-ca-[a-z-]+|content-type|date|location|retry-after|server|via")
 _SIGNED_TEXT = re.compile(r"StringToSign.*", re.IGNORECASE | re.DOTALL)
 _CONTENT = frozenset({"result", "info", "parameters"})
-"""Members whose texts are the user's own: only words that look like names are kept."""
+"""Members with the user's own texts: only words that look like names are kept."""
 
 
 def redacted(reply: Reply, secrets: Iterable[str]) -> Reply:
     """The reply without secrets, signatures, ids and texts of users.
 
-    It is read as before. Whatever is replaced keeps its identity: the same value becomes the same
-    alias. ``secrets`` are removed wherever they occur.
-    Raises ``ValueError`` if it would be read otherwise.
+    The fleet reads it as before. The same value always becomes the same alias. ``secrets`` are
+    removed wherever they occur. Raises ``ValueError`` if the fleet would read it differently.
     """
     alias = _Alias(reply.task_id, secrets)
     headers = {
@@ -171,7 +170,7 @@ def _shape(reading: Reading) -> list[tuple[int, float | None, bool]]:
 
 
 class _Alias:
-    """Replaces what nobody else should see, the same value by the same alias."""
+    """Replaces private values, the same value always by the same alias."""
 
     def __init__(self, task_id: str, secrets: Iterable[str]) -> None:
         self._task_id = task_id
@@ -184,7 +183,7 @@ class _Alias:
         self._known: dict[str, str] = {}
 
     def value(self, node: Json, *, content: bool) -> Json:
-        """A JSON value; ``content``: it is the user's own."""
+        """A JSON value without private values; ``content``: it is the user's own."""
         if isinstance(node, str):
             return self._string(node, content=content)
         if isinstance(node, list):
@@ -272,7 +271,7 @@ class _Alias:
 
 
 def to_text(reply: Reply) -> str:
-    """A sample as a file holds it, with how it is read now."""
+    """The text of a sample's file, with the line that says how it is read now."""
     document: dict[str, Json] = {
         "what": _WHAT,
         "reads_as": read(reply).line,
@@ -290,7 +289,7 @@ def to_text(reply: Reply) -> str:
 
 
 def from_text(text: str | bytes) -> tuple[Reply, str]:
-    """A sample and the line that it is to be read as; ``ValueError`` if it is malformed."""
+    """A sample and the line it should be read as; raises ``ValueError`` if it is malformed."""
     read_text = jsontext.loads(text, max_bytes=MAX_BYTES, max_depth=jsontext.MAX_DEPTH + 1)
     document = read_text if isinstance(read_text, dict) else {}
     headers, status = document.get("headers", {}), document.get("status")
@@ -311,7 +310,7 @@ def from_text(text: str | bytes) -> tuple[Reply, str]:
 
 
 def members(reply: Reply) -> str:
-    """What a reply's ``data`` is made of, as one line for people; empty if there is none."""
+    """The members of a reply's ``data``, as one line for people; empty if there is no data."""
     try:
         document = json.loads(reply.body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""When to look again: pure functions of ages, counts and chance.
+"""When to poll or retry next: pure functions of ages, counts and chance.
 
 All times are seconds. ``chance`` is a number in [0, 1) from the caller's random source.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 1.0
 LONGEST = 60.0
-# Where durations are known, a call is worth it when the lag to be expected has reached this.
+# Where durations are known, a call is due once the expected lag has reached this.
 PRICE = 0.031
 _DOUBLING = 2.0  # seconds behind at which gaps are twice as long
 _FAR_BEHIND = 10.0
@@ -31,14 +31,14 @@ def poll_gap(
     running: float | None = None,
     price: float = PRICE,
 ) -> float:
-    """The wait before asking the upstream again about a task that is not done.
+    """The wait before the next poll of a task that is not done.
 
     Without a history the gap grows with the task's age (a tenth of it, from 1 s to 60 s), since a
-    task that has run for an hour is seldom done within the next second; with an ``expected``
-    duration ahead, the next look comes when most of it has passed. Once a few durations of its
-    label are ``known``, the next look comes when a completion is likely enough to be worth a call;
-    for a task that has been ``running`` for so many seconds by the running times alone. Never
-    longer than 60 s. No look is planned far past the deadline, which is ``left`` seconds away.
+    task that has run for an hour is seldom done within the next second. With an ``expected``
+    duration ahead, the next poll comes when most of it has passed. Once a few durations of its
+    label are ``known``, the next poll comes when a completion is likely enough to be worth a call;
+    for a task that has been ``running`` for so many seconds, only the running times count. The gap
+    is at most 60 s, and no poll is planned far past the deadline, which is ``left`` seconds away.
     """
     gap = max(_growing(age), 0.0 if expected is None else min((expected - age) * 0.9, LONGEST))
     if known is not None:
@@ -56,8 +56,8 @@ def poll_gap(
 def price(behind: float) -> float:
     """What a call may cost in seconds of lag, in a fleet that is so many seconds ``behind``.
 
-    Gaps grow with the root of it: by half for every second behind, and are six times as long at
-    ten; then it rises no further, so that labels without a history are not left all the calls.
+    Gaps grow with the root of the price: by half for every second behind, up to six times at ten.
+    It rises no further, so that labels without a history do not get all the calls.
     """
     late = min(max(0.0, behind), _FAR_BEHIND)
     return PRICE * (1 + late / _DOUBLING) ** 2
@@ -84,16 +84,15 @@ class Backoff:
 class Gaps:
     """Every wait between one try and the next, in seconds.
 
-    ``upstream``: after a call that failed. ``bare``: after a refusal that may be of every call or
-    of this id alone. ``doubt``: after an answer that cannot be used.
-    ``blocked``: while a circuit is open; it decides itself when a probe may go. ``store``: after
-    the store failed with a manifest. ``file`` and ``refused``: after a transfer failed, or the
-    store refused the object. ``fresh``: before the first, second, third… fresh address of a file
-    that is gone. ``rejected``: before a file that breaks a rule is looked at again. ``crowded``:
-    before a task is due again whose host has its share of the slots. ``busy``: before a callback is
-    whose target has. ``unsettled``: until the clock
-    may be believed. ``newer``: until a newer worker may take what only it can read. ``webhook``:
-    after each failed attempt of a callback; three days in all.
+    ``upstream``: after a failed call. ``bare``: after a refusal that may concern every call or this
+    id only. ``doubt``: after an unusable answer. ``blocked``: while a circuit is open; it decides
+    itself when to send a probe. ``store``: after the store failed with a manifest. ``file`` and
+    ``refused``: after a transfer failed, or the store refused the object. ``fresh``: before the
+    first, second, third… fresh address of a file that is gone. ``rejected``: before a file that
+    breaks a rule is tried again. ``crowded``: while the file host has its share of the slots.
+    ``busy``: while the target of a callback has its share. ``unsettled``: until the clock can be
+    trusted. ``newer``: until a newer worker takes a task that only it can read. ``webhook``: after
+    each failed attempt of a callback; three days in all.
     """
 
     upstream: Backoff = Backoff(longest=30)
@@ -136,7 +135,7 @@ class Gaps:
 
 
 def jittered(seconds: float, chance: float) -> float:
-    """``seconds`` up to a tenth more or less, so that a fleet does not move in step."""
+    """``seconds`` plus or minus up to a tenth, so that a fleet does not act in step."""
     return seconds * (0.9 + 0.2 * chance)
 
 
@@ -147,8 +146,8 @@ def webhook_gap(attempts: int, gaps: Gaps, *, chance: float) -> float | None:
 
 
 def copy_delay(expiry: float | None, now: float) -> float:
-    """How much sooner than others (0 to -3,600 s) a task is due whose addresses die at ``expiry``.
+    """How much sooner a task is due (0 to -3,600 s) because its addresses expire.
 
-    Both are Unix seconds.
+    ``expiry`` and ``now`` are Unix seconds.
     """
     return 0.0 if expiry is None else max(-3600.0, min(0.0, expiry - now - 3600.0))

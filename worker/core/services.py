@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Service(StrEnum):
-    """What the fleet needs to get its work done."""
+    """A service that the fleet depends on."""
 
     UPSTREAM = "upstream"
     STORE = "store"
@@ -22,17 +22,17 @@ class Service(StrEnum):
 
 
 STORE_READS = "store:reads"
-"""Reads of the store are judged apart: one that takes no objects may well answer them."""
+"""Reads of the store are judged separately: a store that takes no objects may still answer them."""
 REPLIES = "broker:replies"
-"""Replies are judged apart: a broker that takes none may well deliver messages."""
+"""Replies are judged separately: a broker that takes none may still deliver messages."""
 WORST_HOSTS = 20
-"""So many hosts of webhooks that fail are named."""
+"""The most hosts of failing webhooks that are named."""
 
-_PROOF = 10_000  # ms that trouble lasts, at least, before a service counts as out of reach
-# ms after which trouble says nothing any more: every retry of a task that waits comes sooner
+_PROOF = 10_000  # ms of trouble before a service counts as out of reach
+# ms after which trouble is outdated: every retry of a waiting task comes sooner
 _STALE = 300_000
 _STALE_CALLBACKS = 4_000_000
-_STALE_HOST = 50_000_000  # a callback is tried again within half a day
+_STALE_HOST = 50_000_000  # callbacks are retried within half a day
 _APART = {Service.STORE: STORE_READS, Service.BROKER: REPLIES}
 
 REMEDIES = MappingProxyType(
@@ -55,9 +55,9 @@ _REACH = {
 _MEANWHILE = {
     Service.UPSTREAM: "Ids are accepted, and files are copied while their addresses work. Waiting "
     "tasks keep waiting; none ends because of this.",
-    Service.STORE: "Ids are accepted, and tasks accepted before are asked about. Files wait, and "
+    Service.STORE: "Ids are accepted, and tasks accepted before are polled. Files wait, and "
     "expired addresses are renewed afterwards; no task ends because of this.",
-    Service.REDIS: "No id is accepted and nothing new is begun. Nothing ends; workers go on by "
+    Service.REDIS: "No id is accepted and no work begins. No task ends; workers resume by "
     "themselves.",
     Service.BROKER: "Polling, copying and webhooks go on, and ids are accepted over HTTP, the "
     "stream and the command line. Celery messages and replies wait.",
@@ -69,9 +69,9 @@ _MEANWHILE = {
 class Outlook:
     """What is known of one service; times are Unix milliseconds.
 
-    ``last_success`` is its last usable answer. ``trouble`` is what went wrong last, empty if
-    nothing has since. ``since`` is set while the service counts as out of reach: a circuit is open
-    (of this ``kind``), or trouble has gone on for 10 s without a usable answer in between.
+    ``last_success`` is the time of its last usable answer. ``trouble`` is the last failure, empty
+    if none came after that answer. ``since`` is set while the service counts as out of reach: a
+    circuit is open (of this ``kind``), or trouble has lasted for 10 s without a usable answer.
     """
 
     service: Service
@@ -108,7 +108,7 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A host whose webhooks fail: since when, and what went wrong last; Unix milliseconds."""
+    """A host whose webhooks fail: since when, and the last failure; Unix milliseconds."""
 
     host: str
     since: int
@@ -128,7 +128,7 @@ class Host:
 def judge(
     now: int, fields: Mapping[str, str], circuits: Mapping[str, Mapping[str, str]]
 ) -> dict[Service, Outlook]:
-    """What is known of each service, from what the fleet has noted of them (``heard.lua``)."""
+    """What is known of each service, from the fleet's notes (``heard.lua``)."""
     outlooks = {}
     for service in Service:
         names = filter(None, (service, _APART.get(service)))
@@ -140,7 +140,7 @@ def judge(
 
 
 def _heard(service: Service, name: str, now: int, fields: Mapping[str, str]) -> Outlook:
-    # nothing comes from the future, whatever Redis' clock did
+    # no time lies in the future, even if Redis' clock was set back
     last, since, at = (_time(fields.get(name + part), now) for part in ("", ":since", ":at"))
     if at is None or (last is not None and last >= at):
         return Outlook(service=service, last_success=last)
@@ -156,7 +156,7 @@ def _heard(service: Service, name: str, now: int, fields: Mapping[str, str]) -> 
 
 
 def _badness(outlook: Outlook) -> tuple[bool, bool, int]:
-    """Of two parts of a service the one in trouble speaks for it, else the one heard of last."""
+    """The sort key of a service's parts: the one in trouble counts, else the one heard of last."""
     return outlook.since is not None, bool(outlook.trouble), outlook.last_success or 0
 
 
@@ -180,7 +180,7 @@ def _time(text: str | None, now: int) -> int | None:
 def glance(
     services: Mapping[Service, Outlook], failing: Sequence[Host], intake: int | None
 ) -> dict[str, Any]:
-    """The members that tell of services in the documents of the command line and the API."""
+    """The members about services in the documents of the command line and the API."""
     return {
         "services": {name: outlook.document() for name, outlook in services.items()},
         "webhook_hosts": [host.document() for host in failing[:WORST_HOSTS]],
@@ -190,7 +190,7 @@ def glance(
 
 
 def hosts(fields: Mapping[str, str], now: int) -> list[Host]:
-    """The hosts whose webhooks fail, the longest first; without those that are tried no more."""
+    """The hosts whose webhooks fail, the longest first, without those that are no longer tried."""
     found = (host for host in _hosts(fields) if now - host.trouble_at < _STALE_HOST)
     return sorted(found, key=lambda host: (host.since, host.host))
 

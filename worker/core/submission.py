@@ -1,4 +1,4 @@
-"""Submissions: ids and options, each checked, and refused alone with its reason."""
+"""Submissions: ids and options, each checked and refused on its own."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MAX_URL = 2048
 TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 _DAY = 86_400
-_MAX_UNKNOWN = 50  # options that are refused by name; one message may have 150,000
+_MAX_UNKNOWN = 50  # unknown options refused by name; one message may have 150,000
 _MAX_SHOWN = 200
 _CELERY_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
-# Printable ASCII without what readers of addresses disagree about.
+# Printable ASCII without the characters that URL parsers disagree about.
 _URL_TEXT = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 
 
@@ -40,7 +40,7 @@ _URL_TEXT = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 class Policy:
     """What this fleet accepts.
 
-    ``reply_allow`` are globs ``queue/task``; ``webhooks`` is whether webhooks can be signed, and
+    ``reply_allow`` are globs ``queue/task``; ``webhooks`` says whether webhooks can be signed;
     ``webhook_hosts`` are globs of the hosts that they may go to, in lower case.
     """
 
@@ -119,10 +119,10 @@ def read_body(text: str | bytes) -> tuple[Json, dict[str, Json]]:
 def read_submission(
     task_ids: object, options: Mapping[str, object], policy: Policy
 ) -> tuple[list[Submission], list[Refusal]]:
-    """Check a message: what is accepted, and what is refused.
+    """Check a message; returns what is accepted and what is refused.
 
-    ``task_ids`` is one id or a list of up to 1,000; the same id twice counts once. An option
-    that is refused counts as not given, and the ids go through with the others.
+    ``task_ids`` is one id or a list of up to 1,000; the same id twice counts once. A refused option
+    counts as not given, and the ids are accepted with the others.
     """
     chosen, refusals = _read_options(options, policy)
     metadata, label, text = chosen.metadata, chosen.label, chosen.to_json()
@@ -173,7 +173,7 @@ def _refuse_id(value: object, task_prefix: str, policy: Policy) -> str:
 def printable(value: object) -> str:
     """A refused value for people: one redacted line of at most 200 characters.
 
-    Of lists and objects only the size is shown.
+    For lists and objects it is only the size.
     """
     if isinstance(value, str):
         return one_line(value, _MAX_SHOWN)
@@ -231,7 +231,7 @@ def _read_options(options: Mapping[str, object], policy: Policy) -> tuple[Option
 
 
 def _refuse_reply(task: str, queue: str, policy: Policy) -> str:
-    """Why replies may not be sent there, or empty."""
+    """Why replies may not go to this task and queue, or empty."""
     if task == "harvester" or task.startswith("harvester."):
         return "harvester.* tasks cannot be reply tasks"
     if queue == policy.namespace or queue.startswith(
@@ -364,7 +364,7 @@ def _traceparent(value: object, _: Policy) -> str:
 
 
 def traced(options: Mapping[str, Json], parent: object) -> dict[str, Json]:
-    """The options of a message that came with this ``traceparent``, which may be anything."""
+    """The options of a message with its ``traceparent`` header, which may be any value."""
     checked = trace.traceparent(parent)
     return {"traceparent": checked, **options} if checked else dict(options)
 
@@ -389,7 +389,7 @@ _READERS: Mapping[str, Callable[[object, Policy], object]] = {
 
 
 def callback_id(callback: Mapping[str, str]) -> str:
-    """A short name for one callback, the same wherever it is computed: channel and a hash."""
+    """A short name for one callback, always the same: its channel and a hash."""
     text = jsontext.dumps(sorted(callback.items()))
     return f"{callback['channel']}-{short_hash(text)}"
 
