@@ -1,4 +1,4 @@
-"""What all parts of the registry share: a client of Redis, its keys, time and scripts."""
+"""What all parts of the registry share: the Redis client, keys, time and scripts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from worker.registry.client import Client
 
 CHUNK = 100
-"""So many tasks are read or written in one round trip."""
+"""The number of tasks that are read or written in one round trip."""
 
 
 def pairs(flat: Sequence[str]) -> dict[str, str]:
-    """Fields and values that follow one another, as Redis gives a hash to a script."""
+    """A hash from the alternating fields and values that a script returns."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def flat(fields: Mapping[str, str]) -> list[str]:
-    """The other way round."""
+    """The alternating fields and values of a hash, as a script takes them."""
     return [part for pair in fields.items() for part in pair]
 
 
 class Base:
-    """A fleet's memory, as far as every part of the registry needs it.
+    """The base of every part of the registry.
 
     ``lease``, ``deadline`` and ``record_ttl`` are in seconds, ``poll_rate`` in calls a second.
-    ``owner`` names the process that claims, for people to read, and ``version`` what it runs.
+    ``owner`` names the claiming process for people, and ``version`` is the release that it runs.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Base:
         self.namespace = namespace
         self.lease = lease
         self.poll_rate = poll_rate
-        # a quarter of a second's calls may be made at once, not more: the limit holds each second
+        # at most a quarter of a second's calls at once, so that the limit holds in each second
         self._burst = max(1.0, poll_rate / 4)
         self._deadline = deadline
         self._ttl = record_ttl * 1000
@@ -90,5 +90,5 @@ class Base:
         return round(self.lease * 1000)
 
     async def say_once(self, event: str, *, seconds: int = 60) -> bool:
-        """Whether the fleet has not said ``event`` within the last ``seconds``."""
+        """Whether ``event`` should be reported: nobody has within the last ``seconds``."""
         return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))

@@ -1,4 +1,4 @@
-"""Claims: taken, renewed, given back, and every step that a claimed task makes."""
+"""Claims: taking, renewing and releasing them, and the steps of a claimed task."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from worker.core.durations import Lesson
     from worker.core.models import State
 
-_NEWER_DELAY = 5.0  # seconds until a newer worker may have the task
+_NEWER_DELAY = 5.0  # seconds, so that a newer worker can claim the task
 
 
 def _whole(text: str | int) -> int:
-    """A number as Redis keeps it; 0 if something else has written what is there."""
+    """A number from Redis; 0 if another program has overwritten it."""
     try:
         return int(float(text))
     except (ValueError, OverflowError):
@@ -30,7 +30,7 @@ def _whole(text: str | int) -> int:
 
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    """The jobs by the claim that they came with."""
+    """The jobs by the claim that they belong to."""
     by_token: dict[str, list[Job]] = {}
     for job in jobs:
         by_token.setdefault(job.token, []).append(job)
@@ -38,7 +38,7 @@ def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 
 
 class Claims(Base):
-    """What the engine does with tasks, and the work on them through its claim."""
+    """How the engine claims tasks, and how work on a claimed task is saved."""
 
     async def claim(
         self,
@@ -49,10 +49,11 @@ class Claims(Base):
         slots: int,
         shares: Mapping[str, float] = MappingProxyType({}),
     ) -> Batch:
-        """Claim up to ``limit`` due tasks for one lease; with 0, only have them wait in line.
+        """Claim up to ``limit`` due tasks for one lease; with 0, only put them in line.
 
-        ``shares`` are what each label has in hand here, in slots weighted by :attr:`Job.share`:
-        where no rate says whose turn is next, a free slot goes to the label with the least.
+        ``shares`` holds the slots that each label uses in this process, weighted by
+        :attr:`Job.share`. Where no rate decides whose turn is next, a free slot goes to the label
+        that uses the least.
         """
         if self.clock.stepped:
             return await self._repaired()
@@ -104,14 +105,14 @@ class Claims(Base):
         )
 
     async def _repaired(self) -> Batch:
-        """Repair what a step of Redis' clock has put out of place, before anything is claimed."""
+        """Repair the times after a step of Redis' clock, before anything is claimed."""
         await self.now()
         by = int(await self._scripts.call("clock", self._lease_ms, self.clock.stepped))
         self.clock.stepped = 0
         return Batch(jobs=(), wait=0, held=0, stepped=by / 1000)
 
     async def renew(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Renew claims of one kind; for each task id ``ok``, ``cancel`` or ``lost``."""
+        """Renew claims of one kind; returns ``ok``, ``cancel`` or ``lost`` for each task id."""
         answers: dict[str, str] = {}
         by_token = _by_token(jobs)
         said = await asyncio.gather(
@@ -137,9 +138,9 @@ class Claims(Base):
         delay: float = 0,
         unsaved: Mapping[str, Unsaved] = MappingProxyType({}),
     ) -> None:
-        """Give claims of one kind back, due again after ``delay`` seconds.
+        """Release claims of one kind; the tasks are due again after ``delay`` seconds.
 
-        ``unsaved``, by task id, is what the work on them had come to.
+        ``unsaved`` holds, by task id, the facts that the work on them has not saved yet.
         """
         nothing = Unsaved()
         calls = []
@@ -173,13 +174,13 @@ class Claims(Base):
         """End a claim with a step that is not final; raises :class:`LeaseLost`.
 
         ``delay`` is in seconds and may be negative (sooner than others); a ``work`` value of ``""``
-        removes the note. ``learned`` is what a task that is done upstream
-        teaches. ``error`` is why the last try failed, empty if all is well again.
+        removes the note. ``learned`` holds the durations of a task that is done upstream. ``error``
+        is why the last try failed; empty if it succeeded.
         """
         fields = flat(record or {})
         if error is not None:
             fields += ["last_error", error]
-        # what goes to be copied may carry megabytes: not with others
+        # a task that goes on to copying may carry megabytes, so it is sent alone
         call = self._scripts.call_together if to is DueSet.POLL else self._scripts.call
         said = await call(
             "save",
@@ -203,8 +204,8 @@ class Claims(Base):
     async def progress(self, job: Job, name: str = "", value: str = "") -> tuple[str, int, bool]:
         """Note progress under a claim and renew it; raises :class:`LeaseLost`.
 
-        Returns the value that stands, Redis time in milliseconds, and whether somebody asked for
-        the task's end.
+        Returns the value now in force, Redis time in milliseconds, and whether the task's
+        cancellation was requested.
         """
         said, stands, now = await self._scripts.call(
             "progress", job.task_id, job.token, self._lease_ms, name, value
@@ -224,7 +225,9 @@ class Claims(Base):
         calls: int = 0,
         restored: bool = False,
     ) -> None:
-        """End the run: record, index, event and the due entry for telling; or LeaseLost."""
+        """End the run: write record, index, event and the due entry for callbacks; or raise
+        LeaseLost.
+        """
         said = await self._scripts.call(
             "finish",
             job.task_id,
@@ -244,7 +247,7 @@ class Claims(Base):
     async def told(
         self, job: Job, *, told: str, settled: bool, delay: float, callbacks: int
     ) -> None:
-        """Note what was told; raises :class:`LeaseLost`."""
+        """Save the outcome of callbacks; raises :class:`LeaseLost`."""
         said = await self._scripts.call(
             "told",
             job.task_id,

@@ -1,4 +1,4 @@
-"""The client of Redis: every error but a defect of ours comes out as ``RegistryUnavailable``."""
+"""The Redis client: every error except our own defects becomes ``RegistryUnavailable``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _HEALTH_CHECK_INTERVAL = 15
 _MAX_CONNECTIONS = 512
 
-# A script or a call of ours is wrong: a crash shows it, and an outage would hide it.
+# Our own script or call is wrong: a crash shows that, and an outage would hide it.
 _DEFECTS = ("wrong number of arg", "compiling script")
-# Answers that a caller of ours expects.
+# Errors that our callers expect.
 _ANSWERS = ("NOGROUP", "BUSYGROUP")
 _NO_RIGHTS = ("NOPERM", "ACL failure", "no permissions to")
 _NO_COMMAND = ("unknown command", "unknown subcommand", "unknown redis command")
@@ -35,16 +35,16 @@ _NO_DATABASE = ("DB index is out of range", "invalid DB index", "Invalid Databas
 _NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 _SHOWN = 200
 WRONG_TYPE = "WRONGTYPE"
-"""What an error begins with if a key holds something else than the command expects."""
+"""The beginning of an error about a key that holds another type than the command expects."""
 
 
 def outage(error: Exception) -> RegistryUnavailable | None:
-    """What an error of redis-py says of the server; ``None`` if our own command is wrong.
+    """The outage that an error of redis-py means; ``None`` if our own command is wrong.
 
-    Whatever is not known to be a defect of ours is an outage: a worker that waits can go on by
-    itself, and one that exits cannot.
+    An error not known to be our own defect counts as an outage: a worker that waits recovers by
+    itself, and one that exits does not.
     """
-    # in a pipeline redis-py puts the command before it, arguments of strangers included
+    # in a pipeline redis-py prefixes the command, with arguments that may come from anyone
     said = one_line(str(error).rpartition(" caused error: ")[2].lstrip("('\""), _SHOWN)
     if any(text in said for text in _NO_DATABASE):
         return RegistryUnfit(
@@ -61,7 +61,7 @@ def outage(error: Exception) -> RegistryUnavailable | None:
     match error:
         case redis_errors.ConnectionError() | redis_errors.TimeoutError() | OSError():
             return RegistryUnavailable(f"Redis is out of reach: {type(error).__name__}")
-        case redis_errors.DataError():  # an argument that no command takes
+        case redis_errors.DataError():  # an argument that no command accepts
             return None
         case redis_errors.ReadOnlyError() | redis_errors.OutOfMemoryError():
             return RegistryUnavailable(f"Redis takes no writes: {said}")
@@ -76,7 +76,7 @@ def outage(error: Exception) -> RegistryUnavailable | None:
 
 
 async def each_answer(pipe: Pipeline) -> list[Any]:
-    """The answers of a pipeline; ``None`` where something else has overwritten the key."""
+    """The answers of a pipeline; ``None`` where another program has overwritten the key."""
     answers = await pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception) and WRONG_TYPE not in str(answer):
@@ -99,7 +99,7 @@ def _seam(*passing: type[Exception]) -> Iterator[None]:
 
 
 class Client(Redis):
-    """redis-py's client, with its errors translated by :func:`outage`, those of pipelines too."""
+    """redis-py's client, with all errors translated by :func:`outage`, also those of pipelines."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command; raises ``RegistryUnavailable``."""
@@ -111,7 +111,7 @@ class Client(Redis):
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the connections, those to the sentinels that named the primary included."""
+        """Close the connections, including those to the sentinels."""
         await super().aclose(close_connection_pool)
         pool = self.connection_pool
         if isinstance(pool, SentinelConnectionPool):
@@ -135,10 +135,10 @@ def _known(error: Exception) -> Exception:
 
 
 def connect(address: RedisAddress) -> Client:
-    """Build the client for an address; nothing is connected until the first command.
+    """Build the client for an address; it connects at the first command.
 
-    A failed command is sent once more at most: the scripts of the registry answer a repetition as
-    the first time, and a longer wait belongs to the caller, who knows whether it still matters.
+    A failed command is sent once more at most: the registry's scripts answer a repetition like the
+    first call, and a longer wait is up to the caller, who knows whether the command still matters.
     """
     options: dict[str, Any] = {
         "db": address.db,
@@ -147,7 +147,7 @@ def connect(address: RedisAddress) -> Client:
         "decode_responses": True,
         # bytes that are not UTF-8 make a submission invalid JSON, which is refused
         "encoding_errors": "backslashreplace",
-        "protocol": 2,  # the same reply shapes from every redis-py the project allows
+        "protocol": 2,  # every supported redis-py then returns the same reply shapes
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
@@ -160,7 +160,7 @@ def connect(address: RedisAddress) -> Client:
         if address.tls is not None:
             options |= {"ssl": True, **address.tls}
         return Client(host=host, port=port, **options)
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it without types
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
         list(address.hosts),
         sentinel_kwargs={
             **address.sentinel_credentials,

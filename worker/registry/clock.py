@@ -1,4 +1,4 @@
-"""The clock of Redis as one worker hears it, compared with the worker's own monotonic clock."""
+"""The clock of Redis as one worker reads it, compared with the worker's monotonic clock."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEP = 2.0
-"""Seconds by which the two may differ before the difference counts as a step."""
+"""Seconds; a larger difference between the clocks counts as a step."""
 
 SETTLED = 60.0
-"""Seconds for which they must have agreed before anything is ended because of its age."""
+"""Seconds for which the clocks must have agreed before a task may end because of its age."""
 
 
 class Clock:
     """Readings of Redis time.
 
-    Whether a clock is right cannot be known; whether it has stepped can: then it no longer moves
-    on as ``monotonic`` (in seconds) does. A disagreement, be it a step, a suspended machine or a
-    process that was stopped between two readings, starts the ``settled`` seconds again.
+    A worker cannot know whether the clock is right, but it can see whether the clock has stepped:
+    then it no longer advances like ``monotonic`` (in seconds). Any disagreement restarts the
+    ``settled`` seconds: a step, a suspended machine, or a process that was stopped between two
+    readings.
     """
 
     def __init__(
@@ -34,17 +35,17 @@ class Clock:
         self._agrees_since = 0.0
         self._disturbed = False
         self.stepped = 0
-        """Milliseconds by which the clock has stepped and nobody has repaired yet."""
+        """Milliseconds by which the clock has stepped, not repaired yet."""
 
     def begin(self) -> float:
-        """The moment before Redis is asked, for :meth:`heard`."""
+        """The time before a call to Redis, for :meth:`heard`."""
         return self._monotonic()
 
     def heard(self, now: int, begun: float) -> None:
-        """Take in Redis time (Unix ms) from the answer to a call that began at ``begun``.
+        """Process Redis time (Unix ms) from the answer to a call that began at ``begun``.
 
-        An answer that took long proves nothing. It is left out; if the clock was not as expected
-        before, it is no longer known.
+        A slow answer proves nothing and is ignored; but if it is far from the expected time, that
+        expectation is dropped.
         """
         ended = self._monotonic()
         if ended - begun > STEP / 2:
@@ -68,10 +69,10 @@ class Clock:
 
     @property
     def settled(self) -> bool:
-        """Whether the two are known to have agreed for long enough."""
+        """Whether the clocks are known to have agreed for long enough."""
         return self._offset is not None and self._monotonic() - self._agrees_since >= self._settled
 
     @property
     def steady(self) -> bool:
-        """Whether no disagreement is known from the last ``settled`` seconds."""
+        """Whether no disagreement was seen in the last ``settled`` seconds."""
         return not self._disturbed or self.settled

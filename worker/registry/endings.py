@@ -1,4 +1,4 @@
-"""Endings over time, counted in the index of each final state: bounded however many there are."""
+"""Endings over time, counted in the index of each final state at a bounded cost."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from worker.registry.view import View
 
 SLOTS = 60
-"""As many equal spans a look is divided into; each costs one count for each final state."""
+"""The number of equal spans; each costs one count for each final state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endings:
     """How many tasks ended in each of :data:`SLOTS` spans of ``step`` milliseconds.
 
-    The first span begins at ``begin`` and the last one holds ``now``, both in Unix milliseconds of
-    Redis. Counted are the tasks that are in the state still: a task that is tried again has not
-    ended until it ends again.
+    The first span begins at ``begin`` and the last one contains ``now``, both in Unix milliseconds
+    of Redis. Only tasks that are still in the state count: a retried task has not ended until it
+    ends again.
     """
 
     now: int
@@ -35,7 +35,7 @@ async def look(registry: View, minutes: int) -> Endings:
     """The endings of the last ``minutes``; raises ``RegistryUnavailable``."""
     now = await registry.now()
     step = minutes * 60_000 // SLOTS
-    begin = (now // step + 1 - SLOTS) * step  # spans stay where they are from one look to the next
+    begin = (now // step + 1 - SLOTS) * step  # spans do not shift between two reads
     states = [state for state in State if state.final]
     async with registry.redis.pipeline(transaction=False) as pipe:
         for state in states:

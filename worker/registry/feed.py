@@ -1,4 +1,4 @@
-"""The event stream, followed: what the command line and the page's server-sent events read."""
+"""Follow the event stream, for the command line and the page's server-sent events."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from worker.registry.view import View
 
 LOOK = 0.5
-"""Seconds between two looks for new entries."""
+"""Seconds between two reads for new entries."""
 
 
 async def follow(
     registry: View, after: str, *, patience: float
 ) -> AsyncGenerator[list[tuple[str, dict[str, str]]] | None]:
-    """Pages of entries after the entry id ``after``, oldest first, without end.
+    """Yield pages of entries after the entry id ``after``, oldest first, without end.
 
-    What the stream holds comes page after page; an empty page says that there is nothing new, and
-    is followed by a pause. ``None`` says that Redis is out of reach; once it has been for
-    ``patience`` seconds, ``RegistryUnavailable`` is raised.
+    An empty page means that there is nothing new; a pause follows. ``None`` means that Redis is out
+    of reach; after ``patience`` seconds of that, raises ``RegistryUnavailable``.
     """
     loop = asyncio.get_running_loop()
     answered = loop.time()

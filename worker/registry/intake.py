@@ -1,4 +1,4 @@
-"""The intake stream and the list of refusals, both read as bytes that anybody may have written."""
+"""The intake stream and the list of refusals, both read as untrusted bytes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 REFUSED_KEPT = 1000
 GROUP = "harvester"
 STRIKES = 3
-"""How many workers may die while processing an entry before it is refused unread."""
+"""The number of workers that may die while processing an entry before it is refused unread."""
 
 _IDLE_MS = 30_000
-_MAX_ENTRY_BYTES = MAX_BODY_BYTES + 64 * 1024  # other fields are of no use, and tolerated
+_MAX_ENTRY_BYTES = MAX_BODY_BYTES + 64 * 1024  # unknown fields are tolerated
 _LAST_ID = b"18446744073709551615-18446744073709551615"
 _MAX_REFUSAL = 16 * 1024
 _TEXTS = ("source", "what", "value", "reason")
@@ -37,8 +37,8 @@ _TEXTS = ("source", "what", "value", "reason")
 class Entry:
     """One entry of the stream, taken until it is settled or given back.
 
-    ``body`` is ``None`` unless ``verdict`` is ``body``. ``strikes`` counts the workers that died
-    while processing the entry before; ``size`` is in bytes, of an entry that is too large.
+    ``body`` is ``None`` unless ``verdict`` is ``body``. ``strikes`` counts the workers that have
+    died while processing the entry; ``size`` is that of an entry that is too large, in bytes.
     ``traceparent`` is the field of that name, unchecked.
     """
 
@@ -53,7 +53,7 @@ class Entry:
 class Stream:
     """Ids submitted through the intake stream, read one by one.
 
-    Every method raises :class:`~worker.errors.RegistryUnavailable` when Redis cannot be used.
+    Every method raises :class:`~worker.errors.RegistryUnavailable` if Redis cannot be used.
     """
 
     def __init__(self, redis: Client, scripts: Scripts, namespace: str) -> None:
@@ -66,11 +66,11 @@ class Stream:
         self._token = secrets.token_hex(8)
 
     async def take(self) -> Entry | str:
-        """Take one entry and give it a strike; without one, why.
+        """Take one entry and give it a strike; if there is none, return why.
 
-        That is ``empty``, ``gone`` (it was trimmed), ``reopened`` (the stream was closed and is
-        made again) or ``blind`` (the right to see whether it is closed is missing). If Redis'
-        answer is lost, the next call gets the entry that it was about.
+        The reason is ``empty``, ``gone`` (the entry was trimmed), ``reopened`` (the stream was
+        closed, and has been deleted) or ``blind`` (Redis does not let us see whether it is closed).
+        If Redis' answer is lost, the next call gets the same entry.
         """
         verdict, entry_id, strikes, *rest = await self._scripts.call_bytes(
             "intake", self._token, _IDLE_MS, MAX_BODY_BYTES, _MAX_ENTRY_BYTES, STRIKES
@@ -89,7 +89,7 @@ class Stream:
         )
 
     async def settle(self, entry_ids: Sequence[str]) -> None:
-        """Acknowledge and remove entries whose ids are accepted (or refused) by now."""
+        """Acknowledge and remove entries whose ids have been accepted or refused."""
         if not entry_ids:
             return
         async with self._redis.pipeline() as pipe:
@@ -100,18 +100,18 @@ class Stream:
 
     async def give_back(self, entry: Entry) -> None:
         """Take back the strike that an entry got with :meth:`take`: its worker has not died."""
-        # a command that a full Redis takes too
+        # a full Redis accepts this command too
         await self._redis.hdel(self._strikes, f"{entry.id}/{entry.strikes + 1}")
 
     async def length(self) -> int | None:
-        """How many entries are still to be read; ``None`` if Redis does not tell."""
+        """The number of entries still to be read; ``None`` if Redis does not tell."""
         try:
             return int(await self._redis.xlen(self.key))
-        except (RegistryUnavailable, ResponseError):  # another type, or a right of late
+        except (RegistryUnavailable, ResponseError):  # a key of another type, or a missing right
             return None
 
     async def is_closed(self) -> bool:
-        """Whether an entry has the highest id there is, so that ``XADD`` takes no other."""
+        """Whether an entry has the highest possible id, so that ``XADD`` accepts no other."""
         if not await self._redis.exists(self.key):
             return False
         info: Any = await self._redis.execute_command(
@@ -122,7 +122,7 @@ class Stream:
     # -- refusals -----------------------------------------------------------------------------
 
     async def refuse(self, refusals: Sequence[Refusal], *, source: str, at: int) -> None:
-        """Keep what was refused, newest first, the last 1,000 of them; ``at`` in Unix ms."""
+        """Keep the last 1,000 refusals, newest first; ``at`` is in Unix ms."""
         entries = [
             jsontext.dumps(
                 {"at": at, "source": source, "what": r.what, "value": r.value, "reason": r.reason}
@@ -136,10 +136,10 @@ class Stream:
             await pipe.execute()
 
     async def refused(self, limit: int) -> list[dict[str, Any]]:
-        """What was refused lately, newest first, whatever the list holds.
+        """The newest refusals first; foreign entries of the list are shown as such.
 
-        Each has ``at`` (Unix ms; 0 if it does not say) and the texts ``source``, ``what``,
-        ``value`` and ``reason``.
+        Each has ``at`` (Unix ms; 0 if missing) and the texts ``source``, ``what``, ``value`` and
+        ``reason``.
         """
         entries = await self._scripts.call_bytes("refused", min(limit, REFUSED_KEPT), _MAX_REFUSAL)
         return [_refusal(entry) for entry in entries]

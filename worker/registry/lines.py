@@ -1,6 +1,6 @@
-"""Overdue tasks that wait in line for their label's turn: how many, whose, and for how long.
+"""Overdue tasks that wait in line for their label's turn: their number, labels and delays.
 
-``lua/claim.lua`` puts them in line, and explains the places.
+``lua/claim.lua`` puts them in line, and explains their places.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from worker.registry.base import Base
 
 LOOKED_AT = 100
-"""As many labels of each due set, those whose turn is next, are looked at."""
+"""The number of labels of each due set, those whose turn is next, that are read."""
 _SHIFT = 120_000  # claim.lua
 
 
@@ -29,12 +29,12 @@ class Lines:
     lines: Sequence[Line]
 
     def late(self, kind: DueSet) -> float:
-        """For how many seconds the first task of a due set has been in line; 0 if none is."""
+        """Seconds for which the first task of a due set has been in line; 0 if none is."""
         return max((line.late for line in self.lines if line.kind is kind), default=0.0)
 
 
 async def read_lines(registry: Base, now: int) -> Lines:
-    """Read them at ``now`` (Unix milliseconds), at a bounded cost."""
+    """Read the lines at ``now`` (Unix milliseconds), at a bounded cost."""
     redis, key = registry.redis, registry.key
     async with redis.pipeline(transaction=False) as pipe:
         for kind in DueSet:
@@ -65,6 +65,6 @@ async def read_lines(registry: Base, now: int) -> Lines:
 
 
 def _since(place: float) -> int:
-    """When a task was due: its place is shifted by its priority, which is the fraction."""
+    """When a task was due, from its place; the fraction is its priority, which shifts the place."""
     whole = math.floor(place)
     return whole - (round((place - whole) * 4) - 1) * _SHIFT

@@ -1,4 +1,4 @@
-"""The whole fleet at one moment, at the same cost however many tasks there are."""
+"""The whole fleet at one moment, at a cost that does not depend on the number of tasks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from worker.registry.base import Base
 
 CIRCUITS = ("upstream", "store")
-"""Those that can be open."""
-_RECOVERY = 60  # seconds in which all of the rate comes back, in prelude.lua
+"""The circuits that can be open."""
+_RECOVERY = 60  # seconds in which the full rate recovers, as in prelude.lua
 
 
 async def read_overview(registry: Base) -> Overview:
-    """Read it; raises ``RegistryUnavailable``."""
+    """Read the overview; raises ``RegistryUnavailable``."""
     redis, key = registry.redis, registry.key
     now = await registry.now()
     async with redis.pipeline(transaction=False) as pipe:
@@ -44,7 +44,7 @@ async def read_overview(registry: Base) -> Overview:
     overdue: dict[DueSet, int] = {}
     for kind in DueSet:
         size, first = next(answers), next(answers)
-        # a task in line comes due by itself if no worker looks
+        # a task in line also becomes due by itself if no worker claims
         overdue[kind] = max(int(next(answers)), lines.waiting[kind])
         late = max(0.0, (now - first[0][1]) / 1000) if first else 0.0
         due[kind] = int(size), max(late, lines.late(kind))
@@ -76,7 +76,7 @@ async def read_overview(registry: Base) -> Overview:
 
 
 async def _rate(registry: Base, now: int) -> float:
-    """The calls a second that throttling leaves of ``poll_rate`` at ``now`` (ms)."""
+    """The calls a second that throttling leaves at ``now`` (ms)."""
     factor, at = await registry.redis.hmget(registry.key("rate"), "factor", "at")
     if not factor or not at:
         return registry.poll_rate
@@ -96,7 +96,7 @@ async def _services(
 
 
 async def _redis(registry: Base, now: int, written_at: int | None) -> Outlook:
-    """Whether Redis takes writes, by one; ``written_at`` is when a worker wrote last."""
+    """Whether Redis accepts a write; ``written_at`` is when a worker last wrote."""
     try:
         await registry.redis.set(registry.key("said", "writes"), "1", px=60_000)
     except RegistryUnavailable as error:

@@ -1,4 +1,4 @@
-"""What the registry hands out: claimed jobs and the answer to a claim."""
+"""What the registry returns: claimed jobs, the answer to a claim, the overview."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from worker.core.services import Host, Outlook, Service
 
 ALIVE = 15.0
-"""Seconds since its last tick for which a worker counts as alive."""
+"""Seconds for which a worker counts as alive after its last tick."""
 
 
 class DueSet(StrEnum):
     """A due set: what a task is due for.
 
-    ``poll`` talks to the upstream, ``copy`` to the bucket (the first look for a manifest, and the
-    writing of endings), ``fetch`` copies the bytes of files, and ``tell`` talks to those who asked
-    to be told. Bytes have a set of their own, since they may take hours, and nothing else may wait
-    for them.
+    ``poll`` calls the upstream, ``copy`` uses the bucket (the first look for a manifest, and the
+    writing of endings), ``fetch`` copies the bytes of files, and ``tell`` calls callbacks. Bytes
+    have their own set, since they may take hours, and nothing else may wait for them.
     """
 
     POLL = "poll"
@@ -36,17 +35,17 @@ class DueSet(StrEnum):
 CIRCUIT_OF = {
     DueSet.POLL: "upstream", DueSet.COPY: "store", DueSet.FETCH: "store", DueSet.TELL: "tell",
 }  # fmt: skip
-"""The circuit that work of each kind waits for while it is open."""
+"""The circuit that holds up work of each kind while it is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One claimed task: its record at the claim, and the fleet's own notes on it.
 
-    ``record`` is what the public hash holds. ``work`` is private to the fleet. ``token`` fences
-    every later write; ``claimed_at`` and ``due_at`` are Redis time in milliseconds; ``probe`` says
-    that this job tests an open circuit; ``behind`` is the seconds that what is overdue of its label
-    takes at the label's share of the fleet's rate.
+    ``record`` holds the public hash, ``work`` the notes. ``token`` fences every later write;
+    ``claimed_at`` and ``due_at`` are Redis time in milliseconds; ``probe`` says that this job tests
+    an open circuit; ``behind`` is how many seconds the overdue tasks of its label take at the
+    label's share of the fleet's rate.
     """
 
     kind: DueSet
@@ -82,16 +81,16 @@ class Job:
 
     @property
     def share(self) -> float:
-        """What it counts as in its label's share of the slots: a half, 1 or 2 by priority."""
+        """Its weight in its label's share of the slots: 0.5, 1 or 2 by priority."""
         try:
             priority = self.options.get("priority")
-        except (KeyError, ValueError, AttributeError, RecursionError):  # overwritten from outside
+        except (KeyError, ValueError, AttributeError, RecursionError):  # changed by others
             return 1.0
         return 0.5 if priority == "high" else 2.0 if priority == "low" else 1.0
 
     @property
     def cap(self) -> int:
-        """How many jobs, this one included, the process may run at once."""
+        """How many jobs the process may run at once, this one included."""
         return int(self.work.get("cap") or 1)
 
     def note(self, name: str, default: int = 0) -> int:
@@ -101,12 +100,12 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class Unsaved:
-    """What work on a job has come to and no script has written yet.
+    """What the work on a job has not saved yet.
 
-    ``calls`` are those made to the upstream, and ``usable`` says that it gave a usable answer: one
-    that proves that it can be called. ``error`` is why the last try failed, as one line; empty if
-    all is well, ``None`` if there is nothing new to say. ``notes`` are fields of the job's
-    ``work``, where an empty value removes the note.
+    ``calls`` counts those made to the upstream; ``usable`` says that it gave a usable answer, which
+    proves that it can be called. ``error`` is why the last try failed, as one line; empty if it
+    succeeded, ``None`` if nothing has changed. ``notes`` are fields of the job's ``work``; an empty
+    value removes the note.
     """
 
     calls: int = 0
@@ -117,12 +116,13 @@ class Unsaved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The answer to a claim: jobs, and when it is worth asking again.
+    """The answer to a claim: jobs, and when to claim next.
 
     ``wait`` is in seconds. ``held`` is not 0 if a due task waits until fewer jobs run. ``newer``
-    counts the tasks handed back because only a newer version can read their records. ``aside`` are
-    tasks whose keys something else has overwritten: they hold up no other any more. ``stepped`` is
-    by how many seconds Redis' clock had stepped, which was repaired instead of claiming.
+    counts the tasks released because only a newer version can read their records. ``aside`` are
+    tasks set aside because another program has overwritten their keys. ``stepped`` is not 0 if
+    Redis' clock had stepped by so many seconds; then the times were repaired and nothing was
+    claimed.
     """
 
     jobs: tuple[Job, ...]
@@ -135,7 +135,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """What is overdue of one label: how many tasks, and for how many seconds the first of them."""
+    """The overdue tasks of one label: how many, and by how many seconds the first is late."""
 
     kind: DueSet
     label: str
@@ -147,14 +147,14 @@ class Line:
 class Overview:
     """The whole fleet at one moment.
 
-    ``now`` and the workers' last ticks are Unix milliseconds; ``due`` holds for each due set its
-    size and by how many seconds its first task is late, ``overdue`` how many are; ``rate`` is calls
-    a second, of which throttling leaves ``rate_factor``; ``circuits`` are the open ones. ``clock``
-    is what is known of Redis' clock: its last step and when that was. ``lines`` are the labels
-    whose overdue tasks wait for their turn, the longest first; of many labels only some.
-    ``services`` says what is known of each service, ``hosts`` whose webhooks fail, the longest
-    first; ``versions`` what each worker runs, as far as it says. ``intake`` is the length of the
-    intake stream, ``None`` if Redis does not tell.
+    ``now`` and the workers' last ticks are Unix milliseconds. For each due set, ``due`` holds its
+    size and by how many seconds its first task is late, and ``overdue`` the number of late tasks.
+    ``rate`` is in calls a second, of which throttling leaves the share ``rate_factor``;
+    ``circuits`` are the open ones. ``clock`` holds the last step of Redis' clock and its time.
+    ``lines`` are the labels whose overdue tasks wait for their turn, the longest first; if there
+    are many labels, only some. ``services`` holds what is known of each service; ``hosts`` those
+    whose webhooks fail, the longest first; ``versions`` the release that each worker reports.
+    ``intake`` is the length of the intake stream, ``None`` if Redis does not tell.
     """
 
     now: int
@@ -175,12 +175,12 @@ class Overview:
 
     @property
     def behind(self) -> float:
-        """Seconds that the overdue polls take at the rate there is."""
+        """Seconds that the overdue polls take at the present rate."""
         return self.overdue[DueSet.POLL] / (self.rate * self.rate_factor)
 
     @property
     def clock_step(self) -> str:
-        """That Redis' clock has stepped within the last hour, for a person; empty if not."""
+        """A message if Redis' clock has stepped within the last hour; else empty."""
         if "stepped_at" not in self.clock:
             return ""
         ago = (self.now - int(self.clock["stepped_at"])) / 1000
@@ -191,6 +191,6 @@ class Overview:
 
     @property
     def alive(self) -> list[str]:
-        """The workers whose last tick is no older than :data:`ALIVE`, by name."""
+        """The names of the workers whose last tick is at most :data:`ALIVE` seconds old."""
         since = self.now - ALIVE * 1000
         return sorted(name for name, tick in self.workers.items() if tick >= since)

@@ -1,8 +1,8 @@
 """Records, due sets, leases, indexes and events in Redis.
 
-Everything that changes a task is one script (``lua/``). A claim is fenced by a random token; time
-is Redis time. Every method raises :class:`~worker.errors.RegistryUnavailable` when Redis cannot
-be reached, is full, or does not take writes.
+Each change of a task is one script (``lua/``). A random token fences a claim; time is Redis time.
+Every method raises :class:`~worker.errors.RegistryUnavailable` if Redis cannot be reached, is full,
+or refuses writes.
 """
 
 from __future__ import annotations
@@ -15,4 +15,4 @@ from worker.registry.upkeep import Upkeep
 
 
 class Registry(Submissions, Claims, Calls, Requests, Upkeep):
-    """The fleet's memory: each base is what one kind of caller may do with it."""
+    """The registry; each base class serves one kind of caller."""

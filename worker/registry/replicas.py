@@ -1,4 +1,4 @@
-"""Whether a replica has what was written, before anybody is told that it is kept."""
+"""Waiting until a replica has a write, before the caller gets its answer."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.registry")
 
 _WAIT_MS = 1000
-_BELIEVED = 10.0  # seconds for which it is believed whether there are replicas
-_LAG = 10  # seconds since the last acknowledgement of a replica, which sends one every second
-_PATIENCE = 10.0  # seconds of calls that nobody confirms, one after the other
-_PAUSE = 5.0  # seconds between two calls, at most, that are one after the other
+_BELIEVED = 10.0  # seconds for which the last look for replicas holds
+_LAG = 10  # seconds since a replica's last acknowledgement; replicas send one every second
+_PATIENCE = 10.0  # seconds of consecutive unconfirmed calls
+_PAUSE = 5.0  # most seconds between two calls that count as consecutive
 _LEFT_ALONE = 60.0
 
 
 class Replicas:
-    """The replicas of a Redis that acknowledge what they get.
+    """The replicas of a Redis that acknowledge writes.
 
-    What only reads along (a migration, a backup) is connected as well, and confirms nothing.
+    Programs that only read the replication stream (a migration, a backup) acknowledge nothing.
     """
 
     def __init__(self, redis: Client, key: str) -> None:
@@ -40,11 +40,11 @@ class Replicas:
         self._failed = -math.inf
 
     async def confirm(self) -> None:
-        """Wait until a replica has what was written, if one acknowledges at all.
+        """Wait until a replica has the last writes, if any replica acknowledges.
 
-        ``WAIT`` counts what its own connection has written, so one small write goes before it;
+        ``WAIT`` only counts writes of its own connection, so a small write goes before it;
         replication keeps the order. Raises ``RegistryUnconfirmed`` if none confirms within 1 s.
-        After ten seconds of that the replicas are left alone for a minute.
+        After ten seconds of that, replicas are ignored for a minute.
         """
         loop = asyncio.get_running_loop()
         if loop.time() >= self._until:
@@ -58,7 +58,7 @@ class Replicas:
         if confirmed:
             self._failed = -math.inf
             return
-        self._any = await self._look(acknowledges)  # one that has just come may yet show what it is
+        self._any = await self._look(acknowledges)  # a new connection may not be a replica
         if not self._any:
             return
         now = loop.time()
@@ -81,14 +81,14 @@ class Replicas:
 
 
 def is_online(replica: object) -> bool:
-    """Whether a line of ``INFO replication`` is of a replica that is up to date."""
+    """Whether a line of ``INFO replication`` describes a replica that is up to date."""
     if not isinstance(replica, dict) or replica.get("state") != "online":
         return False
     return 0 <= _number(replica, "lag") <= _LAG
 
 
 def acknowledges(replica: object) -> bool:
-    """Whether it is of one that has confirmed something, too."""
+    """Whether the replica has also confirmed something."""
     return isinstance(replica, dict) and is_online(replica) and _number(replica, "offset") > 0
 
 

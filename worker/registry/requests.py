@@ -1,4 +1,4 @@
-"""What is asked for from outside about tasks that exist: retry, cancel, notify, look."""
+"""Requests about existing tasks: retry, cancel, notify, look."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 
 class Requests(View):
-    """What people and other applications do with their tasks, each by one script."""
+    """Actions of people and other applications on their tasks, each one script."""
 
     async def ask(
         self, action: Action, task_ids: Sequence[str], *, until: int | None = None
     ) -> dict[str, str]:
-        """What came of each task: an :class:`ActionAnswer`, or the state that rules the action out.
+        """The answer for each task: an :class:`ActionAnswer`, or the state that rules the action
+        out.
 
-        With ``until`` (Unix milliseconds of Redis) a run that ended later, or for a cancel began
-        later, is left alone (``CHANGED``); and a task that was notified since then counts as done.
-        So a call may be repeated. Among several, a task whose keys something else has overwritten
-        is ``UNKNOWN``; asked for alone, it raises.
+        With ``until`` (Unix milliseconds of Redis), runs that ended later, or for a cancel began
+        later, are not touched (``CHANGED``), and a task that was notified since then counts as
+        done. So a call may be repeated. Among several tasks, one whose keys another program has
+        overwritten is ``UNKNOWN``; alone, it raises.
         """
         said: dict[str, str] = {}
         bound: tuple[int, ...] = () if until is None else (until,)
@@ -56,19 +57,23 @@ class Requests(View):
         return said
 
     async def retry(self, task_id: str) -> str:
-        """Open a new run of a failed or partial task: ``ok``, ``unknown`` or its state."""
+        """Start a new run of a failed or partial task; returns ``ok``, ``unknown`` or its state."""
         return (await self.ask(Action.RETRY, [task_id]))[task_id]
 
     async def cancel(self, task_id: str) -> str:
-        """Ask for a task's end: ``ok``, ``unknown`` or the final state it is in."""
+        """Request a task's cancellation; returns ``ok``, ``unknown`` or the task's final state."""
         return (await self.ask(Action.CANCEL, [task_id]))[task_id]
 
     async def notify(self, task_id: str) -> str:
-        """Have a final task told again: ``ok``, ``unknown``, ``nobody`` or its state."""
+        """Call a final task's callbacks again; returns ``ok``, ``unknown``, ``nobody`` or its
+        state.
+        """
         return (await self.ask(Action.NOTIFY, [task_id]))[task_id]
 
     async def look(self, task_ids: Sequence[str]) -> dict[str, Look]:
-        """Have waiting tasks asked about at once, at a quarter of the rate; what came of each."""
+        """Have waiting tasks polled at once, at a quarter of the rate; returns each task's
+        answer.
+        """
         said: dict[str, Look] = {}
         for start in range(0, len(task_ids), CHUNK):
             chunk = task_ids[start : start + CHUNK]
@@ -83,7 +88,7 @@ def _own(row: Mapping[str, str] | None) -> str | int:
         own = json.loads(row["options"]).get("deadline") if row else None
         return "" if own is None else round(float(own) * 1000)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return ""  # something else has overwritten it
+        return ""  # another program has overwritten it
 
 
 def _answer(said: Any) -> str:

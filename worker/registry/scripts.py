@@ -1,4 +1,4 @@
-"""The Redis scripts: one file each in ``lua/``, the prelude put before every one."""
+"""The Redis scripts: one file each in ``lua/``, each sent after the prelude."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ class Scripts:
         """Run the script ``name``; the namespace is always its first argument."""
         try:
             return await self._scripts[name](args=[self._namespace, *args])
-        except NoScriptError as error:  # redis-py has loaded it, into a primary that failed over
+        except NoScriptError as error:  # loaded into a primary that then failed over
             raise RegistryUnavailable("Redis has lost a script") from error
 
     async def call_bytes(self, name: str, *args: str | float) -> Any:
-        """As :meth:`call`; texts of the answer are bytes, as they are in Redis."""
+        """Like :meth:`call`, but texts in the answer are bytes, as in Redis."""
         script, given = self._scripts[name], (0, self._namespace, *args)
         for load in (True, False):
             try:
@@ -90,9 +90,9 @@ class Scripts:
         raise AssertionError
 
     async def call_together(self, name: str, *args: str | float) -> Any:
-        """As :meth:`call`, in one round trip with others of the next few milliseconds.
+        """Like :meth:`call`, in one round trip with other calls of the next few milliseconds.
 
-        Each call is still a script of its own, and each gets its own answer or error.
+        Each call still runs its own script and gets its own answer or error.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()

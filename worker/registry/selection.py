@@ -1,4 +1,4 @@
-"""Which tasks pass some filters, read from the indexes a bounded step at a time."""
+"""The tasks that pass some filters, read from the indexes in bounded steps."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _GROUPS = 50
 _SHOWN = 3
 
 Cursor = tuple[int, str]
-"""Where a list continues: the time and the id of the last task that was read."""
+"""Where a list continues: the time and id of the last task that was read."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Selected:
     """Tasks that pass, the newest first.
 
-    ``read`` counts the tasks that were looked at. ``after`` is where the next step begins; ``None``
-    if nothing is left, or nothing that may be read.
+    ``read`` counts the tasks that were checked. ``after`` is where the next step begins; ``None``
+    if no task is left, or none that may be read.
     """
 
     records: list[Mapping[str, str]] = field(default_factory=list)
@@ -48,8 +48,9 @@ async def newest(
 ) -> Selected:
     """Up to ``limit`` tasks that pass, of the next ``most`` in order, with these fields.
 
-    ``names`` begin with ``task_id``, and hold :data:`FIELDS` where filters read records. ``read``
-    tasks were looked at before; of filters that read a bounded number, that many fewer are left.
+    ``names`` begin with ``task_id``, and include :data:`FIELDS` where filters read records.
+    ``read`` tasks were checked before; filters with a bounded number of reads have that many fewer
+    left.
     """
     if filters.bounded:
         most = min(most, NEWEST - read)
@@ -70,7 +71,7 @@ async def newest(
                 break
             selected.after = place
             selected.read += 1
-            # an index may name a record that has just expired, or moved on
+            # an index may name a record that has just expired or changed its state
             if record is not None and (not filters.by_record or filters.match(record)):
                 selected.records.append(record)
     if not more or (filters.bounded and read + selected.read >= NEWEST):
@@ -81,7 +82,7 @@ async def newest(
 async def oldest(registry: View, filters: Filters, *, size: int = 100) -> AsyncIterator[list[str]]:
     """Ids of the tasks that pass, the oldest first within each state, in pages.
 
-    Where only the newest tasks are read, it is those that are listed so.
+    If filters only read the newest tasks, only these are listed.
     """
     if filters.bounded:
         by_state: dict[str, list[str]] = {state: [] for state in filters.states}
@@ -106,9 +107,9 @@ async def oldest(registry: View, filters: Filters, *, size: int = 100) -> AsyncI
 async def named(
     registry: View, filters: Filters, action: Action, task_ids: Sequence[str]
 ) -> tuple[list[Mapping[str, str]], Counter[str]]:
-    """Those of some tasks that pass, and how many cannot be acted on, by their state.
+    """The tasks that pass, and the number of those that cannot be acted on, by state.
 
-    Unknown ones count as :attr:`ActionAnswer.UNKNOWN`.
+    Unknown tasks count as :attr:`ActionAnswer.UNKNOWN`.
     """
     chosen: list[Mapping[str, str]] = []
     not_done: Counter[str] = Counter()
@@ -122,7 +123,7 @@ async def named(
 
 
 async def size(registry: View, filters: Filters) -> int:
-    """How many tasks there are in the states and the time that filters ask for."""
+    """The number of tasks in the states and times of some filters."""
     most = "+inf" if filters.until is None else filters.until
     async with registry.redis.pipeline(transaction=False) as pipe:
         for state in filters.states:
@@ -132,7 +133,7 @@ async def size(registry: View, filters: Filters) -> int:
 
 @dataclass(slots=True, kw_only=True)
 class Group:
-    """Tasks of one state and reason, whose errors are of one kind.
+    """Tasks of one state and reason with errors of one kind.
 
     ``error`` is the newest one; times are Unix milliseconds; ``task_ids`` are the newest few.
     """

@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from worker.registry.view import View
 
 SAMPLE = 500
-"""As many tasks of each state, the newest, are looked at for their labels."""
+"""The number of tasks of each state, the newest, that are read for their labels."""
 LABELS = 10
-"""As many labels, those with the most tasks, are shown."""
+"""The number of labels shown, those with the most tasks."""
 LEAST_FILES = 100
-"""Of fewer files it is not said how long the addresses of one in twenty would have worked."""
+"""With fewer files, ``url_life_left`` is not given."""
 LEAST_DURATIONS = 20
-"""Fewer durations of a label say nothing of the rate."""
+"""Fewer durations of a label say nothing about the rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """What is known at ``at`` (Unix milliseconds of Redis). Times are seconds.
 
-    ``labels`` counts the newest tasks of each state, not all. ``due`` counts what could be worked
-    on now, ``late`` says for how long the longest of it has been due. ``behind`` are the labels
-    with the most overdue tasks that wait for their turn. ``rate`` is what may be asked a second
-    now, ``rate_limit`` what the settings allow, ``price`` what a call may cost in seconds of lag,
-    for a label that has all that is overdue. ``calls`` counts all calls since the counters began;
-    ``calls_a_task`` and ``detection_lag`` are means over the tasks that succeeded, ``None`` without
-    any. One in twenty files was copied when its address would have worked no longer than
-    ``url_life_left``. ``clock_step`` tells of a step of Redis' clock within the last hour; empty if
-    there was none. ``services``, ``hosts`` and ``intake`` are as in :class:`Overview`; ``versions``
-    counts the workers by what they run.
+    ``labels`` counts the newest tasks of each state, not all. ``due`` counts the overdue tasks,
+    ``late`` is for how long the first has been due. ``behind`` are the labels with the most overdue
+    tasks that wait for their turn. ``rate`` is the present limit in calls a second, ``rate_limit``
+    that of the settings; ``price`` is what a call may cost in seconds of lag, for a label that has
+    all overdue tasks. ``calls`` counts all calls since the counters began; ``calls_a_task`` and
+    ``detection_lag`` are means over the tasks that succeeded, ``None`` without any. One in twenty
+    files was copied when its address had at most ``url_life_left`` to live. ``clock_step``
+    describes a step of Redis' clock within the last hour; empty if there was none. ``services``,
+    ``hosts`` and ``intake`` are as in :class:`Overview`; ``versions`` counts the workers by
+    release.
     """
 
     at: int
@@ -76,7 +76,7 @@ class Stats:
 
     @property
     def _answers(self) -> bool:
-        """Whether the upstream answers, as far as is known: its waiting tasks are polled."""
+        """Whether the upstream is known to answer."""
         outlook = self.services.get(Service.UPSTREAM)
         if outlook is None or outlook.last_success is None:
             return not self.calls
@@ -85,14 +85,14 @@ class Stats:
 
     @property
     def once_round(self) -> float:
-        """Seconds in which each waiting task can be polled once, at the present rate."""
+        """Seconds in which each waiting task can be polled once at the present rate."""
         return self.states[State.WAITING] / self.rate
 
     @property
     def too_slow(self) -> list[str]:
-        """Why :attr:`once_round` is too long, a line for each reason; empty if it is not."""
+        """Why :attr:`once_round` is too long, one line for each reason; empty if it is not."""
         once, reasons = self.once_round, list[str]()
-        # by such a clock everything is late; in an outage tasks gather, whatever the rate
+        # after a clock step every task looks late; in an outage, tasks gather at any rate
         if self.clock_step or not self._answers:
             return reasons
         if once > schedule.LONGEST:
@@ -110,7 +110,7 @@ class Stats:
         return reasons
 
     def document(self) -> dict[str, Any]:
-        """As JSON; histograms by their quantiles."""
+        """These as JSON, with the quantiles of histograms."""
         out = asdict(replace(self, services={}, hosts=())) | {
             "once_round": round(self.once_round, 1),
             "too_slow": self.too_slow,
@@ -140,7 +140,7 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
 
 
 async def read_stats(registry: View, fleet: Overview | None = None) -> Stats:
-    """Read them. Costs a bounded number of look-ups, however many tasks there are.
+    """Read the statistics, at a cost that does not depend on the number of tasks.
 
     ``fleet`` is an overview that was just read.
     """

@@ -1,4 +1,4 @@
-"""Ids accepted, and what was refused of them."""
+"""Accepting ids, and keeping what was refused."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ if TYPE_CHECKING:
 
 
 class Submissions(Base):
-    """What producers do."""
+    """The actions of producers."""
 
     async def submit(
         self, submissions: Sequence[Submission]
     ) -> tuple[dict[str, bool], list[Refusal]]:
-        """Accept ids: for each whether it is new, and the callbacks that were refused.
+        """Accept ids; returns for each whether it is new, and the refused callbacks.
 
-        A known id is left as it is, except that a callback it does not have yet is added, as long
-        as there are not too many. Raises ``RegistryUnconfirmed`` if it is done, and no replica
-        confirms it.
+        A known id does not change, except that new callbacks are added up to the limit. Raises
+        ``RegistryUnconfirmed`` if everything is written but no replica confirms it.
         """
         groups: dict[tuple[str, str, str], list[str]] = {}
         for item in submissions:
@@ -75,15 +74,15 @@ class Submissions(Base):
                 return
 
     async def refuse(self, refusals: Sequence[Refusal], *, source: str) -> None:
-        """Keep what was refused, newest first, the last 1,000 of them."""
+        """Keep the last 1,000 refusals, newest first."""
         if refusals:
             await self.intake.refuse(refusals, source=source, at=await self.now())
 
     async def count_refused(self, count: int, *, source: str) -> None:
-        """Count refusals that their sender has been told of, and that are not kept."""
+        """Count refusals that the sender got as its answer, and that are not kept."""
         if count:
             await self.redis.hincrby(self.key("counters"), f"refused:{source}", count)
 
     async def refused(self, limit: int = REFUSED_KEPT) -> list[dict[str, Any]]:
-        """What was refused lately, newest first (see :meth:`Stream.refused`)."""
+        """The newest refusals first (see :meth:`Stream.refused`)."""
         return await self.intake.refused(limit)

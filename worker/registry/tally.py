@@ -1,7 +1,7 @@
-"""What one process has counted and measured, on its way to the fleet's counters in Redis.
+"""Counts and measurements of one process, until a tick adds them to the fleet's in Redis.
 
-Counting costs no round trip: a tick hands over what has come together. What a killed process had
-not handed over is lost; these are figures for operators, nothing hangs on them.
+Counting thus costs no round trip. A killed process loses its last counts; they are figures for
+operators only.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ HISTOGRAMS = MappingProxyType(
         "url_life_left": (0, 10, 60, 300, 900, 1800, 3600, 21_600, 86_400),
     }
 )
-"""Upper bounds of the buckets, in seconds; one more takes the rest."""
+"""Upper bounds of the buckets, in seconds; one more bucket holds the rest."""
 
 
 def values(counters: Mapping[str, int], name: str) -> int:
-    """How many values a histogram has."""
+    """The number of values in a histogram."""
     return sum(_counts(counters, name))
 
 
@@ -39,7 +39,7 @@ def _counts(counters: Mapping[str, int], name: str) -> list[int]:
 def quantile(counters: Mapping[str, int], name: str, share: float) -> float | None:
     """The seconds that ``share`` (0 to 1) of a histogram's values do not exceed.
 
-    ``None`` without any value; what is beyond the last bound counts as that bound.
+    ``None`` without any value; values beyond the last bound count as that bound.
     """
     counts = _counts(counters, name)
     rest, low = share * sum(counts), 0.0
@@ -53,7 +53,7 @@ def quantile(counters: Mapping[str, int], name: str, share: float) -> float | No
 class Tally:
     """Counters by name, and histograms as counters ``<name>:<upper bound>`` and ``<name>:sum_ms``.
 
-    Everything is whole: the sum of a histogram is in milliseconds.
+    All are whole numbers: the sum of a histogram is in milliseconds.
     """
 
     def __init__(self) -> None:
@@ -70,11 +70,11 @@ class Tally:
         self.count(f"{name}:sum_ms", round(value * 1000))
 
     def take(self) -> dict[str, int]:
-        """Hand over what was counted, and begin again."""
+        """Return the counts, and reset them."""
         taken = dict(self._counts)
         self._counts.clear()
         return taken
 
     def put_back(self, counts: dict[str, int]) -> None:
-        """Keep what could not be handed over for the next time."""
+        """Add counts back that could not be written."""
         self._counts.update(counts)

@@ -1,4 +1,4 @@
-"""Upkeep: signs of life, what has got lost, old records, and whether Redis can be used."""
+"""Upkeep: ticks of workers, lost tasks, old records, and checks of Redis."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _RECONCILE_STEPS = 20
 
 
 class Upkeep(Base):
-    """What keeps the fleet's memory in order."""
+    """The registry's maintenance."""
 
     async def tick(self, worker: str) -> None:
-        """Note that a worker lives, what it heard and counted; forget the silent, the expired."""
+        """Note that a worker lives, with its reports and counts; remove silent workers and old
+        records.
+        """
         await self.now()
         counts, heard = self.tally.take(), self.reach.take()
         try:
@@ -41,10 +43,10 @@ class Upkeep(Base):
             await self._scripts.call("sweep", 500)
 
     async def reconcile(self) -> int:
-        """Put tasks that stand in no due set back to work; returns how many there were.
+        """Queue tasks that are in no due set; returns how many there were.
 
-        Done by one worker of the fleet at a time, at most once a minute and for at most 10,000
-        tasks of a state; the next time goes on from there.
+        One worker of the fleet does this at a time, at most once a minute and for at most 10,000
+        tasks of a state; the next call continues from there.
         """
         if not await self.say_once("reconcile"):
             return 0
@@ -63,24 +65,24 @@ class Upkeep(Base):
         return count
 
     async def leave(self, worker: str) -> None:
-        """Forget a worker that ends."""
+        """Remove a worker that exits."""
         await self.redis.zrem(self.key("workers"), worker)
 
     async def purge(self, task_id: str, finished_at: str) -> str:
-        """Remove a final task as it was read: ``ok``, ``changed``, ``telling`` or its state."""
+        """Remove an unchanged final task; returns ``ok``, ``changed``, ``telling`` or its state."""
         said: str = await self._scripts.call("purge", task_id, finished_at)
         return said
 
     async def restore(self, record: Mapping[str, str]) -> bool:
-        """Write a final record back as its manifest holds it; whether there was none."""
+        """Write a final record back from its manifest; returns whether there was none."""
         return bool(
             await self._scripts.call("restore", record["task_id"], self._ttl, *flat(record))
         )
 
     async def check(self) -> dict[str, str]:
-        """The keys that hold something else (empty text), or what Redis says if it refuses them.
+        """The keys that the fleet cannot use: of another type (empty text), or with Redis' refusal.
 
-        Raises ``RegistryUnavailable`` if Redis takes no writes now.
+        Raises ``RegistryUnavailable`` if Redis accepts no writes now.
         """
         unusable = pairs(await self._scripts.call("check"))
         for key, said in unusable.items():
@@ -91,7 +93,9 @@ class Upkeep(Base):
         return unusable
 
     async def set_aside(self, *, seconds: float) -> list[str]:
-        """The tasks that were set aside lately, since something else has overwritten their keys."""
+        """The tasks set aside in the last ``seconds``: another program has overwritten their
+        keys.
+        """
         since = await self.now() - round(seconds * 1000)
         ids: Any = await self.redis.zrangebyscore(self.key("aside"), since, "+inf")
         return list(ids)

@@ -1,4 +1,4 @@
-"""Reading: records, lists and the whole fleet. Nothing here changes a task."""
+"""Reading records, lists and the whole fleet. Nothing here changes a task."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from worker.core.services import Outlook
     from worker.registry.records import Overview
 
-_DURATION_WEIGHT = 8  # of one duration, in save.lua: a whole number that can be halved
+_DURATION_WEIGHT = 8  # of one duration, as in save.lua: a whole number that can be halved
 
 
 class View(Base):
-    """What the command line and the page read."""
+    """The reads of the command line and the page."""
 
     async def record(self, task_id: str) -> dict[str, str] | None:
         """The record of a task, or ``None``."""
@@ -32,7 +32,7 @@ class View(Base):
         return fields or None
 
     async def held_up(self, task_id: str) -> Outlook | None:
-        """The service that a task waits for, if that is out of reach."""
+        """The service that a task waits for, if it is out of reach."""
         kinds = (DueSet.POLL, DueSet.COPY, DueSet.FETCH)
         now = await self.now()
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -65,7 +65,7 @@ class View(Base):
     ) -> list[dict[str, str] | None]:
         """Some fields of several tasks' records, in order; ``None`` for an unknown task.
 
-        The first of ``names`` is one that every record has; others are left out if missing.
+        Every record has the first of ``names``; other fields are left out if missing.
         """
         records: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), CHUNK):
@@ -102,9 +102,9 @@ class View(Base):
     ) -> AsyncIterator[list[str]]:
         """Ids in a state, oldest first unless ``newest_first``, in pages of ``size``.
 
-        Final ones go by the time they finished, the others by the time of their submission, both
-        in Unix milliseconds as ``since`` and ``until``. A page costs the same however many there
-        are. What leaves the state meanwhile may be missed, and what comes meanwhile; nothing else.
+        Final tasks are sorted by the time they finished, others by the time of their submission, in
+        Unix milliseconds as ``since`` and ``until``. The cost of a page does not depend on their
+        number. Only tasks that leave or enter the state meanwhile may be missed.
         """
         start: float | str = since
         end: float | str = "+inf" if until is None else until
@@ -112,12 +112,12 @@ class View(Base):
             start, end = end, start
         skip, last = 0, ("", 0.0)
         while True:
-            again = min(skip, 1)  # the last one is read again, to see whether it has moved
+            again = min(skip, 1)  # read the last one again, to see whether it has moved
             rows = await self._indexed(
                 state, start, end, desc=newest_first, offset=skip - again, num=size + again
             )
             if again and rows[:1] != [last]:
-                # others of its time have left or come: find the rest of these by their ids
+                # tasks with the same time have left or come: find the rest of them by id
                 start, skip = f"({last[1]:.0f}", 0
                 rows = await self._indexed(state, last[1], last[1], desc=newest_first)
                 if rest := [i for i, _ in rows if (i < last[0] if newest_first else i > last[0])]:
@@ -142,8 +142,8 @@ class View(Base):
     ) -> list[tuple[int, str]]:
         """Up to ``limit`` tasks of some states, newest first, as (time, id).
 
-        Ordered as in :meth:`pages`; ``after`` is the last one of the page before. Costs the same
-        however many tasks there are.
+        Sorted as in :meth:`pages`; ``after`` is the last one of the page before. The cost does not
+        depend on the number of tasks.
         """
         by_state: dict[State, list[tuple[int, str]]] = {state: [] for state in states}
         starts = dict.fromkeys(by_state, 0)
@@ -169,14 +169,14 @@ class View(Base):
             for state, rows in zip(tuple(left), pages, strict=True):
                 starts[state] += limit
                 each = [(int(score), str(task_id)) for task_id, score in rows]
-                # of those at the very time of the last one, some have been shown
+                # some of those with the same time as the last one have been shown
                 by_state[state] += [row for row in each if after is None or row < after]
                 if len(rows) < limit or len(by_state[state]) >= limit:
                     left.remove(state)
         return sorted((row for rows in by_state.values() for row in rows), reverse=True)[:limit]
 
     async def overview(self) -> Overview:
-        """What the fleet as a whole is doing, at the same cost however many tasks there are."""
+        """The state of the whole fleet, at a cost that does not depend on the number of tasks."""
         try:
             fleet = await read_overview(self)
         except RegistryUnavailable as error:
@@ -186,7 +186,7 @@ class View(Base):
         return fleet
 
     async def overdue(self, kind: DueSet) -> int:
-        """How many tasks of a kind are due and not claimed."""
+        """The number of tasks of a kind that are due and not claimed."""
         now = await self.now()
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.zcount(self.key("due", kind), "-inf", now)
@@ -205,7 +205,7 @@ class View(Base):
         return str(newest[0][0]) if newest else "0-0"
 
     async def counts(self) -> dict[State, int]:
-        """How many tasks are in each state."""
+        """The number of tasks in each state."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for state in State:
                 pipe.zcard(self.key("index", state))
@@ -213,6 +213,6 @@ class View(Base):
         return dict(zip(State, map(int, sizes), strict=True))
 
     async def durations(self, label: str) -> Durations:
-        """What the fleet has learned of a label; a label not seen for a week is forgotten."""
+        """The durations of a label; they expire a week after its last task."""
         fields: Any = await self.redis.hgetall(self.key("durations", label))
         return from_fields(fields, unit=_DURATION_WEIGHT)

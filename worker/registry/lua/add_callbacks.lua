@@ -1,4 +1,4 @@
--- Adds callbacks to a known task: the options are replaced if they are still what was read.
+-- Adds callbacks to a known task: replaces its options if nobody has changed them meanwhile.
 -- Invariant: a callback that is in the options of a final task has a due entry in 'tell' until
 -- it is settled, and the record does not expire before.
 -- ARGV: ns, id, options as read, options to write, callbacks (count)

@@ -1,7 +1,7 @@
--- Asks for a task's end. Invariant: a claimed task is only flagged, its owner acts on the flag;
--- an unclaimed (or lapsed) one is due at once in 'copy', where endings are written.
--- ARGV: ns, id, until (ms; not given: whenever its run began)
--- Returns 'ok', 'unknown', 'changed' (its run began later) or the final state it is in already.
+-- Requests a task's cancellation. Invariant: a claimed task is only flagged, and its owner acts on that;
+-- an unclaimed or lapsed one is due at once in 'copy', where endings are written.
+-- ARGV: ns, id, until (ms; optional)
+-- Returns 'ok', 'unknown', 'changed' (its run began after `until`) or its final state.
 local id = ARGV[2]
 local state = redis.call('HGET', task_key(id), 'state')
 if not state then return 'unknown' end

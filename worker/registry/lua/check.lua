@@ -1,8 +1,8 @@
--- Touches one key of every kind that the fleet uses, and names those it may not use or that hold
--- something else. Invariant: nothing of any task changes; what is written is removed in this step.
+-- Uses one key of every kind, and returns those that the fleet may not use or that hold another
+-- type. Invariant: no task changes, and the script removes all that it writes.
 -- No id begins with '-'.
 -- ARGV: ns
--- Returns {key, what Redis says...}, in turns.
+-- Returns {key, Redis' error, ...}.
 local wrong = {}
 local function try(key, ...)
   local answer = redis.pcall(...)

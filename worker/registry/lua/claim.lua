@@ -1,25 +1,25 @@
 -- Claims due tasks: each gets the fresh token, and its due time moves to now + lease.
--- Invariant: a claim removes nothing, so a claim that is never heard of again comes due by itself;
--- no more is claimed than slots and rate allow, so that nothing waits claimed for its turn.
--- Fair turns: while more is due than may be claimed, what is due waits in a line for each label, and
--- labels have turns. The lines only order: a task in line stands in the due set too, a minute ahead,
--- where it comes due by itself if its line is lost. Invariant: of labels that are overdue none has two
--- turns while another of the same weight waits for one; without a rate, turns go first to whoever has
--- the fewest slots in hand here. See docs/architecture.md.
--- Crash caps: a claim found with its token still on has lapsed. Each lapse halves the number of
--- tasks that may be in hand beside it in one process; only a lapse at cap 1, alone, is counted.
--- An open circuit lets one claim through when its probe is due. A task that may be the cause itself
--- (the upstream refused it, or answered oddly about it) proves nothing: it is passed over as long as
--- another one is due, and these take turns, since each try puts them later.
--- Nothing is claimed by a clock that has stepped: clock.lua comes first. For two leases after a step
--- no lapse is held against a task.
--- ARGV: ns, kind, token, limit (0: only put what is due in line), in hand, slots, lease (ms), circuit,
---       owner, rate ('' = none), burst, now as the worker expects it (ms; '' = it does not know),
+-- Invariant: a claim removes nothing, so an abandoned task becomes due again by itself; no more is
+-- claimed than slots and rate allow, so that no claimed task waits for its turn.
+-- Fair turns: while more is due than may be claimed, due tasks wait in one line for each label, and
+-- labels take turns. Lines only define an order: a task in line is also in the due set, a minute
+-- ahead, where it becomes due by itself if its line is lost. Invariant: no overdue label has two
+-- turns while another of the same weight waits for one; without a rate, turns go first to the label
+-- that uses the fewest slots here. See docs/architecture.md.
+-- Crash caps: a due task that still has a token has a lapsed claim. Each lapse halves the number of
+-- jobs that a process may run together with the task; only a lapse at cap 1, alone, is counted.
+-- An open circuit lets one claim through when its probe is due. A task that may itself be the cause
+-- (the upstream refused it, or gave an unusable answer) proves nothing: it is skipped while another
+-- one is due. Such tasks take turns, since each try makes them due later.
+-- After a clock step, nothing is claimed before clock.lua has run. For two leases after it, lapses
+-- do not count.
+-- ARGV: ns, kind, token, limit (0: only put due tasks in line), in hand, slots, lease (ms), circuit,
+--       owner, rate ('' = none), burst, the time that the worker expects (ms; '' = unknown),
 --       then, without a rate, for each label in hand: label, its share of the slots
--- Returns {now, wait (ms until it is worth looking again; -1: the clock has stepped), probe, held cap,
---          behind (ms that what is overdue takes at the rate there is; 0 without a rate),
+-- Returns {now, wait (ms until the next claim; -1: the clock has stepped), probe, held cap,
+--          behind (ms that all overdue tasks take at the present rate; 0 without a rate),
 --          {id, {record...}, {work...}, due time before the claim, behind (ms, of its label)}...}
--- A task whose keys are of a wrong type is set aside, and stands in the answer without a record.
+-- A task whose keys have a wrong type is set aside, and is in the answer without a record.
 local kind, token = ARGV[2], ARGV[3]
 local limit, in_hand, slots = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, circuit = tonumber(ARGV[7]), ns .. ':circuit:' .. ARGV[8]
@@ -27,13 +27,13 @@ local rate, burst = tonumber(ARGV[10]), tonumber(ARGV[11])
 local due, claim = due_key(kind), ns .. ':claim:' .. token
 local turn, turns = ns .. ':turn:' .. kind, ns .. ':turns:' .. kind
 local now = now_ms()
--- So many tasks are put in line by one claim; so many of a label that must not be in hand now, and so
--- many in all that are no longer where they were, are passed over.
+-- Limits of one claim: tasks put in line; tasks of a label skipped because of their caps; tasks
+-- skipped because they have moved.
 local most_filed, most_passed, most_gone = 500, 16, 500
--- A task in line comes due by itself after `parked`. The lines live longer than the turns, so that a
--- label that has a turn has its line.
+-- A task in line becomes due by itself after `parked`. Lines expire later than turns, so that a
+-- label with a turn always has its line.
 local parked, turns_live, line_lives = 60000, 3600000, 7200000
--- Within a label, priority shifts a task by so much: whoever goes before a task of score s was due
+-- Priority shifts a task by so much within its label: the tasks before one with score s were due
 -- before s + shift (2 * shift, from high to low).
 local shift = 120000
 
@@ -52,7 +52,7 @@ local function answer(ids, wait, probe, held)
     labels, price = redis.call('ZCARD', turns), 1000 / (rate * factor)
   end
   local behind = overdue * price
-  -- what waits of a label, at its share; no label waits longer than all of it takes
+  -- the time that the label's tasks take at its share, at most the time that all take
   local function behind_of(label)
     if not known[label] then
       local mine = rate and read('ZCARD', line_key(label)) or 0
@@ -79,7 +79,7 @@ local function next_wait()
   return math.max(0, tonumber(first[2]) - now)
 end
 
--- asked again by the client library: the same tasks, as far as they are still ours
+-- repeated by the client library: the same tasks, as far as they are still ours
 local before = redis.call('LRANGE', claim, 0, -1)
 if #before > 0 then
   local ids = {}
@@ -111,8 +111,8 @@ end
 local short = rate and tokens < 1
 if rate then limit = math.min(limit, math.max(0, math.floor(tokens))) end
 
--- Whether a worker that knows no 'fetch' has left the task here: it put one that stands in 'fetch' into
--- 'copy' too, or ended one that did.
+-- Whether an old worker without 'fetch' has left the entry: it also added the task to 'copy', or
+-- ended it.
 local function left_over(id)
   if kind == 'copy' then return redis.call('ZSCORE', due_key('fetch'), id) end
   local state = kind == 'fetch' and read('HGET', task_key(id), 'state')
@@ -120,7 +120,7 @@ local function left_over(id)
 end
 
 local ids, held, cap_now, gone, left, caps = {}, 0, slots, {}, {}, {}
--- Has the task be claimed if it may be in hand now. Returns 'ours', 'held' or 'gone'.
+-- Selects a task for this claim if its cap allows. Returns 'ours', 'held' or 'gone'.
 local function take(id, since)
   local record = read('HEXISTS', task_key(id), 'task_id')
   local work = read('HMGET', work_key(id), 'token', 'cap', 'lapses')
@@ -150,7 +150,7 @@ local function take(id, since)
   return 'held'
 end
 
--- Priority as 0 (high), 1 or 2 (low). A place in line carries it as its fraction.
+-- Priority as 0 (high), 1 or 2 (low). It is the fraction of a place in line.
 local function rank_of(options)
   local rank = 1
   if options and string.find(options, '"priority"', 1, true) then
@@ -162,13 +162,13 @@ end
 local function rank_at(place) return (place % 1) * 4 end
 local function place_at(since, rank) return since + (rank - 1) * shift + rank / 4 end
 local function since_at(place) return math.floor(place) - (rank_at(place) - 1) * shift end
--- what a turn costs: priority as weight, 2 : 1 : 1/2
+-- the cost of a turn, by priority
 local function cost(rank) return ({0.5, 1, 2})[rank + 1] end
 
 local line = redis.call('HMGET', turn, 'at', 'waiting', 'came')
 local at, waiting, came = tonumber(line[1]) or 0, tonumber(line[2]) or 0, tonumber(line[3]) or 0
 
--- ZADD, even if something else has overwritten the line.
+-- ZADD, even if another program has overwritten the line.
 local function to_line(label, places)
   if #places < 2 then return end
   local added = read('ZADD', line_key(label), unpack(places))
@@ -179,8 +179,8 @@ local function to_line(label, places)
   waiting = waiting + added
 end
 
--- Puts tasks in line, given as ids and scores in turns. One that was in line and has not been moved
--- keeps its place.
+-- Puts tasks in line, given as id, score, ... A task that was in line and has not moved keeps its
+-- place.
 local function file(found)
   local labels, fresh, kept, later = {}, {}, {}, {}
   for i = 1, #found, 2 do
@@ -202,8 +202,8 @@ local function file(found)
     local label, rank = unpack(each)
     if not redis.call('ZSCORE', turns, label) then
       redis.call('DEL', line_key(label))
-      -- a little before at + cost: a label with that very tag has had its turn. Of two that come while
-      -- `at` stays, the first goes before the other.
+      -- a little before at + cost: a label with exactly that tag has had its turn. Of two labels
+      -- that come at the same `at`, the first goes first.
       came = (came + 1) % 10000
       local place = cost(rank) * (0.999 + came / 2e7)
       redis.call('ZADD', turns, string.format('%.17g', at + place), label)
@@ -215,9 +215,9 @@ local function file(found)
   redis.call('ZADD', due, unpack(later))
 end
 
--- Claims from the lines by self-clocked fair queueing: the label with the least tag has its turn, and
--- its tag moves on by the cost of its next task, from `at`, the last tag that had its turn. A task that
--- was moved since it was put in line is dropped from there.
+-- Claims from the lines by self-clocked fair queueing: the label with the least tag has its turn.
+-- Its next tag is `at`, the last tag served, plus the cost of its next task. A task that has moved
+-- since it was put in line is dropped from the line.
 local function serve()
   local load, loaded, passed, off, looks = {}, 0, {}, {}, limit + most_gone
   for i = 13, #ARGV, 2 do
@@ -225,7 +225,7 @@ local function serve()
   end
   while #ids < limit and looks > 0 and (#ids == 0 or in_hand + #ids < cap_now) do
     looks = looks - 1
-    -- as many more as may have to be passed over
+    -- as many more as may be skipped
     local next_turns = redis.call('ZRANGE', turns, 0, loaded, 'WITHSCORES')
     local label, tag
     for i = 1, #next_turns, 2 do
@@ -240,7 +240,7 @@ local function serve()
     local id, place = found[1], tonumber(found[2])
     local score = id and tonumber(redis.call('ZSCORE', due, id))
     local said = 'gone'
-    -- one whose record was lost and came back may be in two lines
+    -- a task whose record was lost and restored may be in two lines
     if score and in_line(score) and not caps[id] then said = take(id, since_at(place)) end
     if not id and first == 0 then
       redis.call('ZREM', turns, label)
@@ -271,7 +271,7 @@ end
 
 local more = false
 if probe == 1 then
-  -- in line they have waited longer
+  -- tasks in line have waited longer
   local candidates, labels = {}, redis.call('ZRANGE', turns, 0, most_gone - 1)
   for _, label in ipairs(labels) do
     local last = math.ceil(most_gone / #labels) - 1
@@ -335,11 +335,11 @@ if #ids > 0 then
   redis.call('RPUSH', claim, probe, unpack(got))
   redis.call('PEXPIRE', claim, lease)
   if rate then keep_rate(now, tokens - #ids, factor) end
-  -- one prober at a time; should it die, the next one may try after a while
+  -- one probe at a time; if its worker dies, the next may go after 45 s
   if probe == 1 then redis.call('HSET', circuit, 'probe_at', ms(now + 45000)) end
 end
 local wait = next_wait()
 if short then wait = math.max(wait, math.ceil((1 - tokens) * 1000 / (rate * factor))) end
--- what is not in line yet may be of a label that is to have the next turn
+-- tasks not in line yet may belong to the label with the next turn
 if more then wait = math.min(wait, 25) end
 return answer(ids, wait, probe, held)

@@ -1,8 +1,7 @@
--- Repairs what a step of Redis' clock has put out of place. Invariant: after a step back nothing
--- waits for longer than it would have without, and no claim whose worker lives is lost; after a step
--- ahead no claim has lapsed that had not before. A call that comes second finds nothing to do.
--- The step back is told from the latest time that any claim has seen, the one ahead by a worker that
--- lived through it.
+-- Repairs times after a step of Redis' clock. Invariant: after a step back no task waits longer
+-- than without the step, and no claim of a living worker is lost; after a step ahead no claim
+-- lapses because of it. A second call finds nothing to do. A step back shows against the latest
+-- time of any claim; a step ahead is reported by a worker that saw it.
 -- ARGV: ns, lease (ms), step that the worker has seen (ms; 0: none)
 -- Returns the step (ms) that was repaired, or 0.
 local now, lease, seen = now_ms(), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -21,7 +20,7 @@ redis.call('HINCRBY', ns .. ':counters', 'clock_steps', 1)
 
 local function back(time) return math.max(now, time + by) end
 
--- Times in a JSON text are ours: a quote within a string would have a backslash before it.
+-- A match is always a member: a quote within a string has a backslash before it.
 local function back_in(text, name)
   return (string.gsub(text, '"' .. name .. '": ?(%d+)', function(time)
     if tonumber(time) <= now then return nil end
@@ -71,7 +70,7 @@ for _, kind in ipairs({'poll', 'copy', 'fetch', 'tell'}) do
 end
 if by > 0 then return ms(by) end
 
--- no later than now, or as much earlier as the clock is
+-- at most now, or moved back by the step
 local function hash_back(key, names, most)
   for _, name in ipairs(names) do
     local time = tonumber(redis.call('HGET', key, name))
@@ -86,7 +85,7 @@ for _, name in ipairs({'upstream', 'store', 'store:reads', 'redis', 'broker', 'b
   for _, part in ipairs({'', ':since', ':at'}) do times[#times + 1] = name .. part end
 end
 hash_back(ns .. ':services', times, current)
-redis.call('DEL', ns .. ':webhooks')  -- hosts that fail are noted again at their next try
+redis.call('DEL', ns .. ':webhooks')  -- failing hosts are noted again at their next try
 for _, name in ipairs({'upstream', 'store', 'tell'}) do
   hash_back(ns .. ':circuit:' .. name, {'opened_at'}, current)
   hash_back(ns .. ':circuit:' .. name, {'probe_at'}, back)

@@ -1,4 +1,4 @@
--- Closes a circuit after a success; the upstream's rate ramps up from a tenth.
+-- Closes a circuit after a success; the upstream's rate ramps up from one tenth.
 -- ARGV: ns, name
 -- Returns 1 if it was open, else 0.
 local open = redis.call('DEL', ns .. ':circuit:' .. ARGV[2])

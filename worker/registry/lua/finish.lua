@@ -1,5 +1,5 @@
 -- Ends a run: record, index, due sets, event and the due entry for telling, in one step.
--- Invariant: a run ends once, by its owner; whoever sees the final state sees all of it.
+-- Invariant: a run ends once, by its owner; readers see either all of its end or nothing.
 -- ARGV: ns, id, token, state, reason, finished_at (ms), ttl (ms), events maxlen, restored,
 --       upstream calls, record fields and values...
 -- Returns 'ok' or 'lost'.
@@ -35,7 +35,8 @@ redis.call('HINCRBY', ns .. ':counters', 'ended:' .. state .. ':' .. ARGV[5], 1)
 redis.call('ZREM', due_key('poll'), id)
 redis.call('ZREM', due_key('copy'), id)
 redis.call('ZREM', due_key('fetch'), id)
--- plan, keys and stored files stay beside a record that can be retried, which goes on from them
+-- plan, keys and stored files are kept for a record that can be retried: a retry continues from
+-- them
 redis.call('HDEL', work_key(id), 'ending', 'cancel', 'cap', 'lapses', 'look')
 if state == 'stored' then
   redis.call('HDEL', work_key(id), 'plan')

@@ -1,9 +1,9 @@
--- A worker's sign of life, and what it has heard of the services since the one before. Invariant: of a
--- service the newest usable answer is kept, the first trouble after it and the last; a call that is
--- repeated changes nothing. Trouble after a pause in which nothing was heard begins again. Of hosts of
--- webhooks only those are kept that fail, 200 at most.
--- ARGV: ns, worker, its version, then for each service or '@host' of a webhook: its name, how long ago
---       (ms; '' = never) was the last usable answer, the first trouble since and the last, what it said
+-- A worker's tick, with its reports about the services since the last one. Invariant: for each
+-- service the newest usable answer, and the first and last trouble after it, are kept; a repeated
+-- call changes nothing. After a pause without reports, trouble starts over. Only failing webhook
+-- hosts are kept, 200 at most.
+-- ARGV: ns, worker, its version, then for each service or '@host' of a webhook: its name, the ages
+--       (ms; '' = never) of the last usable answer and the first and last trouble since, the error
 local now, services, hosts = now_ms(), ns .. ':services', ns .. ':webhooks'
 local workers, versions = ns .. ':workers', ns .. ':versions'
 redis.call('ZADD', workers, ms(now), ARGV[2])
@@ -28,7 +28,7 @@ local function note(name, well, first, last, said)
     redis.call('HSET', services, name, ms(well))
   end
   if not last then return end
-  -- trouble of before says nothing any more (core/services.py)
+  -- earlier trouble is outdated (core/services.py)
   local pause = (name == 'webhooks' or name == 'broker:replies') and 4000000 or 300000
   if at and (known and at <= known or first - at >= pause) then since, at = nil, nil end
   redis.call('HSET', services, name .. ':since', ms(math.min(since or first, first)))

@@ -1,17 +1,17 @@
--- Takes one entry of the intake stream: one that lies unsettled for long, else the next new one. The
--- body of one that is too large, or that three workers died of, stays here. Invariant: an entry whose
--- body is handed out has a strike more than before, until it is settled or given back. The strike
--- holds the caller's token: a call that is repeated with it gets the same entry.
--- ARGV: ns, token, ms until an unsettled entry is taken again, longest body, longest entry (bytes),
--- strikes that are too many.
--- Returns what was found, the entry's id, its strikes before, and the rest: 'body' (the body, and the
+-- Takes one entry of the intake stream: one that has been unsettled for long, else the next new
+-- one. The body is not returned if it is too large or has three strikes, from workers that died.
+-- Invariant: returning a body adds a strike, which stays until the entry is settled or given back.
+-- The strike holds the caller's token, so that a repeated call gets the same entry.
+-- ARGV: ns, token, ms after which an unsettled entry is taken again, longest body, longest entry (bytes),
+-- most strikes.
+-- Returns a verdict, the entry's id, its strikes before, and the rest: 'body' (the body, and the
 -- field 'traceparent', '' if there is none of up to 512 bytes), 'large'
 -- (bytes), 'struck', 'gone' (it was trimmed); without an entry 'empty', 'reopened' (the stream was
--- closed) or 'blind' (whether it is closed cannot be seen; why).
+-- closed) or 'blind' (Redis does not let us see whether it is closed; its error).
 local stream, group, strikes = ns .. ':intake', 'harvester', ns .. ':intake:strikes'
 local last = '18446744073709551615-18446744073709551615'
 
--- One unsettled entry's id, or false and the error.
+-- The id of one unsettled entry, or false and the error.
 local function unsettled()
   local cursor = '0-0'
   repeat
@@ -24,7 +24,7 @@ local function unsettled()
   return false
 end
 
--- What an earlier call with this token took.
+-- The entry that an earlier call with this token took.
 local function taken()
   local held = redis.call('HGETALL', strikes)
   for i = 1, #held, 2 do
@@ -45,7 +45,7 @@ if failed then return redis.error_reply(failed) end
 local fields
 if id then
   local found = redis.call('XRANGE', stream, id, id)
-  if not found[1] then  -- trimmed by whoever added others
+  if not found[1] then  -- trimmed by a producer
     redis.call('XACK', stream, group, id)
     return {'gone', id, 0}
   end
@@ -56,7 +56,7 @@ else
 end
 
 if not id then
-  -- An entry with the highest id there is has closed the stream: made again, it takes others.
+  -- An entry with the highest possible id has closed the stream; deleting the stream reopens it.
   local info = redis.pcall('XINFO', 'STREAM', stream)
   if info.err then return {'blind', '', 0, info.err} end
   local seen = {}

@@ -1,7 +1,7 @@
--- Has waiting tasks asked about at once: somebody has learned elsewhere that they are done.
--- Invariant: no more than a quarter of the fleet's rate goes to looks, and none goes before what is
--- overdue; no task is asked about later than without; gaps after faults and doubts stay; a claimed
--- task is only noted, and its save follows the note.
+-- Has waiting tasks polled at once: the caller knows that they are done.
+-- Invariant: at most a quarter of the fleet's rate goes to looks, and overdue tasks go first; no
+-- task is polled later than without the look; gaps after faults and doubts stay; a claimed task
+-- only gets a note, which its save follows.
 -- ARGV: ns, rate, burst, id...
 -- Returns for each id 'looked', 'claimed', 'backing_off', 'copying', 'final' or 'unknown'.
 local now, rate, out = now_ms(), tonumber(ARGV[2]), {}

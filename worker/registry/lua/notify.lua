@@ -1,9 +1,8 @@
--- Has a final task told again, over every channel. Invariant: as after the ending, a callback has
--- a due entry until it is settled, and the record does not expire before; a telling under way is
--- void.
--- ARGV: ns, id, until (ms; not given: whenever it ended)
--- Returns 'ok', 'unknown', 'nobody' (no callback is registered), 'changed' (ended later) or the
--- state that is not final. With `until` a task that was notified since then is left as it is: 'ok'.
+-- Calls all callbacks of a final task again. Invariant: as after the ending, a callback has a due
+-- entry until it is settled, and the record does not expire before; a delivery under way is void.
+-- ARGV: ns, id, until (ms; optional)
+-- Returns 'ok', 'unknown', 'nobody' (no callback is registered), 'changed' (ended after `until`) or the
+-- state that is not final. With `until`, a task that was notified since then does not change: 'ok'.
 local id = ARGV[2]
 local state = redis.call('HGET', task_key(id), 'state')
 if not state then return 'unknown' end

@@ -1,4 +1,4 @@
--- A probe that proved nothing: the circuit stays open, the next probe comes after the same gap.
+-- After an inconclusive probe: the circuit stays open, and the next probe comes after the same gap.
 -- ARGV: ns, name
 local key = ns .. ':circuit:' .. ARGV[2]
 local gap = redis.call('HGET', key, 'gap')

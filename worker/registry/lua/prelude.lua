@@ -1,8 +1,8 @@
--- Put before every script. ARGV[1] is the namespace; keys are derived from it and the task id,
--- so the scripts are for a single node (or Sentinel), not for Redis Cluster.
+-- Sent before every script. ARGV[1] is the namespace; keys are derived from it and the task id, so
+-- the scripts need a single node (or Sentinel), not Redis Cluster.
 --
--- Shared rules. Time is Redis time, in milliseconds. JSON is carried as text and never re-encoded
--- here (cjson turns [] into {} and rounds long integers). Everything is checked before the first
+-- Shared rules. Time is Redis time, in milliseconds. JSON stays text and is never re-encoded here
+-- (cjson turns [] into {} and rounds long integers). Scripts check everything before the first
 -- write, since Lua does not roll back. A script that runs twice with one token answers the same.
 local ns = ARGV[1]
 
@@ -11,7 +11,7 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- By how much (ms) Redis' clock may be off from what was expected before it counts as stepped.
+-- Redis' clock has stepped if it differs from the expected time by more than this (ms).
 local clock_step = 2000
 
 local function ms(value)
@@ -23,8 +23,8 @@ local function work_key(id) return ns .. ':work:' .. id end
 local function due_key(kind) return ns .. ':due:' .. kind end
 local function index_key(state) return ns .. ':index:' .. state end
 
--- Calls a command about one task. False if its key holds something else than the fleet has written:
--- that is one task's trouble and not its batch's. Any other error is raised.
+-- Calls a command about one task. False if another program has overwritten its key: this must not
+-- fail the whole batch. Raises any other error.
 local function read(...)
   local answer = redis.pcall(...)
   if type(answer) == 'table' and answer.err then
@@ -44,8 +44,7 @@ local function ownership(id, token)
   return 'lost'
 end
 
--- Writes the fleet's notes about a task from ARGV[from .. to], fields and values in turns; a value ''
--- removes the field.
+-- Writes notes about a task from ARGV[from .. to]: field, value, ...; a value '' removes the field.
 local function write_work(id, from, to)
   for i = from, to, 2 do
     if ARGV[i + 1] == '' then redis.call('HDEL', work_key(id), ARGV[i])
@@ -53,26 +52,26 @@ local function write_work(id, from, to)
   end
 end
 
--- Notes in the record why the last try about a task failed, for people to read; '' removes it.
+-- Writes into the record why the last try failed, for people to read; '' removes it.
 local function note_error(id, said, now)
   if said == '' then redis.call('HDEL', task_key(id), 'last_error', 'last_error_at')
   else redis.call('HSET', task_key(id), 'last_error', said, 'last_error_at', ms(now)) end
 end
 
--- Notes when a service last gave a usable answer, and clears the id it was about of suspicion.
+-- Notes when a service last gave a usable answer, and that the task's id is not suspect.
 local function usable(service, id, now)
   redis.call('HSET', ns .. ':services', service, ms(now))
   if service == 'upstream' then redis.call('ZREM', ns .. ':suspects', id) end
 end
 
--- Gives the claim up for good and remembers by whom, for a repeated call.
+-- Ends the claim, and keeps its token to recognise a repeated call.
 local function settle(id, token)
   redis.call('HDEL', work_key(id), 'token')
   redis.call('HSET', work_key(id), 'settled', token)
 end
 
--- Has the task stand in one due set and no other, wherever a cancel or the search for lost tasks
--- has put it while its owner was late.
+-- Puts the task in one due set only, also if a cancel or the search for lost tasks has moved it
+-- while its owner was late.
 local function stand_in(kind, id, at)
   for _, other in ipairs({'poll', 'copy', 'fetch', 'tell'}) do
     if other ~= kind then redis.call('ZREM', due_key(other), id) end
@@ -80,11 +79,11 @@ local function stand_in(kind, id, at)
   redis.call('ZADD', due_key(kind), ms(at), id)
 end
 
--- A due time with a fraction was set by a claim that met the task overdue and left it for its turn
--- (claim.lua). Nothing else writes one, so whatever moves the task ends that.
+-- A due time with a fraction marks an overdue task in line for its turn (claim.lua). Only claims
+-- write one, so any other change of the due time takes the task out of the line.
 local function in_line(score) return score % 1 ~= 0 end
 
--- When a task is due, by its score: one that is in line has been due for some time.
+-- When a task is due, by its score; a task in line has been due for some time.
 local function due_since(score, now) return in_line(score) and math.min(score, now) or score end
 
 local function to_state(id, from, to, score)
@@ -93,8 +92,9 @@ local function to_state(id, from, to, score)
   redis.call('HSET', task_key(id), 'state', to)
 end
 
--- Takes a task whose keys something else has overwritten out of a due set, so that it holds up no
--- other. The search for lost tasks puts it back once a minute, in case somebody has set it right.
+-- Removes a task from a due set because another program has overwritten its keys, so that it does
+-- not hold up others. The search for lost tasks adds it again once a minute, in case someone has
+-- repaired it.
 local function set_aside(kind, id, now)
   redis.call('ZREM', due_key(kind), id)
   redis.call('ZADD', ns .. ':aside', ms(now), id)
@@ -108,7 +108,7 @@ local function ended_after(id, bound)
   return ended and ended > tonumber(bound)
 end
 
--- Removes all that a record which is gone (expired, or deleted from outside) has left behind.
+-- Removes all traces of a record that is gone (expired, or deleted by another program).
 local function forget(id)
   redis.call('DEL', work_key(id))
   redis.call('ZREM', ns .. ':expiring', id)
@@ -129,8 +129,8 @@ local function keep_for(id, now, ttl)
   end
 end
 
--- The fleet's rate: tokens flow in at rate * factor a second, up to burst. factor is halved by
--- throttling and comes back by a sixtieth a second. Returns the tokens there are now.
+-- The fleet's rate: tokens accrue at rate * factor a second, up to burst. Throttling halves factor,
+-- which recovers by a sixtieth a second. Returns the present tokens and factor.
 local function rate_tokens(now, rate, burst)
   local kept = redis.call('HMGET', ns .. ':rate', 'tokens', 'at', 'factor')
   local factor = tonumber(kept[3]) or 1
@@ -147,9 +147,9 @@ local function keep_rate(now, tokens, factor)
   redis.call('PEXPIRE', ns .. ':rate', 600000)
 end
 
--- When a look that somebody asks for may be due. A quarter of the fleet's rate goes to looks: each
--- takes the next place in a row that moves by four calls, so that a flood of them waits for itself.
--- Nil if that is later than any task waits anyway.
+-- When the next look may be due. A quarter of the fleet's rate goes to looks: each is due four
+-- calls after the one before, so that a flood of looks only delays looks. Nil if that is later than
+-- any planned poll.
 local look_horizon = 66000
 local function look_place(now)
   local at = math.max(now, tonumber(redis.call('HGET', ns .. ':rate', 'looks')) or 0)
@@ -161,8 +161,8 @@ local function take_look_place(at, rate, factor)
   redis.call('PEXPIRE', ns .. ':rate', 600000)
 end
 
--- What a call with this token was answered before, and nil for the first; `answered` notes it. For
--- scripts whose second run by the client library would otherwise see the first one's writes.
+-- The earlier answer to this token, as kept by `answered`; nil for the first call. For scripts
+-- whose repetition by the client library would otherwise see the first run's writes.
 local function answer_before(token)
   local before = redis.call('LRANGE', ns .. ':claim:' .. token, 0, -1)
   return before[1] and before or nil

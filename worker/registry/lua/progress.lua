@@ -1,7 +1,7 @@
 -- Notes progress of a copy under a claim, and renews it. Invariant: a file's object key is fixed
 -- by the first note ('key:<n>' is written once), before a byte is sent under it.
--- ARGV: ns, id, token, lease (ms), field ('' = only look), value
--- Returns {'ok' | 'cancel' | 'lost', the value that stands, now}.
+-- ARGV: ns, id, token, lease (ms), field ('' = only renew), value
+-- Returns {'ok' | 'cancel' | 'lost', the value now in force, now}.
 local id, field = ARGV[2], ARGV[5]
 local now = now_ms()
 local work = redis.call('HMGET', work_key(id), 'token', 'cancel')

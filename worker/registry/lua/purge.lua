@@ -1,6 +1,6 @@
 -- Removes the record of a final task, its notes and its index entries. Invariant: a task that is
--- not final, or whose end somebody has yet to be told, is never removed; neither is one that has
--- changed since it was looked at. The id is then as if it had never been handed in.
+-- not final, has unsettled callbacks, or has changed since it was read is never removed. Afterwards
+-- the id is unknown, as if it had never been submitted.
 -- ARGV: ns, id, finished_at as read
 -- Returns 'ok' (gone, now or before), 'changed', 'telling' or the state that is not final.
 local id = ARGV[2]

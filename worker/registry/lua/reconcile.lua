@@ -1,6 +1,5 @@
--- Puts tasks that stand in no due set back to work. Invariant: every task that is not final
--- stands in 'poll', 'copy' or 'fetch'; where that was broken from outside, 'copy' decides what is
--- next.
+-- Queues tasks that are in no due set. Invariant: every task that is not final is in 'poll', 'copy'
+-- or 'fetch'; if another program has broken that, work in 'copy' decides what comes next.
 -- Index entries without a record are dropped.
 -- ARGV: ns, state ('waiting' or 'copying'), first rank, count
 -- Returns {how many were looked at, how many were put back}.

@@ -1,5 +1,4 @@
--- Reads the newest refusals, none of them longer than a bound: what else the list holds is
--- replaced by its length.
+-- Reads the newest refusals; an entry longer than the bound is replaced by its length.
 -- ARGV: ns, how many, longest entry (bytes)
 -- Returns the entries, newest first; a number for one that is too long.
 local entries = {}

@@ -1,10 +1,9 @@
--- Gives claims back, unharmed: due at once (or after a delay, which no look cuts short), not counted as
--- a crash. What the work
--- on them has come to is written in the same step.
--- Invariant: only the owner gives back; a call to the upstream is counted once.
--- ARGV: ns, kind, token, delay (ms), then for each task: id, upstream calls, what went wrong ('' =
+-- Releases claims: the tasks are due at once, or after a delay, which no look shortens. A release does
+-- not count as a crash. It also writes the facts that the work has not saved yet.
+-- Invariant: only the owner releases; a call to the upstream is counted once.
+-- ARGV: ns, kind, token, delay (ms), then for each task: id, upstream calls, the error ('' =
 --       nothing), n, n work fields and values (a value '' removes the field)
--- Returns how many were ours to the last, those given up before (a repeated call) included.
+-- Returns how many claims were still ours, including those released before (a repeated call).
 local now, count, i = now_ms(), 0, 5
 while i <= #ARGV do
   local id, calls, last = ARGV[i], ARGV[i + 1], i + 3 + tonumber(ARGV[i + 3])

@@ -1,7 +1,7 @@
--- Renews claims. Invariant: only an unchanged token is renewed, however late; a lapsed time alone
--- lets others claim, but takes nothing away.
+-- Renews claims. Invariant: a claim is renewed, however late, if its token is unchanged: a lapsed
+-- lease lets others claim, but does not end the claim.
 -- ARGV: ns, kind, token, lease (ms), id...
--- Returns for each id 'ok', 'cancel' (still ours; somebody asked to end it) or 'lost'.
+-- Returns for each id 'ok', 'cancel' (still ours; cancellation was requested) or 'lost'.
 local now, out = now_ms(), {}
 for i = 5, #ARGV do
   local work = read('HMGET', work_key(ARGV[i]), 'token', 'cancel')

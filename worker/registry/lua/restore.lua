@@ -1,5 +1,5 @@
--- Writes a final record back as its manifest holds it, if there is none. Invariant: a record that
--- exists is never touched; nothing is announced or told.
+-- Writes a final record back from its manifest, if there is none. Invariant: an existing record
+-- never changes; there is no event and no callback.
 -- ARGV: ns, id, ttl (ms), fields and values...
 -- Returns 1 if it was written, else 0.
 local id = ARGV[2]

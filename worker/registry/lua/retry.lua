@@ -1,8 +1,9 @@
--- Opens run n + 1 of a failed or partial task. Invariant: a final state is left only here; the
--- old run's claims and tells are void, what it stored is kept, and nothing expires meanwhile.
+-- Starts run n + 1 of a failed or partial task. Invariant: only this script leaves a final state;
+-- the old run's claims and callbacks are void, its stored files are kept, and nothing expires
+-- meanwhile.
 -- ARGV: ns, id, token of this request, default deadline (ms), deadline of the task (ms, '' = default),
---       until (ms; not given: whenever it ended)
--- Returns 'ok', 'unknown', 'changed' (ended later) or the state that cannot be retried.
+--       until (ms; optional)
+-- Returns 'ok', 'unknown', 'changed' (ended after `until`) or the state that cannot be retried.
 local id = ARGV[2]
 local state = redis.call('HGET', task_key(id), 'state')
 if not state then return 'unknown' end

@@ -1,15 +1,15 @@
--- Ends a claim with a step that is not final: fields are written and the task stands, unclaimed,
--- in exactly one due set. Invariant: hand-over from one set to another is one step; only the
--- owner makes it; a task somebody wants canceled goes to 'copy', where endings are written.
--- Durations learned from a task that is done are counted in the same step, once: by label, with
--- all weights halved when there are many, so that old ones fade.
+-- Ends a claim with a step that is not final: writes fields and leaves the task, unclaimed, in
+-- exactly one due set. Invariant: moving from one set to another is one step, which only the owner
+-- takes; a task to be canceled goes to 'copy', where endings are written. The durations of a task
+-- that is done are counted in the same step, once, by label. When there are many, all weights are
+-- halved, so that old ones fade.
 -- ARGV: ns, id, token, from kind, to kind, delay (ms), state ('' = as it is),
---       upstream calls, durations (names of histogram fields, by blanks), lag (ms by which the
---       task was seen done too late), 1 if the upstream gave a usable answer about it else 0,
+--       upstream calls, durations (histogram fields, separated by blanks), detection lag (ms),
+--       1 if the upstream gave a usable answer about it else 0,
 --       n, n record fields and values, work fields and values...
 --       (a work value '' removes the field, and so does an empty last_error)
--- A look that somebody asked for meanwhile has the task asked about at its place in the row of looks,
--- unless this step is a fault or a doubt: those keep their gaps.
+-- A look requested meanwhile makes the poll due at the look's place, unless this step is a fault or
+-- a doubt: those keep their gaps.
 -- Returns 'ok' or 'lost'.
 local function learn(label, fields)
   local key = ns .. ':durations:' .. label

@@ -1,8 +1,8 @@
--- Notes that the upstream refused a call about one id without a word on whose account, and judges it
--- by what it answered about others. Invariant: nothing is held against an id unless another id had a
--- usable answer since its last refusal; nothing against the upstream unless three ids were refused,
--- over a second at least, without a usable answer between.
--- A call repeated with its token judges nothing again.
+-- Notes that the upstream refused a call about one id, and judges by other ids whether the refusal
+-- concerns all calls. Invariant: an id is only blamed if another id had a usable answer since its
+-- last refusal; the upstream only if three ids were refused, over one second or more, without a
+-- usable answer between.
+-- A repetition with the same token returns the same verdict.
 -- ARGV: ns, id, token
 -- Returns 'id' (doubt this one), 'upstream' (doubt the service) or 'unknown'.
 local suspects, now = ns .. ':suspects', now_ms()

@@ -1,7 +1,7 @@
--- Removes index entries of records that have expired. Invariant: no index entry outlives its
--- record by more than a tick, and none is removed before.
+-- Removes index entries of expired records. Invariant: no index entry outlives its record by more
+-- than a tick, and none is removed before it.
 -- ARGV: ns, limit
--- Returns how many were looked at.
+-- Returns how many were checked.
 local now = now_ms()
 local ids = redis.call('ZRANGEBYSCORE', ns .. ':expiring', '-inf', ms(now), 'LIMIT', 0, ARGV[2])
 for _, id in ipairs(ids) do

@@ -1,7 +1,7 @@
--- Reserves one upstream call outside the polls (a fresh address for a file). Invariant: the fleet
--- as a whole stays under its rate; copies may borrow one burst from the polls, no more. While the
--- circuit is open one call is let through when its probe is due: there may be no poll to do it.
--- A call repeated with its token takes nothing again.
+-- Reserves one upstream call outside the polls (a fresh address for a file). Invariant: the whole
+-- fleet stays under its rate; copies may borrow at most one burst from the polls. While the circuit
+-- is open, one call is let through when a probe is due: there may be no poll that could probe.
+-- A repetition with the same token takes no other call.
 -- ARGV: ns, rate, burst, token
 -- Returns {the wait (ms) before the call may be made, 1 if it may not be made else 0,
 --          1 if the call is the circuit's probe else 0}.

@@ -1,4 +1,4 @@
--- The upstream asked for less: the fleet's rate is halved, at most once a second.
+-- Halves the fleet's rate after the upstream has throttled it, at most once a second.
 -- ARGV: ns, rate, burst
 local now = now_ms()
 if redis.call('SET', ns .. ':said:throttle', '1', 'NX', 'PX', 1000) then

@@ -1,5 +1,5 @@
--- Notes what was told. Invariant: the record's time to live starts when every channel is settled;
--- a callback added meanwhile, or a retry, is never overlooked.
+-- Saves the outcome of callbacks. Invariant: the record's time to live starts when every callback
+-- is settled; a callback added meanwhile, or a retry, is never missed.
 -- ARGV: ns, id, token, told (JSON), settled (1 or 0), delay (ms), callbacks (count), ttl (ms)
 -- Returns 'ok' or 'lost'.
 local id, token = ARGV[2], ARGV[3]

@@ -1,5 +1,5 @@
--- Opens a circuit, or keeps it open after a failed probe. Invariant: while it is open one probe
--- is let through at a time, after 5 s, then twice as long each time, at most 30 s.
+-- Opens a circuit, or keeps it open after a failed probe. Invariant: an open circuit lets one probe
+-- through at a time, after 5 s, then after twice as long each time, at most 30 s.
 -- ARGV: ns, name, kind, message, probe (1 if this was the probe)
 -- Returns 1 if it was closed before, else 0.
 local key, now = ns .. ':circuit:' .. ARGV[2], now_ms()
