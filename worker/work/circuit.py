@@ -1,4 +1,4 @@
-"""Circuits: what to do when nothing can succeed until an operator acts."""
+"""Circuits: open while no call can succeed until an operator acts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = structlog.get_logger("harvester.circuit")
 
 
 class Circuit:
-    """The circuit called ``name``, as one job meets it."""
+    """The circuit called ``name``, as one job uses it."""
 
     def __init__(self, registry: Registry, name: str) -> None:
         self._registry = registry
         self._name = name
 
     async def blocked(self, kind: str, error: Exception, *, probe: bool) -> None:
-        """Open it, and say so loudly once a minute for the whole fleet."""
+        """Open the circuit; the fleet logs an error about it once a minute."""
         await insist(
             lambda: self._registry.trip(self._name, kind=kind, message=str(error), probe=probe)
         )
@@ -30,11 +30,11 @@ class Circuit:
             log.error("circuit.open", circuit=self._name, kind=kind, error=str(error))
 
     async def unproven(self, *, probe: bool) -> None:
-        """A probe that proved nothing: the next one comes after the same gap."""
+        """After an inconclusive probe, send the next one after the same gap."""
         if probe:
             await insist(lambda: self._registry.postpone(self._name))
 
     async def proven(self, *, probe: bool) -> None:
-        """A probe that succeeded closes it."""
+        """Close the circuit after a probe that succeeded."""
         if probe and await insist(lambda: self._registry.close_circuit(self._name)):
             log.warning("circuit.closed", circuit=self._name)

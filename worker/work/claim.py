@@ -1,4 +1,4 @@
-"""One claimed task in the hands of this process."""
+"""One claimed task, and the writes under its claim."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _INSIST = 120.0
 
 
 async def insist(call: Callable[[], Awaitable[T]], *, seconds: float = _INSIST) -> T:
-    """Repeat a registry write until Redis takes it; gives up after ``seconds``.
+    """Repeat a registry write until Redis accepts it; raise its error after ``seconds``.
 
-    Safe because every script answers a repeated call as it did the first.
+    This is safe because every script answers a repeated call like the first.
     """
     loop = asyncio.get_running_loop()
     until, pause = loop.time() + seconds, 0.1
@@ -42,14 +42,13 @@ async def insist(call: Callable[[], Awaitable[T]], *, seconds: float = _INSIST) 
 class Claim:
     """A claimed job, and the only way to write about it.
 
-    Upstream calls and notes are counted in :attr:`unsaved` as they happen; whichever write ends the
-    claim takes them along, so that no way out can forget them. Writes are repeated until Redis
-    takes them (``RegistryUnavailable`` after two minutes) and raise ``LeaseLost`` once another
-    worker owns the task.
+    Upstream calls and notes collect in :attr:`unsaved`, and the write that ends the claim saves
+    them, whichever it is. Writes are repeated until Redis accepts them (``RegistryUnavailable``
+    after two minutes) and raise ``LeaseLost`` once another worker owns the task.
 
-    ``now`` is Redis time in Unix milliseconds, as last heard; ``clock`` says how far it may be
-    believed. ``cancel`` is set when somebody asked
-    for the task's end. ``reach`` and ``tally`` are those of this process.
+    ``now`` is the last reading of Redis time in Unix milliseconds; ``clock`` says whether it can be
+    trusted. ``cancel`` is set once cancellation was requested. ``reach`` and ``tally`` are those of
+    this process.
     """
 
     def __init__(self, registry: Registry, job: Job) -> None:
@@ -65,21 +64,21 @@ class Claim:
         self.alive(registry.lease)
 
     def alive(self, bound: float) -> None:
-        """Promise the next sign of life within ``bound`` seconds; the lease is kept until then."""
+        """Promise progress within ``bound`` seconds; the engine renews the lease until then."""
         self._until = asyncio.get_running_loop().time() + bound
 
     @property
     def overdue(self) -> bool:
-        """Whether the promised sign of life has not come."""
+        """Whether the promised progress is late."""
         return asyncio.get_running_loop().time() > self._until
 
     def failed(self, error: object) -> None:
-        """Keep why this try failed, for people; the write that ends the claim says it."""
+        """Keep why this try failed; the write that ends the claim puts it into the record."""
         self.unsaved.error = one_line(str(error))
 
     def recovered(self) -> None:
-        """Nothing is wrong with the task any more."""
-        # most writes have nothing to remove, and each argument of a script costs
+        """Clear the error of earlier tries."""
+        # most records have no error to remove, and each argument of a script costs time
         self.unsaved.error = "" if "last_error" in self.job.record else None
 
     async def note(self, name: str = "", value: str = "") -> str:
@@ -92,7 +91,7 @@ class Claim:
         return kept
 
     async def others(self, kind: DueSet) -> int:
-        """How many tasks are due and wait for a slot."""
+        """The number of due tasks that wait for a slot."""
         return await insist(lambda: self._registry.overdue(kind))
 
     async def save(
@@ -126,15 +125,15 @@ class Claim:
         await insist(lambda: self._registry.finish(self.job, calls=self.unsaved.calls, **ending))
 
     async def told(self, **telling: Any) -> None:
-        """Note which callbacks were delivered; see :meth:`Registry.told`."""
+        """Save the outcome of callbacks; see :meth:`Registry.told`."""
         await insist(lambda: self._registry.told(self.job, **telling))
 
 
 class Work(Protocol):
-    """The work of one kind. Ends the claim by a save, or raises.
+    """The work of one kind. It ends the claim by a save, or raises.
 
-    Returns a word for the report (``stored``, ``pending``…). ``reserve`` of the ``slots`` are for
-    jobs that take long: each opens one for another job.
+    Returns a word for the report (``stored``, ``pending``…). ``reserve`` of the ``slots`` open only
+    for jobs that take long, one for each.
     """
 
     kind: DueSet

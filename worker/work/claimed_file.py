@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ClaimedFile:
-    """The claim as the copier sees it: where a file goes, and whether it is still ours to write."""
+    """The claim for the copier: it fixes a file's key, and says whether the task is still ours."""
 
     def __init__(self, claim: Claim, number: int) -> None:
         self.claim = claim
@@ -21,14 +21,14 @@ class ClaimedFile:
         self.speed = Speed(claim.job.note(f"slow:{number}"))
 
     async def reserve(self, key: str) -> str:
-        """Fix the file's object key; returns the first one ever fixed."""
+        """Fix the file's object key, unless it is fixed already; returns the key in force."""
         self.progress()
         return await self.claim.note(f"key:{self._number}", key)
 
     async def check(self) -> None:
-        """Renew the claim; raises ``LeaseLost`` if it is not ours any more.
+        """Renew the claim; raises ``LeaseLost`` if another worker owns the task.
 
-        A file whose cancellation a library has swallowed ends here.
+        Raises ``CancelledError`` if a library has swallowed the file's cancellation.
         """
         self.progress()
         await self.claim.note()
@@ -36,14 +36,14 @@ class ClaimedFile:
             raise asyncio.CancelledError
 
     def progress(self) -> None:
-        """Bytes have moved."""
+        """Note that bytes have moved."""
         self.claim.alive(STORE_STEP)
 
     def reading(self, now: bool) -> None:
-        """The file's host is waited for from now on, or no longer."""
+        """Note whether the transfer waits for the file's host from now on."""
         self.speed.reading(now)
 
     def arrived(self, count: int) -> None:
-        """So many bytes have come from the file's host."""
+        """Note that ``count`` bytes have come from the file's host."""
         self.speed.arrived(count)
         self.progress()

@@ -1,7 +1,4 @@
-"""Everything about one task that touches the bucket.
-
-A new id's first look for a manifest, the copying of files, and the hand-over to an ending.
-"""
+"""Work on one task that uses the bucket: the first look for a manifest, copying, and endings."""
 
 from __future__ import annotations
 
@@ -59,20 +56,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("harvester.copy")
 
-_CLEARING = 20.0  # seconds that clearing up may take
+_CLEARING = 20.0  # seconds for aborting uploads
 _LISTED_BY_KEY = 16
 _FILES_AT_ONCE = 4
-_CROWD = 0.02  # seconds that each task that is due adds to the wait of one that has to make room
+_CROWD = 0.02  # seconds that each due task adds to the wait of a task that makes room
 _CANCELED = "canceled on request"
 
 
 class _TooSlowError(Exception):
-    """A transfer that is left for now because its host is slow and others wait."""
+    """A transfer stops for now because its host is slow and other tasks wait."""
 
 
 @dataclass(slots=True)
 class _Task:
-    """A claimed task and its files; ``failed`` is the one that failed last under this claim."""
+    """A claimed task and its files; ``failed`` is the last one that failed under this claim."""
 
     claim: Claim
     files: Files
@@ -82,12 +79,13 @@ class _Task:
 class CopyWork:
     """Copies files, and ends runs.
 
-    ``kind`` says which: ``copy`` looks for manifests and writes endings, ``fetch`` moves bytes, and
-    writes the endings that come of it. Jobs that move bytes for long do not count against
-    ``slots``, up to as many again.
-    ``copy_deadline`` is in seconds after the upstream's success; ``grace`` those during which
-    "cannot find task" is not believed; ``bound`` the longest an upstream call can take; ``wake`` is
-    called when a task is due for a poll; ``chance`` gives numbers in [0, 1).
+    Work of ``kind`` ``copy`` looks for manifests and writes endings; ``fetch`` copies bytes, and
+    then writes the endings too. Up to ``slots`` jobs that have copied for long do not count against
+    ``slots``.
+
+    ``copy_deadline`` is in seconds after the upstream's success; within ``grace`` seconds of it,
+    "cannot find task" is not believed; ``bound`` is the longest that an upstream call can take;
+    ``wake`` is called when a task becomes due for other work; ``chance`` gives numbers in [0, 1).
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class CopyWork:
         self._upstream = Circuit(registry, "upstream")
 
     async def __call__(self, claim: Claim) -> str:
-        """Do the next step of the task; every way out saves or finishes."""
+        """Do the next step of the task; every path saves or finishes."""
         job = claim.job
         claim.alive(STORE_STEP)
         try:
@@ -139,7 +137,7 @@ class CopyWork:
             await claim.save(self.kind, delay=self._gaps.blocked)
             return "blocked"
         except (StoreUnavailable, StoreRefused) as error:
-            # a manifest or the first look failed; files have trials of their own
+            # a manifest or the first look failed; failures of files are counted by file
             log.warning("store.unavailable", error=str(error))
             claim.failed(error)
             await self._circuit.unproven(probe=job.probe)
@@ -148,7 +146,7 @@ class CopyWork:
             await claim.save(self.kind, delay=delay, work={"faults": str(faults)})
             return "unavailable"
         except manifest.NewerSchemaError as error:
-            # written by a newer version during an upgrade: a worker of that version goes on
+            # a newer version wrote it during an upgrade: a worker of that version continues
             log.warning("record.newer", kind=self.kind, count=1)
             claim.failed(f"its manifest cannot be read: {error}")
             await claim.save(self.kind, delay=self._gaps.newer)
@@ -160,7 +158,7 @@ class CopyWork:
         job, files = claim.job, Files.from_notes(claim.job.work)
         await self._abort_orphans(job)
         if job.note("lapses") >= machine.POISON_LAPSES:
-            # without the reply, which may be what kills those who read it
+            # without the reply: reading it may be what kills workers
             return await self._give_up(claim, files, Reason.POISONED, machine.POISONED_ERROR, "")
         if job.work.get("cancel"):
             return await self._give_up(claim, files, Reason.CANCELED, _CANCELED)
@@ -169,14 +167,14 @@ class CopyWork:
             return await self._give_up(claim, files, Reason(note["reason"]), note["error"])
         if job.state is State.WAITING:
             return await self._first_look(claim)
-        if self.kind is DueSet.COPY:  # put there by a worker that knows no other set
+        if self.kind is DueSet.COPY:  # an old worker without 'fetch' put it there
             await claim.save(DueSet.FETCH)
             self._wake(DueSet.FETCH)
             return "handed on"
         return await self._copy(claim, files)
 
     async def _first_look(self, claim: Claim) -> str:
-        """Restore the record if the bucket has it already; otherwise the upstream is asked."""
+        """Restore the record if the bucket has its manifest; otherwise have the task polled."""
         if await self._endings.restore_if_stored(claim):
             return "restored"
         claim.recovered()
@@ -187,8 +185,8 @@ class CopyWork:
     async def _abort_orphans(self, job: Job) -> None:
         """Abort the uploads that an earlier claim may have left open.
 
-        A worker that died leaves one, and so does a lost answer of the store: to the call that
-        opened it, or to the one that was to abort it.
+        A worker that dies leaves one, and so does a lost answer of the store to the call that opens
+        or aborts it.
         """
         ended = {name.removeprefix("file:") for name in job.work if name.startswith("file:")}
         keys = {
@@ -200,11 +198,11 @@ class CopyWork:
             await self._abort_uploads(job, keys)
 
     async def _abort_uploads(self, job: Job, keys: Collection[str] = ()) -> None:
-        """Abort what is open below the exact prefix of this task, which is ours.
+        """Abort the open uploads below the prefix of this task, all of which are ours.
 
-        Some stores list the uploads of a key only if they are asked for that very key: ``keys`` are
-        those. Nothing waits for it: what the store does not list or abort, or not in time, stays
-        open.
+        Some stores list the uploads of a key only if the list asks for exactly that key: these are
+        ``keys``. The task does not depend on it: an upload that the store does not list or abort in
+        time stays open.
         """
         folder = self._layout.folder(job.task_id, job.options)
         seen: set[str] = set()
@@ -234,7 +232,7 @@ class CopyWork:
         data = claim.job.work.get("data", "")
         try:
             await self._read(files, data)
-        except jsontext.TooLargeError as error:  # noted by a version that knew no bound
+        except jsontext.TooLargeError as error:  # noted by an older version without this bound
             return await self._give_up(claim, files, Reason.UPSTREAM_ERROR, str(error), "")
         if not files.plan:
             files.plan = await offload(len(data), outputs.plan_files, files.found)
@@ -278,7 +276,7 @@ class CopyWork:
     async def _give_up(
         self, claim: Claim, files: Files, reason: Reason, error: str, data: str | None = None
     ) -> str:
-        """End a task that goes no further; ``data`` is the reply, by default the noted one."""
+        """End a task early; ``data`` is the reply, by default the noted one."""
         if data is None:
             data = claim.job.work.get("data", "")
         if data:
@@ -292,12 +290,12 @@ class CopyWork:
 
     async def _end(self, claim: Claim, files: Files, how: ending.Ending, data: str) -> str:
         if files.trials or not all(outcome.stored for outcome in how.outcomes.values()):
-            # of files that were given up, and those whose opening was never answered
+            # those of lost files, and those whose opening was never answered
             await self._abort_uploads(claim.job)
         return await self._endings.end(claim, how, files.plan, data)
 
     async def _unless_canceled(self, task: _Task) -> bool:
-        """Copy what can be copied now; true if somebody asked for the end meanwhile."""
+        """Copy the files that can be tried now; true if cancellation was requested meanwhile."""
         rounds = asyncio.create_task(self._rounds(task))
         asked = asyncio.create_task(task.claim.cancel.wait())
         try:
@@ -311,7 +309,7 @@ class CopyWork:
             await asyncio.gather(rounds, asked, return_exceptions=True)
 
     async def _rounds(self, task: _Task) -> None:
-        """One round over the files, and a second one with fresh addresses if some were gone."""
+        """Try the files once, and a second time with fresh addresses if some were gone."""
         claim, files = task.claim, task.files
         for _ in range(2):
             ready = files.ready(claim.now)
@@ -327,7 +325,7 @@ class CopyWork:
                         group.create_task(self._file(task, number, url, limit))
 
     async def _refresh(self, task: _Task, stale: list[int]) -> list[int]:
-        """Get fresh addresses for some files; those that have none, with the reason noted."""
+        """Get fresh addresses for some files; returns those without one, after noting why."""
         fresh = await self._fresh_addresses(task.claim)
         if isinstance(fresh, InVain):
             for number in stale:
@@ -341,7 +339,7 @@ class CopyWork:
         return without
 
     async def _fresh_addresses(self, claim: Claim) -> list[FoundFile] | InVain:
-        """Ask the upstream again, within its rate."""
+        """Poll the upstream again, within the rate."""
         token = secrets.token_hex(8)
         wait, allowed, probe = await insist(lambda: self._registry.take_call(token))
         if not allowed:
@@ -352,7 +350,7 @@ class CopyWork:
         try:
             answer = await self._gateway.get_result(claim.job.task_id)
         except UpstreamError as error:
-            # opens no circuit: polls do, which are many
+            # polls open circuits: there are more of them
             if isinstance(error, UpstreamThrottled):
                 await insist(self._registry.throttle)
             await self._upstream.unproven(probe=probe)
@@ -429,7 +427,7 @@ class CopyWork:
                 )
 
     async def _copied(self, copy: CopyJob, hold: ClaimedFile) -> StoredFile:
-        """Copy one file; gives up for now if its host is slow while other tasks wait."""
+        """Copy one file; raises ``_TooSlowError`` if its host is slow while other tasks wait."""
         copying = asyncio.ensure_future(self._copier.copy(copy, hold))
         try:
             while not copying.done():
@@ -447,7 +445,7 @@ class CopyWork:
             await asyncio.gather(copying, return_exceptions=True)
 
     def _make_room(self, task: _Task, number: int, error: str) -> None:
-        """Leave a file for now; its host is given more time when its turn comes again."""
+        """Put a file off; the next try gives its host more time."""
         claim = task.claim
         if self._late(claim):
             self._fault(task, number, error, store=False)
@@ -470,9 +468,9 @@ class CopyWork:
         self._follow(task, number, verdict, least=least)
 
     def _follow(self, task: _Task, number: int, verdict: Verdict, *, least: float = 0.0) -> None:
-        """Keep what is to become of a file that was not stored.
+        """Apply the verdict on a file that was not stored.
 
-        ``least`` is after how many seconds it may be tried again, at least.
+        ``least`` is the shortest time before its next try, in seconds.
         """
         claim, files = task.claim, task.files
         if isinstance(verdict, machine.TryAgain):

@@ -1,4 +1,4 @@
-"""The end of a run: objects first, then the manifest, then the record."""
+"""The end of a run: first the manifest, then the record."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger("harvester.copy")
 
 STORE_STEP = 60.0
-"""Seconds within which a single step against the store shows life."""
+"""Seconds within which one step with the store shows progress."""
 
 
 class Endings:
     """Ends runs under their claims.
 
-    ``wake`` is called when a task has become final and may have callbacks to deliver. Methods
-    raise the errors of the store, ``NewerSchemaError``, and what :class:`Claim` raises.
+    ``wake`` is called when a task has become final and may have callbacks to deliver. Methods raise
+    the errors of the store, ``NewerSchemaError``, and those of :class:`Claim`.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class Endings:
         self._wake = wake
 
     async def restore_if_stored(self, claim: Claim) -> bool:
-        """End the run with the record that a ``stored`` manifest holds, if there is one."""
+        """End the run with the record of an existing ``stored`` manifest; returns whether there is
+        one.
+        """
         there = await self._manifest(claim)
         if there is None or there["state"] != State.STORED:
             return False
@@ -49,7 +51,8 @@ class Endings:
         return True
 
     async def end(self, claim: Claim, how: Ending, plan: Sequence[PlannedFile], data: str) -> str:
-        """Write the manifest, then the record, event and due-to-tell; what became of it.
+        """Write the manifest, then the record, event and due entry; returns the outcome in one
+        word.
 
         ``data`` is the upstream's reply as JSON text, or empty.
         """
@@ -87,7 +90,7 @@ class Endings:
         return how.state
 
     async def _manifest(self, claim: Claim) -> dict[str, str] | None:
-        """The record in the task's manifest; one that cannot be read counts as none."""
+        """The record in the task's manifest; an unreadable manifest counts as missing."""
         task_id = claim.job.task_id
         try:
             return await self._manifests.load(task_id)

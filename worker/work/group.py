@@ -1,4 +1,4 @@
-"""Working on several things at once."""
+"""Task groups that raise a single error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def first_error() -> Iterator[None]:
-    """Let the first error of a task group out as itself."""
+    """Raise the first error of a task group by itself, without the group."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from worker.registry.intake import Entry
     from worker.registry.registry import Registry
 
-_AT_ONCE = 16  # entries until the rest of the tick has its turn
+_AT_ONCE = 16  # entries in one tick
 _SHOWN = 4000
 
 log = structlog.get_logger("harvester.intake")
 
 
 class Intake:
-    """Accepts what is valid, keeps why the rest was refused."""
+    """Accepts valid submissions, and keeps the reasons for refusals."""
 
     def __init__(
         self, registry: Registry, policy: Policy, *, wake: Callable[[DueSet], None]
@@ -35,12 +35,12 @@ class Intake:
         self._registry = registry
         self._policy = policy
         self._wake = wake
-        self._in_hand: dict[str, Entry] = {}  # with a strike that is to be taken back
+        self._in_hand: dict[str, Entry] = {}  # their strikes are still to be taken back
 
     async def submit(
         self, task_ids: object, options: Mapping[str, object], *, source: str
     ) -> tuple[dict[str, bool], list[Refusal]]:
-        """Accept a message: the ids (and whether each is new), and what of it was refused."""
+        """Accept a message; returns its ids (and whether each is new), and the refusals."""
         submissions, refusals = read_submission(task_ids, options, self._policy)
         new, too_many = await self._registry.submit(submissions)
         refusals = [*refusals, *too_many]
@@ -66,11 +66,11 @@ class Intake:
         await self._registry.refuse(refusals, source=source)
 
     async def drain_stream(self) -> int:
-        """Accept what the intake stream holds; returns how many entries were settled.
+        """Accept entries of the intake stream; returns how many were settled.
 
-        An entry is acknowledged only after its ids are accepted, or refused and noted. Entries come
-        one by one, so one that kills the worker takes no other along, and a strike in Redis tells
-        the next worker of it.
+        An entry is acknowledged only after its ids are accepted, or refused and noted. Entries are
+        taken one by one, so one that kills the worker affects no other, and a strike in Redis warns
+        the next worker.
         """
         await self._give_back()
         settled = 0
@@ -86,7 +86,7 @@ class Intake:
                 await self._settle(entry)
                 del self._in_hand[entry.id]
                 settled += 1
-            finally:  # whatever ends this other than death is no strike
+            finally:  # only a worker's death leaves a strike
                 with contextlib.suppress(RegistryUnavailable):  # the next call tries again
                     await self._give_back()
         return settled
@@ -118,7 +118,7 @@ class Intake:
             del self._in_hand[entry.id]
 
     async def _watch(self, seen: str) -> None:
-        """Say what an empty stream was seen to be."""
+        """Log what is unusual about an empty stream."""
         if seen == "reopened":
             log.warning("intake.reopened")
         elif seen == "blind" and await self._registry.say_once("intake.blind", seconds=3600):

@@ -1,4 +1,4 @@
-"""What the store was seen to do, shared by the fleet: one worker probes, the others read it."""
+"""The facts about the store that the fleet shares: one worker probes, the others read."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ log = structlog.get_logger("harvester.store")
 
 _KEPT = 7 * 86400  # seconds
 _KEPT_PARTLY = 600  # while something is unknown
-_PROBE_LOCK = 60  # seconds between two probes of a fleet, whoever makes them
-_AGAIN = 3600.0  # seconds until what another worker has learned is read
+_PROBE_LOCK = 60  # seconds between two probes of a fleet
+_AGAIN = 3600.0  # seconds until the facts are read again
 _SOON = 5.0
 
 
 async def key_of(registry: Registry, store: ObjectStore) -> str:
-    """The Redis key of what is known of this bucket at this endpoint with these options."""
+    """The Redis key of the facts about this bucket, at this endpoint with these options."""
     what = [VERSION, await store.endpoint(), store.bucket, sorted(store.options.items())]
     return registry.key("store", hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16])
 
 
 async def keep(registry: Registry, store: ObjectStore) -> None:
-    """Tell the fleet what this process knows of the store; raises ``RegistryUnavailable``."""
+    """Share this process' facts about the store; raises ``RegistryUnavailable``."""
     seconds = _KEPT_PARTLY if store.facts.unknown else _KEPT
     await registry.redis.set(await key_of(registry, store), store.facts.to_json(), ex=seconds)
 
 
 class Learning:
-    """Keeps a store's facts up to date; nothing waits for it."""
+    """Keeps a store's facts up to date, in the background."""
 
     def __init__(
         self, registry: Registry, store: ObjectStore, *, prefix: str, soon: float = _SOON
@@ -54,7 +54,7 @@ class Learning:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Learn nothing more."""
+        """Stop learning."""
         self._over = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -64,8 +64,8 @@ class Learning:
             try:
                 known = await self.learn()
             except (StoreError, RegistryUnavailable):
-                known = False  # the work itself says what is wrong
-            except Exception:  # without it every file is read back, which is slow and safe
+                known = False  # the work itself reports what is wrong
+            except Exception:  # without facts every file is read back: slow but safe
                 log.exception("store.not_probed")
                 known = False
             heed()
@@ -76,7 +76,7 @@ class Learning:
                 continue
 
     async def learn(self) -> bool:
-        """Read what the fleet knows, or find it out if nobody else does; whether all is known.
+        """Read the fleet's facts, or probe if no other worker does; returns whether all are known.
 
         Raises the errors of the store and ``RegistryUnavailable``.
         """
@@ -97,7 +97,7 @@ class Learning:
         return not self._store.facts.unknown
 
     async def _clear_up(self) -> None:
-        """Abort what a probe whose worker died left open."""
+        """Abort the uploads of probes whose worker died."""
         with contextlib.suppress(StoreError):
             for upload in await self._store.list_uploads(self._prefix + KEY):
                 if upload.key == self._prefix + KEY:

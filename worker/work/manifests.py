@@ -1,4 +1,4 @@
-"""The manifests in the bucket: found, read, and written so that they are known to be there."""
+"""The manifests in the bucket: listing, reading, and writing them with a check."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Manifests:
     async def write(self, record: Mapping[str, str]) -> None:
         """Store the manifest of a final record and read it back.
 
-        Raises ``StoreUnavailable`` if other bytes come back than were written.
+        Raises ``StoreUnavailable`` if the store returns other bytes than were written.
         """
         task_id = record["task_id"]
         size = len(record.get("result", "")) + len(record.get("files", ""))

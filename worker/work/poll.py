@@ -1,4 +1,4 @@
-"""Ask the upstream about one task, and save what follows."""
+"""Poll the upstream about one task, and save what follows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from worker.upstream.gateway import Gateway
     from worker.work.claim import Claim
 
-_KNOWN_FOR = 10.0  # seconds for which a label's durations are believed
+_KNOWN_FOR = 10.0  # seconds for which a label's durations are cached
 _LABELS_KEPT = 1000
 
 log = structlog.get_logger("harvester.poll")
@@ -42,8 +42,8 @@ class PollWork:
     """One upstream call for each claimed task.
 
     ``grace`` is the time in seconds during which "cannot find task" is not believed; ``bound`` the
-    longest a call can take; ``wake`` is called when a task is due for copying; ``chance`` gives
-    numbers in [0, 1).
+    longest that a call can take; ``wake`` is called when a task becomes due for copying; ``chance``
+    gives numbers in [0, 1).
     """
 
     kind = DueSet.POLL
@@ -73,7 +73,7 @@ class PollWork:
         self._known: dict[str, tuple[float, Durations | None]] = {}
 
     async def __call__(self, claim: Claim) -> str:
-        """Poll once; every way out saves and gives the claim up."""
+        """Poll once; every path saves and ends the claim."""
         job = claim.job
         if job.work.get("cancel"):
             return await self._apply(claim, Step(outcome="canceled", copy=True))
@@ -113,7 +113,9 @@ class PollWork:
         return await self._apply(claim, polling.failed(outcome, faults, gap, chance=self._chance()))
 
     async def _refused(self, claim: Claim, error: UpstreamRefused) -> str:
-        """A refusal of this id, or of every call: what others were answered decides."""
+        """Handle a refusal of this id or of every call: the answers about other ids decide
+        which.
+        """
         job = claim.job
         token = secrets.token_hex(8)
         verdict = await insist(lambda: self._registry.suspect(job.task_id, token))
@@ -123,7 +125,7 @@ class PollWork:
             upstream = job.record.get("upstream", "{}")
             said = Answer(observation=Doubtful(error=str(error)), upstream=upstream)
             return await self._answered(claim, said)
-        if verdict == "upstream":  # which sets the next probe as well
+        if verdict == "upstream":  # opening the circuit also sets the next probe
             claim.failed(error)
             await self._circuit.blocked(error.kind, error, probe=job.probe)
             return await self._later(claim, "refused", self._gaps.bare)
@@ -187,7 +189,7 @@ class PollWork:
             delay=step.delay,
             state=step.state,
             record=step.record,
-            # most polls have nothing to remove, and each argument of a script costs
+            # most polls have no note to remove, and each argument of a script costs time
             work={name: value for name, value in step.work.items() if value or name in noted},
             learned=step.learned,
         )
@@ -196,12 +198,14 @@ class PollWork:
         return step.outcome
 
     async def _durations(self, label: str) -> Durations | None:
-        """What is known of a label; ``None`` if Redis cannot tell: nothing waits for it."""
+        """The durations of a label; ``None`` if Redis does not answer, since no poll waits for
+        them.
+        """
         now = asyncio.get_running_loop().time()
         kept = self._known.get(label)
         if kept is not None and now < kept[0]:
             return kept[1]
-        # noted first, so that the others of a batch do not ask as well
+        # set first, so that the other polls of a batch do not read them too
         before = kept[1] if kept is not None else None
         self._known.pop(label, None)
         self._known[label] = (now + _KNOWN_FOR, before)

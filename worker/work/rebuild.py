@@ -1,4 +1,4 @@
-"""Records from manifests, after Redis has been lost."""
+"""Restoring records from manifests, after Redis has lost them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_ONCE = 16
 
 @dataclass(slots=True, kw_only=True)
 class Rebuilt:
-    """What came of it; ``unreadable`` holds keys, each with its reason."""
+    """The result; ``unreadable`` holds keys, each with its reason."""
 
     restored: int = 0
     known: int = 0
@@ -34,9 +34,9 @@ async def rebuild(
 ) -> Rebuilt:
     """Restore the record of every manifest that has none.
 
-    Records that exist are left as they are; nothing is announced or told, since manifests hold no
-    secrets of callbacks. ``seen`` is called after each manifest. Raises the errors of the store
-    and the registry.
+    Existing records do not change. There are no events and no callbacks, since manifests do not
+    hold the secrets that callbacks need. ``seen`` is called after each manifest. Raises the errors
+    of the store and the registry.
     """
     rebuilt = Rebuilt()
     limit = asyncio.Semaphore(_AT_ONCE)
@@ -48,7 +48,7 @@ async def rebuild(
             except ValueError as error:
                 rebuilt.unreadable.append((manifests.key(task_id), str(error)))
                 return
-            if record is None:  # removed since it was listed
+            if record is None:  # removed since the list was read
                 return
             if await registry.restore(record):
                 rebuilt.restored += 1

@@ -1,4 +1,4 @@
-"""How the hosts of files and of webhooks share a process, and which of them are slow."""
+"""How the hosts of files and webhooks share a process' slots, and which hosts are slow."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LINGERS = 3.0
-"""Seconds after which a job that moves bytes counts as one that takes long."""
+"""Seconds after which a job counts as one that takes long."""
 
 FLOOR = 64 * 1024
 """Bytes a second that a host should send."""
 
 FLOOR_SECONDS = 60.0
-"""Over how many seconds that is measured; twice as many each time that a file has made room."""
+"""The seconds over which that is measured; doubled each time that a file has made room."""
 
 FEW = 4
-"""Calls that a target may have at once before it has answered promptly."""
+"""Concurrent calls to a target that has not answered promptly yet."""
 
 _KNOWN = 1000
 _MOST_DOUBLINGS = 3
-_WEIGHT = 3  # a host may hold so many slots for each free one
+_WEIGHT = 3  # slots that a host may hold for each free one
 
 
 def crowd_wait(least: float, others: int, *, each: float) -> float:
-    """Seconds until a task whose host has its share is due again.
+    """Seconds until a task whose host has its share is due again: ``each`` for each of ``others``.
 
-    Each of the ``others`` that wait for a slot adds ``each`` seconds.
+    ``others`` counts the tasks that wait for a slot; ``least`` is the shortest wait.
     """
     return max(least, each * others)
 
 
 class Shares:
-    """The hosts that this process moves files from, or calls.
+    """The shares of hosts in a process' slots.
 
-    A host with jobs that take long may hold no more of ``slots`` than three for each that is free:
-    three quarters if it is alone, three sevenths if there is another one. So a host that comes
-    later always finds some.
+    A host with jobs that take long may hold three of ``slots`` for each free one: three quarters if
+    it is alone, three sevenths if there is another one. So a new host always finds a free slot.
     """
 
     def __init__(self, slots: int) -> None:
@@ -68,10 +67,10 @@ class Shares:
 
 
 class Lanes:
-    """How many calls each target may have at once: a few, and more once it answers promptly.
+    """The number of concurrent calls for each target: a few, and more once it answers promptly.
 
-    One that does may have all ``slots``. Those that do not have three quarters of them together,
-    whatever their number, and ``reserve`` more for calls that have lasted for a while.
+    A prompt target may use all ``slots``. The others share three quarters of them, whatever their
+    number, and ``reserve`` more for calls that have taken long.
     """
 
     def __init__(self, slots: int, reserve: int) -> None:
@@ -99,7 +98,7 @@ class Lanes:
 
     @contextlib.contextmanager
     def taken(self, target: str) -> Iterator[None]:
-        """Call a target, and learn from how long that takes."""
+        """Hold a slot during a call to a target, and learn from how long it takes."""
         began = asyncio.get_running_loop().time()
         self._calls.setdefault(target, []).append(began)
         ended = False
@@ -110,21 +109,21 @@ class Lanes:
             self._calls[target].remove(began)
             if not self._calls[target]:
                 del self._calls[target]
-            if ended:  # one that was broken off says nothing of its target
+            if ended:  # an interrupted call says nothing about its target
                 self._learn(target, began)
 
     def _learn(self, target: str, began: float) -> None:
         prompt = asyncio.get_running_loop().time() - began < LINGERS
         allowed = self._prompt.pop(target, FEW)
         allowed = min(self._slots, 2 * allowed) if prompt else allowed // 2
-        if prompt or allowed >= FEW:  # one slow answer makes no stranger of a host
+        if prompt or allowed >= FEW:  # one slow answer does not end a host's good standing
             self._prompt[target] = allowed
         if len(self._prompt) > _KNOWN:
             del self._prompt[next(iter(self._prompt))]
 
 
 class Speed:
-    """How fast a host sends, while it is waited for; ``doublings`` of the time it is given."""
+    """How fast a host sends while a transfer waits for it; ``doublings`` extend the window."""
 
     def __init__(self, doublings: int = 0) -> None:
         self._window = FLOOR_SECONDS * 2 ** min(doublings, _MOST_DOUBLINGS)
@@ -133,19 +132,21 @@ class Speed:
         self._begun: float | None = None
 
     def reading(self, now: bool) -> None:
-        """The host is waited for from now on, or no longer."""
+        """Note whether the transfer waits for the host from now on."""
         time = asyncio.get_running_loop().time()
         if self._begun is not None:
             self._seconds += time - self._begun
         self._begun = time if now else None
 
     def arrived(self, count: int) -> None:
-        """So many bytes have come from it."""
+        """Note that ``count`` bytes have come from the host."""
         self._bytes += count
 
     @property
     def slow(self) -> bool:
-        """Whether it has sent less than the floor over the last window; asked now and then."""
+        """Whether the host has sent less than the floor over the last window. Starts a new
+        window.
+        """
         if self._begun is None:
             return False
         self.reading(True)

@@ -1,4 +1,4 @@
-"""Tell those who asked that a task is final; each channel is settled on its own."""
+"""Call the callbacks of a final task; each is settled on its own."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ _BOUND = 60.0
 _LOGGED = 10
 """Attempts of a callback that are kept, the newest."""
 
-_CROWD = 0.005  # seconds that each task that is due adds to the wait of one without room
+_CROWD = 0.005  # seconds that each due task adds to the wait of one without room
 _LARGE = 256 * 1024
-"""Characters from which on few records are told at once, however promptly: all are in memory."""
+"""Characters; larger records are delivered only a few at a time, since all are in memory."""
 
 
 class Channel(Protocol):
-    """One way of telling. Raises ``TellRejected``, or anything else to be called again."""
+    """One way to call back. ``TellRejected`` settles the callback; any other error means a
+    retry.
+    """
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        """Deliver the record, its JSON fields decoded to the digit (numbers may be ``RawJSON``)."""
+        """Deliver the record, with its JSON fields decoded exactly (numbers may be ``RawJSON``)."""
 
 
 class TellWork:
-    """Delivers a final record over every channel its callbacks name.
+    """Delivers a final record to every callback.
 
-    Jobs that take long do not count against ``slots``, up to ``reserve`` of them.
+    Up to ``reserve`` jobs that take long do not count against ``slots``.
     """
 
     kind = DueSet.TELL
@@ -69,7 +71,7 @@ class TellWork:
         self._chance = chance
 
     async def __call__(self, claim: Claim) -> str:
-        """Call every channel that is due and has room for one more, and note how it went."""
+        """Call every callback that is due and has room, and save the outcomes."""
         job = claim.job
         callbacks = job.options["callbacks"]
         told = {entry["id"]: entry for entry in json.loads(job.record.get("told") or "[]")}
@@ -100,7 +102,7 @@ class TellWork:
     async def _call(
         self, callbacks: Sequence[Mapping[str, str]], told: dict[str, Any], claim: Claim
     ) -> bool:
-        """Make the calls that are due, at the same time; false if one had no room."""
+        """Make the due calls concurrently; false if one had no room."""
         record = await offload(
             len(claim.job.record.get("result", "")), manifest.for_targets, claim.job.record
         )
@@ -125,7 +127,7 @@ class TellWork:
                 return False
             with self._lanes.taken(lane):
                 await self._tell(callback, record, entry, claim)
-            # an entry written by an older version has no log
+            # older versions write entries without a log
             attempt = {"at": now, "error": entry["last_error"]}
             entry["log"] = [*entry.get("log", ()), attempt][-_LOGGED:]
             told[ident] = entry
@@ -172,7 +174,7 @@ class TellWork:
 
 
 def _logged(entry: Mapping[str, Any]) -> dict[str, str]:
-    """What a log says of a callback: the path of its address may be a secret."""
+    """The fields of a callback for logs, without the path of its address, which may be a secret."""
     target = entry["target"]
     return {
         "channel": entry["channel"],
@@ -182,14 +184,14 @@ def _logged(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _lane(callback: Mapping[str, str]) -> str:
-    """What shares room with others: the host of a webhook, the broker for all replies."""
+    """The lane of a callback: the host of a webhook, or one lane for all replies."""
     return host_of(callback["target"]) if callback["channel"] == "webhook" else callback["channel"]
 
 
 def _noted(
     claim: Claim, callback: Mapping[str, str], outcome: str, error: Exception | None = None
 ) -> None:
-    """Count an attempt, and note whether broker or host answers."""
+    """Count an attempt, and note whether the broker or host answers."""
     claim.tally.count(f"callbacks:{callback['channel']}:{outcome}")
     service, host = REPLIES, ""
     if callback["channel"] == "webhook":

@@ -1,4 +1,4 @@
-"""Objects against their manifests: whether what was stored still is."""
+"""Comparing objects with their manifests: whether stored files are still intact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One object that is not what its manifest says; ``reason`` is for people."""
+    """One object that differs from its manifest; ``reason`` is for people."""
 
     task_id: str
     key: str
@@ -30,7 +30,7 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class Verified:
-    """What was looked at, and every difference found."""
+    """The counts of what was read, and every difference found."""
 
     tasks: int = 0
     files: int = 0
@@ -45,10 +45,9 @@ async def verify(
     *,
     seen: Callable[[Verified], None] = lambda _: None,
 ) -> Verified:
-    """Read every stored file of these tasks again and compare length and SHA-256 to the manifest.
+    """Read every stored file of these tasks, and compare length and SHA-256 with the manifest.
 
-    Redis is not asked. ``seen`` is called after each task.
-    Raises the errors of the store.
+    Redis is not used. ``seen`` is called after each task. Raises the errors of the store.
     """
     verified = Verified()
     limit = asyncio.Semaphore(_AT_ONCE)
@@ -91,7 +90,7 @@ async def _task(store: ObjectStore, manifests: Manifests, task_id: str, verified
 
 
 async def _file(store: ObjectStore, file: Json, verified: Verified) -> str:
-    """What is wrong with an object, or nothing."""
+    """What is wrong with an object; empty if nothing."""
     head = await store.head(file["key"])
     if head is None:
         return "is gone"
