@@ -1,1 +1,1 @@
-"""Moving files: from an address that expires into the bucket."""
+"""Copying files from addresses that expire into the bucket."""

@@ -1,4 +1,4 @@
-"""Requests that carry more than every store knows, and are made again with less if need be."""
+"""Requests with features that some stores do not know, repeated without these if need be."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _LACKS = (Seen.IGNORED, Seen.REFUSED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """What a request carries although the store may not know it.
+    """A feature of a request that the store may not know.
 
-    ``fact`` is the name of the fact that it teaches, ``word`` what a complaint about it would say,
-    ``body`` the request's body without it, if it is in the body.
+    ``fact`` names the fact that the request reveals, ``word`` is in complaints about the feature,
+    and ``body`` is the request's body without it, if it is in the body.
     """
 
     fact: str
@@ -47,9 +47,9 @@ MODE = Extra(fact="head_checksum", word="checksum", params={"ChecksumMode": "ENA
 
 
 class Attempts:
-    """The requests of a :class:`Wire`, and what the store was seen to do with what they carry.
+    """The requests of a :class:`Wire`, and the facts that they reveal about the store.
 
-    ``surprise`` is set when a request teaches a fact.
+    ``surprise`` is set when a request reveals a new fact.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -62,9 +62,9 @@ class Attempts:
 
     @property
     def facts(self) -> Facts:
-        """What the store was seen to do.
+        """The facts about the store.
 
-        What it refused at work stays refused, unless the probe sees otherwise, which counts once.
+        A feature that was refused in use stays refused; the probe can overrule that once.
         """
         return self._facts
 
@@ -83,11 +83,12 @@ class Attempts:
         extras: Sequence[Extra] = (),
         progress: Callable[[], None] = nothing,
     ) -> tuple[Answer, Sequence[Extra]]:
-        """The answer to a request with these extras, or with fewer; and those that it came with.
+        """Send a request with these extras, or with fewer; returns the answer and the extras it
+        had.
 
-        An extra is left out after a refusal that may be of it, the one first that the complaint
-        names. Only one whose absence made the request succeed is known to be refused; after a
-        failure that may have passed by itself, not even that.
+        After a refusal that may concern an extra, the request is repeated without it, beginning
+        with the one that the complaint names. An extra counts as refused only if the request
+        succeeded without it, and if the failure cannot have passed by itself.
         """
         first = answer = await self._once(call, params, body, extras, progress)
         left = list(extras)
@@ -105,7 +106,7 @@ class Attempts:
                 if certain:
                     await self._learn(dropped)
                 return answer, left
-        # where nothing helped, the first complaint says most
+        # if nothing helped, the first complaint says most
         return (first, extras) if self._may_blame(extras, answer, call) else (answer, left)
 
     async def _once(
@@ -120,23 +121,23 @@ class Attempts:
         return await self._wire.send(call, {**params, **more}, body, progress=progress)
 
     def _may_blame(self, extras: Sequence[Extra], answer: Answer, call: str) -> bool:
-        """Whether a request may have failed for one of these extras."""
+        """Whether a request may have failed because of one of these extras."""
         if answer.well(call):
             return False
-        # some fail over what they do not know as if they were out of order, or deny it
+        # some stores answer unknown features with a server error or a denial
         untried = any(getattr(self.facts, extra.fact) is Seen.UNKNOWN for extra in extras)
         complaint = answer.complaint
         return complaints.may_be_unknown(complaint) or (untried and complaints.may_fail(complaint))
 
     async def _learn(self, extra: Extra) -> None:
-        """Note that a request succeeded once it came without this."""
+        """Note that a request succeeded only without this extra."""
         self._refused.add(extra.fact)
         self._facts = self._facts.without(self._refused)
         self.surprise.set()
         await self.say_what_is_missing()
 
     async def say_what_is_missing(self) -> None:
-        """Log what the store was seen to do without, once each, unless the settings know it."""
+        """Log the features that the store lacks, once each, unless its row already says so."""
         row, facts = (await self._wire.ready()).provider, self._facts
         if row.sha256 and facts.put_sha256 in _LACKS and self._first("checksums"):
             log.warning("store.no_checksums", bucket=self._wire.bucket)
@@ -156,7 +157,7 @@ class Attempts:
         return first
 
     def condition(self, operation: str, row: Provider) -> list[Extra]:
-        """What keeps a PUT (``put``) or a completion from writing over an object."""
+        """The condition that keeps a PUT (``put``) or a completion from overwriting an object."""
         fact = f"{operation}_condition"
         known = getattr(self._facts, fact)
         spared = not row.conditions and known is not Seen.HONOURED
@@ -167,7 +168,7 @@ class Attempts:
     def proven(self, operation: str, answer: Answer, extras: Iterable[Extra]) -> bool:
         """Whether the store checked the bytes that came with these extras.
 
-        Where the ETag is the MD5, one that is another MD5 speaks against them.
+        If its ETags are MD5s, an ETag with another MD5 disproves it.
         """
         for extra in extras:
             if extra.fact in (f"{operation}_sha256", f"{operation}_md5"):
@@ -181,13 +182,13 @@ class Attempts:
 
 
 def exists(answer: Answer, extras: Iterable[Extra]) -> bool:
-    """Whether a write with these extras was not made, since the object is there."""
+    """Whether the store refused a write with these extras because the object exists."""
     conditional = any("IfNoneMatch" in extra.params for extra in extras)
     return conditional and complaints.is_conflict(answer.complaint)
 
 
 async def proof_of(operation: str, proof: Proof, body: Buffer, sha256: bytes) -> list[Extra]:
-    """What lets the store check a body: its SHA-256, or its MD5, or nothing."""
+    """The extra by which the store can check a body: its SHA-256, its MD5, or none."""
     match proof:
         case Proof.SHA256:
             params = {"ChecksumSHA256": base64.b64encode(sha256).decode()}
@@ -201,11 +202,11 @@ async def proof_of(operation: str, proof: Proof, body: Buffer, sha256: bytes) ->
 
 
 def md5(body: Buffer) -> bytes:
-    """The MD5 digest, which is no secret of anything."""
+    """The MD5 digest, not used for security."""
     return hashlib.md5(body, usedforsecurity=False).digest()
 
 
 def is_md5(etag: str, digest: bytes) -> bool:
-    """Whether an ETag is this MD5, in whatever case and with quotes or without."""
+    """Whether an ETag is this MD5, in upper or lower case, with or without quotes."""
     match = _PLAIN_MD5.fullmatch(etag.strip())
     return match is not None and match[1].lower() == digest.hex()

@@ -1,4 +1,4 @@
-"""The body of a response, read into a buffer of the reader's."""
+"""The body of a response, read into the reader's buffer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     import aiohttp
 
     Arrived = Callable[[int], None]
-    """Takes note that so many bytes more lie in the room."""
+    """Called with the number of new bytes in the room."""
 
 
-_AT_ONCE = 1024 * 1024  # hashing more of them would hold up all else
+_AT_ONCE = 1024 * 1024  # hashing more at once would block the event loop
 
 
 def _nothing(count: int) -> None:
-    """Take note of nothing."""
+    """Do nothing."""
 
 
 def pour(ahead: memoryview, room: memoryview, arrived: Arrived) -> tuple[memoryview, memoryview]:
-    """Move what was read ahead into ``room``, as far as it fits; returns what is left of both."""
+    """Copy as much of ``ahead`` into ``room`` as fits; returns what is left of both."""
     count = min(len(ahead), len(room))
     if count:
         room[:count] = ahead[:count]
@@ -33,21 +33,21 @@ def pour(ahead: memoryview, room: memoryview, arrived: Arrived) -> tuple[memoryv
 
 
 class Body(Protocol):
-    """A body that is not read to its end yet."""
+    """A body that has not been read to its end."""
 
     async def fill(self, room: memoryview, arrived: Arrived) -> None:
-        """Read on until ``room`` is full, or the body or its connection ends.
+        """Read until ``room`` is full, or the body or its connection ends.
 
-        ``arrived`` is called as bytes come. Raises one of ``worker.http.BROKEN``, and what
-        ``arrived`` raises.
+        ``arrived`` is called as bytes come. Raises one of ``worker.http.BROKEN``, and the errors of
+        ``arrived``.
         """
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Release the connection."""
 
 
 class ParsedBody:
-    """A body however it is framed. Read to its end, it leaves the connection to other requests."""
+    """A body in any framing. Reading it to its end frees the connection for other requests."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -68,11 +68,11 @@ class ParsedBody:
 
 
 class DirectBody(asyncio.BufferedProtocol):
-    """A long body of ``length`` bytes, received where it is to lie.
+    """A long body of ``length`` bytes, received directly into the reader's buffer.
 
-    Takes the connection from aiohttp once the headers are read, which saves copies and a wake-up of
-    the reader for each piece, and gives it back once all of the body is here. ``stall`` is how many
-    seconds may pass without a byte.
+    Takes the connection from aiohttp once the headers are read, which saves copies and one wake-up
+    of the reader per piece, and returns it at the end of the body. ``stall`` is the longest time
+    without a byte, in seconds.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, length: int, *, stall: float) -> None:
@@ -108,15 +108,15 @@ class DirectBody(asyncio.BufferedProtocol):
     def close(self) -> None:
         """See :class:`Body`."""
         self._response.close()
-        self._error = None  # refers to the frames it went through, and they to this
+        self._error = None  # it refers to the frames it passed through, and these to this object
 
     def _take_over(self) -> None:
-        """Take the connection, and what aiohttp has read from it."""
+        """Take the connection, and the bytes that aiohttp has already read from it."""
         content = self._response.content
         self._ahead = memoryview(b"".join(iter(content.read_nowait, b"")))
         connection = self._response.connection
         transport = connection.transport if connection is not None else None
-        if transport is None:  # the rest of a body that is all here, or lost
+        if transport is None:  # the body is complete already, or the connection is lost
             self._lost = True
             return
         self._transport = transport
@@ -125,10 +125,10 @@ class DirectBody(asyncio.BufferedProtocol):
         transport.set_protocol(self)
 
     def _give_back(self) -> None:
-        """Let the connection serve other requests, as aiohttp does after a body that it has read.
+        """Let other requests use the connection, as aiohttp does after a body that it has read.
 
-        Its parser still waits for the body, so it takes nothing that comes before the next request
-        for an answer to that.
+        Its parser still expects the body, so bytes that come before the next request never count as
+        that request's answer.
         """
         self._lost = True
         self._transport.set_protocol(self._parser)
@@ -149,27 +149,27 @@ class DirectBody(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             self._room, self._arrived = memoryview(b""), _nothing  # they hold the reader's buffer
 
-    # -- what the transport calls -----------------------------------------------------------------
+    # -- called by the transport ------------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer for the next bytes."""
         return self._room[:_AT_ONCE]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take note of bytes that came."""
+        """Process ``nbytes`` new bytes."""
         self._room = self._room[nbytes:]
         self._left -= nbytes
         self._moved = self._loop.time()
         try:
             self._arrived(nbytes)
-        except Exception as error:  # for the reader; asyncio would log it and break off
+        except Exception as error:  # raised in the reader; asyncio would log it and close
             self._error = error
         if not self._room or self._error is not None:
             self._transport.pause_reading()
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let the reader know, and aiohttp, which waits for it when it closes."""
+        """Tell the reader, and aiohttp, which waits for this when it closes."""
         self._lost, self._error = True, self._error or exc
         self._wake()
         self._parser.connection_lost(exc)

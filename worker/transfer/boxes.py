@@ -20,7 +20,7 @@ class Box(NamedTuple):
 
 
 def boxes(data: memoryview) -> Iterator[Box]:
-    """The first 256 boxes that follow one another, as far as ``data`` reaches."""
+    """Yield the first 256 consecutive boxes in ``data``."""
     at = 0
     for _ in range(_MOST):
         if len(data) - at < 8:
@@ -39,5 +39,5 @@ def boxes(data: memoryview) -> Iterator[Box]:
 
 
 def box(data: memoryview | None, name: bytes) -> Box | None:
-    """The first box of a name."""
+    """The first box with a name."""
     return next((each for each in boxes(data) if each.name == name), None) if data else None

@@ -1,4 +1,4 @@
-"""How many bytes of files a process holds in memory at once."""
+"""The memory that a process uses for bytes of files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-_EVERY = 5.0  # seconds between two signs of life of one who waits
-_USUAL_LIFE = 3600.0  # seconds that an address is taken to live which does not say
+_EVERY = 5.0  # seconds between two calls of `waiting`
+_USUAL_LIFE = 3600.0  # seconds that an address lives if it does not say
 
-_QUICK = 10.0  # seconds within which a host that is well fills its room
-_HOSTS = 1000  # whose pace is remembered
+_QUICK = 10.0  # seconds within which a healthy host fills its room
+_HOSTS = 1000  # with a known pace
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """One waiter and the bytes it wants; served by rank, then by number."""
+    """One waiter and the number of bytes it wants; served by rank, then by number."""
 
     host: str
     rank: float
@@ -34,16 +34,15 @@ class _Waiting:
 class Budget:
     """A fair semaphore that counts bytes.
 
-    Waiters queue in one of two lines, which are served in turns: new files, soonest expiry first,
-    and running files, in the order they asked. So many small files do not hold up a huge one, nor
-    huge files the small ones. In each line, files of the host that holds the least go first.
+    Waiters queue in one of two lines, which take turns: new files, soonest expiry first, and
+    running files, in the order of their requests. So many small files do not hold up a huge one,
+    nor huge files the small ones. In each line, files of the host that holds the least go first.
 
-    A host that was not seen to fill its room within seconds gets no more than what is left for
-    others: half if it is alone, then a third, a quarter… So a host that is slow, whatever it holds,
-    leaves room for one that comes later.
+    A host that is not known to fill its room within seconds gets at most as much as it leaves free:
+    half if it is alone, then a third, a quarter… So a slow host always leaves room for a later one.
 
-    A waiter may not hold room meanwhile, so that one part's room is enough for all to continue. A
-    request for more than the total gets all of it.
+    A waiter must not hold room meanwhile, so that room for one part is enough for all to continue.
+    A request for more than the total gets the total.
     """
 
     def __init__(self, total: int, *, clock: Callable[[], float] = time.time) -> None:
@@ -60,12 +59,12 @@ class Budget:
 
     @property
     def used(self) -> int:
-        """Bytes given out now."""
+        """The bytes in use now."""
         return self.total - self._free
 
     @property
     def waited_for(self) -> bool:
-        """Whether anybody is waiting."""
+        """Whether a request is waiting."""
         return any(self._lines)
 
     def room(
@@ -79,15 +78,14 @@ class Budget:
     ) -> Room:
         """Room for ``size`` bytes, to be entered with ``async with``.
 
-        ``host`` is the file's; one without a name is bound by nothing but the total. ``expires`` is
-        when its address does, in Unix seconds: in an hour if that is not known. ``begun``: the file
-        has been begun, so that this does not matter any more.
-        ``waiting`` is called every few seconds while one waits in line.
+        ``host`` is the file's; an empty one is only bounded by the total. ``expires`` is when the
+        file's address expires, in Unix seconds; an hour from now if unknown. It does not matter if
+        the file has ``begun``. ``waiting`` is called every few seconds while the request waits.
         """
         return Room(self, size, host=host, expires=expires, begun=begun, waiting=waiting)
 
     def _fits(self, host: str, size: int) -> bool:
-        """Whether a host may take so much of what is free now, or would be."""
+        """Whether a host's share allows so many bytes more."""
         held = self._held[host]
         if not host or not held or self._quick.get(host, False):
             return True
@@ -126,11 +124,11 @@ class Budget:
                 self._give(host, size)
             else:
                 self._lines[begun].remove(entry)
-                self._give(host, 0)  # the next in line may fit where this one did not
+                self._give(host, 0)  # the next in line may fit now
             raise
 
     def _first(self) -> tuple[int, _Waiting] | None:
-        """The next waiter and its line, however much is free."""
+        """The next waiter and its line, even if too little is free."""
         for served in (self._next, 1 - self._next):
             allowed = [one for one in self._lines[served] if self._fits(one.host, one.size)]
             if allowed:
@@ -161,7 +159,7 @@ class Budget:
 
 
 class Room:
-    """One part's share of a :class:`Budget`; ``size`` is what is held of it."""
+    """One part's share of a :class:`Budget`; ``size`` is the number of bytes held."""
 
     def __init__(
         self,
@@ -195,14 +193,14 @@ class Room:
         self.release()
 
     async def acquire(self) -> None:
-        """Wait in line for what is wanted."""
+        """Wait in line for the wanted bytes."""
         await self._budget._take(
             self._host, self._wanted, self._expires, self._begun, self._waiting
         )
         self._taken()
 
     def acquire_now(self) -> bool:
-        """Take what is wanted if it is free and nobody waits; returns whether it was."""
+        """Take the wanted bytes if they are free and nobody waits; returns whether it did."""
         if not self._budget._take_now(self._host, self._wanted):
             return False
         self._taken()
@@ -213,14 +211,14 @@ class Room:
         self._taken_at = time.monotonic()
 
     def filled(self) -> None:
-        """The file's host has sent what goes in; what comes now is not its doing."""
+        """Note that the file's host has filled the room; later delays are not the host's."""
         if self._taken_at is not None:
             quick = time.monotonic() - self._taken_at <= _QUICK
             self._budget._judge(self._host, quick=quick)
             self._taken_at = None
 
     def another(self, size: int) -> Room:
-        """Room for another part of the same file, which has begun."""
+        """Room for another part of the same file, which counts as begun."""
         return Room(
             self._budget,
             size,
@@ -231,7 +229,9 @@ class Room:
         )
 
     async def again(self, size: int) -> None:
-        """Give everything back and line up for ``size`` bytes; what was held must be let go of."""
+        """Release everything and wait in line for ``size`` bytes; the caller must free what it
+        held.
+        """
         self.release()
         self._begun = True
         self._wanted = min(size, self._budget.total)
@@ -244,7 +244,7 @@ class Room:
             self._budget._give(self._host, back)
 
     def release(self) -> None:
-        """Give everything back; done already is well."""
+        """Release everything; safe to call twice."""
         if self._taken_at is not None and time.monotonic() - self._taken_at > _QUICK:
             self._budget._judge(self._host, quick=False)
         self._taken_at = None

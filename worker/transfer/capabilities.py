@@ -1,4 +1,4 @@
-"""What a store was seen to do, operation by operation, and which proof of bytes follows from it."""
+"""The facts about a store, operation by operation, and the proof of bytes they imply."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 VERSION = 1
-"""Of the probe: another one looks again."""
+"""The version of the probe; facts of another version are ignored."""
 
 
 class Seen(StrEnum):
-    """What became of a feature."""
+    """What a store does with a feature."""
 
     HONOURED = "honoured"
-    """What had to be refused was refused, and what was right was taken."""
+    """The store refuses what is wrong, and accepts what is right."""
     IGNORED = "ignored"
-    """Taken without effect."""
+    """Accepted without effect."""
     REFUSED = "refused"
     """A request fails with it and succeeds without."""
     UNKNOWN = "unknown"
 
 
 class Proof(StrEnum):
-    """What is sent with bytes so that the store can check them."""
+    """The digest sent with bytes so that the store can check them."""
 
     SHA256 = "sha256"
     MD5 = "md5"
@@ -35,9 +35,9 @@ class Facts:
     """Each fact is about one feature of one operation.
 
     ``…_sha256`` and ``…_md5`` are proofs of the bytes of a PUT or a part; ``…_condition`` is
-    ``If-None-Match`` where an object exists; ``…_etag`` says whether the ETag is the MD5 of the
-    bytes; ``head_checksum`` whether an object's SHA-256 can be asked for; ``listing`` whether an
-    open upload is listed.
+    ``If-None-Match`` for an existing object; ``…_etag`` says whether the ETag is the MD5 of the
+    bytes, ``head_checksum`` whether the store returns an object's SHA-256, ``listing`` whether it
+    lists open uploads.
     """
 
     put_sha256: Seen = Seen.UNKNOWN
@@ -53,20 +53,20 @@ class Facts:
 
     @property
     def unknown(self) -> list[str]:
-        """The names of what is not known."""
+        """The names of the unknown facts."""
         return [name for name in NAMES if getattr(self, name) is Seen.UNKNOWN]
 
     def without(self, refused: set[str]) -> Facts:
-        """The same, with some features refused."""
+        """These facts, with some features refused."""
         return replace(self, **dict.fromkeys(refused, Seen.REFUSED))
 
     def to_json(self) -> str:
-        """As JSON text."""
+        """These facts as JSON text."""
         return json.dumps({name: getattr(self, name) for name in NAMES})
 
     @classmethod
     def from_json(cls, text: str) -> Facts:
-        """Read what :meth:`to_json` wrote; whatever cannot be read is not known."""
+        """Read what :meth:`to_json` wrote; unreadable facts are unknown."""
         try:
             members = json.loads(text)
         except (ValueError, RecursionError):
@@ -84,9 +84,9 @@ def _seen(value: object) -> Seen:
 
 
 def best(*, sha256: Seen, md5: Seen, spared: bool) -> Proof:
-    """Which proof to send; ``spared``: the SHA-256 is thought to be in vain.
+    """Which proof to send: one that the store checks, else may check, else accepts.
 
-    One that the store checks, else one that it may check, else one that it takes.
+    ``spared``: the provider's row says that SHA-256 has no effect.
     """
     worth = {Seen.HONOURED: 0, Seen.UNKNOWN: 1, Seen.IGNORED: 2}
     known = [(sha256, spared, Proof.SHA256), (md5, False, Proof.MD5)]

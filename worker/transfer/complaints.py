@@ -1,4 +1,4 @@
-"""What a store's refusal means: pure, and the one place that knows the codes of errors."""
+"""What a store's error means: the one module that knows the error codes. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BODY_BYTES = 64 * 1024
-"""The most of an error's body that is read."""
+"""The most bytes of an error's body that are read."""
 
 WRITES = frozenset(
     {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"}
@@ -23,12 +23,12 @@ _LISTS = frozenset({"list_objects_v2", "list_objects", "list_multipart_uploads"}
 
 
 class Verdict(Enum):
-    """What a refusal is about."""
+    """What an error is about."""
 
     BLOCKED = "blocked"
-    """No object: every request would fail until somebody changes something."""
+    """Not this object: every request fails until an operator changes something."""
     UNAVAILABLE = "unavailable"
-    """Nobody: another attempt may get past it."""
+    """A passing failure: a retry may succeed."""
     REFUSED = "refused"
     """This object."""
 
@@ -46,12 +46,12 @@ class Complaint:
         return " ".join(filter(None, parts))
 
 
-# nothing is given back once it is taken: 64 KiB of blanks took seconds otherwise
+# possessive, without backtracking: 64 KiB of blanks took seconds otherwise
 _START = re.compile(rb"\s*+(?:<\?xml[^>]*+>\s*+)?<Error[\s>]")
 
 
 def read(status: int, body: bytes) -> Complaint:
-    """The error document of an answer, which may have come with status 200."""
+    """The complaint in an answer, which may have status 200."""
     text = body[:BODY_BYTES]
     if not _START.match(text):
         return Complaint(status=status)
@@ -60,7 +60,7 @@ def read(status: int, body: bytes) -> Complaint:
     return Complaint(status=status, code=one_line(code, 60) or "Error", message=message)
 
 
-# What is wrong where a code says the same of every object.
+# Codes that concern every object, by what is wrong.
 _BLOCKED: Mapping[str, str] = {
     code: about
     for about, codes in {
@@ -78,7 +78,7 @@ _BLOCKED: Mapping[str, str] = {
     }.items()
     for code in codes.split()
 }
-# Codes below 500 that another attempt may get past: the body was damaged, or the store is busy.
+# Codes with a status below 500 after which a retry may succeed: a damaged body, or a busy store.
 _PASSING = frozenset(
     {
         "BadDigest",
@@ -104,10 +104,10 @@ _CONFLICT_CODES = frozenset(
 _OF_THE_OBJECT = frozenset(
     {"EntityTooLarge", "EntityTooSmall", "InvalidPartOrder", "KeyTooLongError", "NoSuchKey"}
 )
-# Such a status says that the address, or something that every request carries, is wrong, ...
+# Statuses that say that the address, or something in every request, is wrong.
 _OF_ALL = frozenset({404, 405, 501})
 _TOO_LARGE = frozenset({413, 414})
-# ... and such a one that there is something in this request that the store does not know.
+# Statuses that say that the store does not know something in this request.
 _NOT_KNOWN = frozenset({400, 405, 406, 411, 415, 417, 422, 501})
 _NOT_KNOWN_CODES = frozenset({"MalformedXML", "MethodNotAllowed", "NotImplemented", "NotSupported"})
 _DIGEST = re.compile(r"digest|mismatch|md5|checksum", re.IGNORECASE)
@@ -116,22 +116,24 @@ _OPTION = re.compile(r"storage[ -]?class|encryption|\bkms\b|\bacl\b|tagging", re
 
 
 def is_conflict(complaint: Complaint) -> bool:
-    """Whether a conditional write was not made, since the object exists."""
+    """Whether the store refused a conditional write because the object exists or is being
+    written.
+    """
     return complaint.status in (409, 412) or complaint.code in _CONFLICT_CODES
 
 
 def is_there(complaint: Complaint) -> bool:
-    """Whether that says that the object exists, and not that another write is under way."""
+    """Whether the object exists, rather than another write being under way."""
     return complaint.status == 412 or complaint.code in ("FileAlreadyExists", "PreconditionFailed")
 
 
 def is_bad_digest(complaint: Complaint) -> bool:
-    """Whether bytes were refused since they do not agree with what was said of them."""
+    """Whether the store refused bytes because they do not match their digest."""
     return 400 <= complaint.status < 500 and bool(_DIGEST.search(complaint.code))
 
 
 def may_be_unknown(complaint: Complaint) -> bool:
-    """Whether the store may not know a header or an element: trying without it can tell."""
+    """Whether the store may not know a header or an element: a request without it can tell."""
     code = complaint.code
     if code in _BLOCKED or code in _PASSING or code in _OF_THE_OBJECT or is_conflict(complaint):
         return False
@@ -141,7 +143,9 @@ def may_be_unknown(complaint: Complaint) -> bool:
 
 
 def may_fail(complaint: Complaint) -> bool:
-    """Whether a store that fails over what it does not know may say so, as in an outage."""
+    """Whether this may be how a store that fails over an unknown feature answers, as in an
+    outage.
+    """
     if complaint.code in _BLOCKED or complaint.code in _BUSY or is_conflict(complaint):
         return False
     return complaint.status == 403 or (
@@ -152,10 +156,10 @@ def may_fail(complaint: Complaint) -> bool:
 def judge(
     complaint: Complaint, call: str, *, takes_writes: bool, takes_these: bool, options: bool
 ) -> tuple[Verdict, str]:
-    """Who is to blame, and for what is blocked which of the settings it is about.
+    """What is to blame; for ``BLOCKED`` also the setting that it is about.
 
-    ``takes_writes`` and ``takes_these``: whether the store has lately taken a write of any kind,
-    and of this kind; ``options``: whether requests carry options of the operator.
+    ``takes_writes`` and ``takes_these``: whether the store has recently accepted a write of any
+    kind, and of this kind; ``options``: whether requests carry the operator's options.
     """
     status, code = complaint.status, complaint.code
     if about := _blocked(complaint, options=options and call in WRITES):
@@ -170,7 +174,7 @@ def judge(
             # a 404 never blames an object that is being written
             return (Verdict.UNAVAILABLE if status == 404 else Verdict.REFUSED), ""
         return Verdict.BLOCKED, "options" if options and status == 501 else "address"
-    if status in _TOO_LARGE and not code:  # of a proxy in front of the store
+    if status in _TOO_LARGE and not code:  # from a proxy in front of the store
         return Verdict.REFUSED, ""
     # a late error has status 200, and an answer to HEAD has no code
     if status >= 500 or status in _PASSING_STATUS or status < 400 or not code:

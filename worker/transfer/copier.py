@@ -1,6 +1,6 @@
 """Copying one file: GET, sniff, hash, PUT, verify.
 
-Bytes pass through memory in parts, so that length and checksum of what is sent are known before it
+Bytes pass through memory in parts, so that the length and checksum of each part are known before it
 is sent, and memory does not depend on the size of the file.
 """
 
@@ -37,12 +37,12 @@ log = structlog.get_logger("harvester.copy")
 
 PART_BYTES = 8 * 1024 * 1024
 
-_PARTS_AT_ONCE = 2  # on their way; more of them slow a store on the same machine down
+_PARTS_AT_ONCE = 2  # sent concurrently; more slow down a store on the same machine
 _PART_SECONDS = 600.0
 _ABORT_SECONDS = 10.0
 _LENT_AFTER = 2.0  # seconds
-_LATE_SECONDS = 600.0  # at most, for an object whose completion was not answered
-_LATE_RATE = 4 * 1024 * 1024  # bytes a second that a store is thought to put together
+_LATE_SECONDS = 600.0  # longest wait for an object whose completion got no answer
+_LATE_RATE = 4 * 1024 * 1024  # assumed bytes a second at which a store assembles parts
 _LATE_PAUSE = 1.0
 
 
@@ -50,8 +50,8 @@ _LATE_PAUSE = 1.0
 class CopyJob:
     """One file to copy. ``base`` is its key without extension, ``key`` the one fixed earlier.
 
-    ``expires`` is when ``url`` does, in Unix seconds, if that is known; ``entry``: the reply lists
-    it among its pictures.
+    ``expires`` is when ``url`` expires, in Unix seconds, if known; ``entry``: the reply lists it
+    under ``images``.
     """
 
     task_id: str
@@ -68,24 +68,24 @@ class Hold(Protocol):
     """The claim under which a file is copied."""
 
     async def reserve(self, key: str) -> str:
-        """Fix the file's key; returns the one that stands, which may be an earlier one."""
+        """Fix the file's key; returns the key in force, which may be an earlier one."""
 
     async def check(self) -> None:
-        """Raise ``LeaseLost`` if the file is not ours to write any more."""
+        """Raise ``LeaseLost`` if another worker owns the file."""
 
     def progress(self) -> None:
-        """Bytes have moved."""
+        """Note that bytes have moved."""
 
     def reading(self, now: bool) -> None:
-        """The file's host is waited for from now on, or no longer."""
+        """Note whether the transfer waits for the file's host from now on."""
 
     def arrived(self, count: int) -> None:
-        """So many bytes have come from the file's host."""
+        """Note that ``count`` bytes have come from the file's host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """What is known of a file once its first part is here."""
+    """What is known of a file once its first part has arrived."""
 
     job: CopyJob
     key: str
@@ -112,7 +112,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Content:
-    """What was sent: size, SHA-256, and the checksum that the store should give for it."""
+    """The bytes sent: size, SHA-256, and the checksum that the store should return for them."""
 
     size: int
     sha256: bytes
@@ -122,9 +122,9 @@ class _Content:
 class Copier:
     """Copies files from ``source`` to ``store``.
 
-    ``part_size`` is in bytes; a file needs room for one part, and takes that of another only while
-    nobody else wants it. ``part_seconds`` bounds how long a slow host may take to fill one.
-    ``content_types`` are globs of what may be stored.
+    ``part_size`` is in bytes; a file needs room for one part, and takes room for another only while
+    nobody waits. ``part_seconds`` is the longest time for a host to fill a part. ``content_types``
+    are globs of the types that may be stored.
     """
 
     def __init__(
@@ -155,18 +155,18 @@ class Copier:
         return self._budget.waited_for
 
     async def copy(self, job: CopyJob, hold: Hold) -> StoredFile:
-        """Copy one file and return it once the store is seen to hold all of it.
+        """Copy one file and return it once the store is known to hold all of it.
 
-        Raises the ``Source…`` and ``Store…`` errors of ``worker.errors``, and what ``hold`` raises.
-        However it ends, its multipart upload is completed or aborted. One that the store does not
-        abort is logged (``upload.not_aborted``), and stays open.
+        Raises the ``Source…`` and ``Store…`` errors of ``worker.errors``, and those of ``hold``.
+        Its multipart upload is always completed or aborted; one that the store does not abort is
+        logged (``upload.not_aborted``), and stays open.
         """
         await self._store.ready()
         async with self._budget.room(
             self._part_size, host=host_of(job.url), expires=job.expires, waiting=hold.progress
         ) as room:
             hold.reading(True)
-            # while a host takes long to answer, its room is lent to other files
+            # while a host takes long to answer, other files may use the room
             lent = asyncio.get_running_loop().call_later(_LENT_AFTER, room.shrink, 0)
             async with self._source.open(job.url, progress=hold.progress) as download:
                 lent.cancel()
@@ -202,7 +202,7 @@ class Copier:
             return await self._copy_whole(file, part, hold)
 
     async def _part_limit(self, download: Download) -> int:
-        """Bytes of a part: more than usual only if there were too many parts otherwise."""
+        """The size of a part: larger than usual only if there would be too many parts."""
         longest = download.length or self._source.max_file_bytes
         _, provider = await self._store.provider()
         return max(self._part_size, -(-longest // provider.parts))
@@ -212,7 +212,7 @@ class Copier:
     async def _kind(
         self, job: CopyJob, download: Download, part: PartBuffer, hold: Hold
     ) -> FileType:
-        """What the file is, from its first bytes; refuses what may not be stored."""
+        """The file's type, from its first bytes; raises if it may not be stored."""
         await self._fill(download, part, hold, most=sniff.HEAD_BYTES)
         head = bytes(part.data)
         kind = sniff.sniff(head, filename=job.filename, format=job.format, url=job.url)
@@ -232,7 +232,7 @@ class Copier:
     async def _fill(
         self, download: Download, part: PartBuffer, hold: Hold, *, most: int | None = None
     ) -> None:
-        """Read until the part is full, or has got ``most`` bytes more, or the file ends."""
+        """Read until the part is full, ``most`` more bytes have come, or the file ends."""
 
         def arrived(count: int) -> None:
             part.arrived(count)
@@ -259,7 +259,7 @@ class Copier:
             raise SourceFault("the file's host did not finish the file in time") from None
 
     async def _confirm(self, download: Download, sha256: bytes, hold: Hold) -> None:
-        """See that a file is whole of which only the close of its connection told the end."""
+        """Check that a file is whole if only the close of its connection marked the end."""
         parts = 1 + download.received // self._part_size
         hold.reading(True)
         try:
@@ -318,10 +318,10 @@ class Copier:
     async def _complete(
         self, upload: Upload, parts: Sequence[Part], content: _Content, hold: Hold
     ) -> Written:
-        """Make the object; :attr:`Written.EXISTS` if the very bytes are there already.
+        """Complete the upload; returns :attr:`Written.EXISTS` if the same bytes are already stored.
 
-        Some stores put a large object together only now. One that does not answer in time, or
-        before a proxy gives up, may still have it soon.
+        Some stores assemble a large object only now, and may finish it after a proxy or the
+        deadline has given up on the answer.
         """
         await hold.check()
         try:
@@ -346,7 +346,7 @@ class Copier:
     async def _send_parts(
         self, upload: Upload, download: Download, part: PartBuffer, room: Room, hold: Hold
     ) -> list[Part]:
-        """Send all parts; the next one is read while others are on their way."""
+        """Send all parts; the next one is read while others are being sent."""
         limit = read = len(part)
         sending: list[asyncio.Task[Part]] = []
         rooms = [room]
@@ -373,7 +373,7 @@ class Copier:
                 task.cancel()
             await asyncio.gather(*sending, return_exceptions=True)
             for room in rooms:
-                room.release()  # a task that was cancelled before it began has not done so
+                room.release()  # a task that was cancelled before it started has not
 
     async def _send_part(
         self,
@@ -395,7 +395,7 @@ class Copier:
     async def _next_room(
         self, room: Room, sending: Sequence[asyncio.Task[Part]], size: int, hold: Hold
     ) -> Room:
-        """Room for one more part: next to others while nobody waits, else after them."""
+        """Room for one more part: while others are sent if nobody waits, else after them."""
         while True:
             busy = [task for task in sending if not task.done()]
             for task in sending:
@@ -411,7 +411,7 @@ class Copier:
 
     @contextlib.asynccontextmanager
     async def _upload(self, file: _File) -> AsyncIterator[Upload]:
-        """An upload that is aborted unless the block ends well."""
+        """An upload that is aborted if the block raises."""
         opening = asyncio.ensure_future(
             self._store.create_upload(
                 file.key,
@@ -424,7 +424,7 @@ class Copier:
         try:
             upload = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # it may be open already, and only the answer tells its id
+            # the upload may be open already, and only the answer contains its id
             await self._see_to(self._abort_opened(opening))
             raise
         try:
@@ -447,18 +447,18 @@ class Copier:
             log.warning("upload.not_aborted", key=upload.key, error=str(error))
 
     async def _see_to(self, work: Coroutine[None, None, None]) -> None:
-        """Finish work even if this copy is cancelled (again), waiting only so long for it."""
+        """Finish work even if this copy is cancelled again, with a bounded wait."""
         task = asyncio.create_task(work)
         self._aborting.add(task)
         task.add_done_callback(self._aborting.discard)
         await asyncio.wait([task], timeout=_ABORT_SECONDS)
 
-    # -- what the store holds -----------------------------------------------------------------
+    # -- verifying ----------------------------------------------------------------------------
 
     async def _verify(self, key: str, content: _Content, hold: Hold, outcome: Written) -> None:
         """Raise unless the store holds what was just written."""
         there = await self._store.head(key)
-        # a checksum that is given back and is another one speaks against the bytes
+        # a different checksum in the answer disproves the bytes
         given = there and there.checksum
         proven = outcome is Written.PROVEN and given in (None, content.checksum)
         difference = await self._difference(key, there, content, hold, proven=proven)
@@ -466,7 +466,7 @@ class Copier:
             raise StoreUnavailable(f"{key} was accepted, but {difference}")
 
     async def _is_there(self, key: str, content: _Content, hold: Hold) -> bool:
-        """Whether the existing object is the one that was to be written."""
+        """Whether the existing object already has the right bytes."""
         there = await self._store.head(key)
         proven = (
             there is not None
@@ -484,7 +484,7 @@ class Copier:
         *,
         proven: bool,
     ) -> str:
-        """How an object differs from what it should be; its bytes are read back unless proven."""
+        """How an object differs from the content; its bytes are read back unless ``proven``."""
         hold.progress()
         if there is None:
             return "is not there"

@@ -1,8 +1,8 @@
-"""Which addresses may be fetched from, or posted to.
+"""Which addresses the fleet may fetch from or post to.
 
-An address comes from outside, so it may point at anything this machine can reach. The checks
-happen where aiohttp connects: on the host of every request, and on the addresses that its name
-resolved to, of which only allowed ones are connected to.
+Addresses are untrusted, so they may point at anything this machine can reach. The checks happen
+where aiohttp connects: on the host of every request, and on the IP addresses that its name resolves
+to, so that only allowed ones are used.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ _NOT_PUBLIC_4 = tuple(
         ),
     )
 )
-# IANA IPv6 Special-Purpose Address Registry: only 2000::/3 is handed out, and not all of it.
+# IANA IPv6 Special-Purpose Address Registry: only parts of 2000::/3 are global.
 _GLOBAL_6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_6 = tuple(
     map(
         IPv6Network,
         (
-            "2001::/23",  # Teredo among them, which embeds an IPv4 address
+            "2001::/23",  # includes Teredo, which embeds an IPv4 address
             "2001:db8::/32",
-            "2002::/16",  # 6to4, which embeds one too
+            "2002::/16",  # 6to4, which embeds an IPv4 address too
             "3fff::/20",
         ),
     )
@@ -86,21 +86,21 @@ _NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
 _IDLE_BYTES = 1024 * 1024
-"""What a host may send between two bytes of a body, or before the first one."""
+"""Bytes that a host may send between two pieces of a body, or before the first one."""
 _LOOKUP_SECONDS, _LOOKUP_TRIES = 4.0, 2
-"""How long a name server has for the first try; the second one takes twice as long."""
+"""Seconds for a name server's first try; the second one has twice as many."""
 _LOOKUPS = 100
-"""After so many lookups c-ares is made again: it keeps the answers, however large they are."""
+"""The lookups after which c-ares is replaced: it keeps all answers, also large ones."""
 
 _LAST_PORT = 65535
 _HTTPS_PORT = 443
 
 _oddity: ContextVar[str] = ContextVar("_oddity", default="")
-"""What about a request only an address of ``allow_private`` may serve, if anything."""
+"""The feature of a request that only ``allow_private`` permits (plain http, a port), if any."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet, seen through IPv4 embedded in IPv6."""
+    """Whether an address, or the IPv4 address embedded in it, belongs to the public internet."""
     address = _unwrapped(address)
     if isinstance(address, IPv4Address):
         return not _within(address, _NOT_PUBLIC_4)
@@ -121,12 +121,12 @@ def _unwrapped(address: Address) -> Address:
 
 
 class Guard:
-    """Allows public https addresses of the hosts named, and what ``allow_private`` adds.
+    """Allows public https addresses of some hosts, and the additions of ``allow_private``.
 
     ``allow_hosts`` are globs of host names. An entry of ``allow_private`` is a host glob, whose
-    hosts may be plain http and resolve to anything, or a network such as ``10.0.0.0/8``, whose
-    addresses may be connected to, by plain http too. ``ports`` are those that public addresses may
-    be connected to, ``None`` means any; what ``allow_private`` adds may use any port.
+    hosts may use plain http and resolve to any address, or a network such as ``10.0.0.0/8``, whose
+    addresses may be used, also over plain http. ``ports`` are the allowed ports of public
+    addresses, ``None`` means any; entries of ``allow_private`` may use any port.
     """
 
     def __init__(
@@ -146,14 +146,14 @@ class Guard:
         self._lookup = lookup or Names
 
     def check_url(self, url: str) -> str:
-        """Raise :class:`SourceRejected` if no request may go to ``url``, whatever it resolves to.
+        """Raise :class:`SourceRejected` if no request may go to ``url``.
 
-        Returns it as it goes over the wire. The addresses that a name resolves to are checked by
-        the connections of :meth:`client` and :meth:`session`.
+        Returns the URL as it is sent. The connections of :meth:`client` and :meth:`session` check
+        the addresses that its name resolves to.
         """
         try:
             parsed = httpx.URL(url)
-        except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA has no form for
+        except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA cannot encode
             raise SourceRejected("not an address that can be fetched") from None
         if parsed.port is not None and not 0 < parsed.port <= _LAST_PORT:
             raise SourceRejected("the port is invalid")
@@ -163,7 +163,7 @@ class Guard:
         return str(parsed)
 
     def client(self, timeout: httpx.Timeout = TIMEOUT) -> httpx.AsyncClient:
-        """A client whose every connection is checked.
+        """A client that checks every connection.
 
         Its requests raise :class:`SourceRejected` for an address that is not allowed,
         :class:`SourceFault` for a name that cannot be resolved, and one of ``worker.http.BROKEN``
@@ -172,14 +172,14 @@ class Guard:
         return make_client(self._connector, timeout=timeout)
 
     def session(self) -> aiohttp.ClientSession:
-        """The same for files; must be called on the loop. Requests bring their own timeouts."""
+        """The same for files; must be called on the loop. Requests set their own timeouts."""
         return make_session(self._connector)
 
     def _connector(self, context: ssl.SSLContext) -> aiohttp.BaseConnector:
         return _Connector(self, _Resolver(self, self._lookup()), context)
 
     def _check(self, scheme: str, host: str, port: int | None, has_user: bool) -> str:
-        """Refuse what no address may serve; returns the oddity that only some may."""
+        """Refuse a request that no address permits; returns the oddity that only some permit."""
         if scheme not in {"http", "https"}:
             raise SourceRejected("not an http(s) address")
         if has_user:
@@ -213,7 +213,9 @@ class Guard:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Checks the address as aiohttp understands it, which skips the resolver for numeric hosts."""
+    """Checks each address as aiohttp parses it, since aiohttp skips the resolver for numeric
+    hosts.
+    """
 
     def __init__(self, guard: Guard, resolver: AbstractResolver, context: ssl.SSLContext) -> None:
         super().__init__(
@@ -234,10 +236,10 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _Handler(ResponseHandler):
-    """Breaks off a connection that brings too much between two bytes of a body.
+    """Closes a connection that sends too many bytes between two pieces of a body.
 
-    That bounds what headers, answers before the answer (1xx), extensions of chunks and trailers
-    hold in memory and take to be parsed, in all.
+    That bounds the memory and time for headers, interim answers (1xx), chunk extensions and
+    trailers together.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -245,12 +247,12 @@ class _Handler(ResponseHandler):
         self._idle = 0
 
     def set_response_params(self, **params: Any) -> None:
-        """Begin with a response."""
+        """Begin a response."""
         self._payload, self._idle = None, 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Take in what has come."""
+        """Process received bytes."""
         before = self._payload, self._arrived()
         super().data_received(data)
         after = self._payload, self._arrived()
@@ -263,19 +265,19 @@ class _Handler(ResponseHandler):
             self.set_exception(HttpProcessingError(message="too many bytes without a body"))
 
     def _arrived(self) -> int:
-        """How many bytes of a body have come."""
+        """The bytes of the body received so far."""
         return getattr(self._payload, "total_bytes", 0)
 
 
 class Names(AbstractResolver):
-    """Looks foreign names up with c-ares, and with its ``options``.
+    """Looks up untrusted names with c-ares and its ``options``.
 
-    It holds no thread for each name, so names that nobody answers for keep up no others.
+    It uses no thread per name, so unanswered names do not delay others.
     """
 
     def __init__(self, **options: Any) -> None:
         self._options = {"timeout": _LOOKUP_SECONDS, "tries": _LOOKUP_TRIES, **options}
-        self._resolvers = WeakSet[AbstractResolver]()  # an old one ends with its last lookup
+        self._resolvers = WeakSet[AbstractResolver]()  # an old one is freed with its last lookup
         self._newest: AbstractResolver | None = None
         self._left = 0
 
@@ -291,13 +293,13 @@ class Names(AbstractResolver):
         return await resolver.resolve(host, port, family)
 
     async def close(self) -> None:
-        """End the lookups that are under way."""
+        """Cancel the lookups under way."""
         for resolver in list(self._resolvers):
             await resolver.close()
 
 
 class _Resolver(AbstractResolver):
-    """Hands on the addresses of a name that may be connected to."""
+    """Returns only the allowed addresses of a name."""
 
     def __init__(self, guard: Guard, lookup: AbstractResolver) -> None:
         self._guard = guard
@@ -340,8 +342,8 @@ def _canonical(host: str) -> str:
 def _literal(host: str) -> Address | None:
     """The address that a host is written as, or ``None`` for a name.
 
-    Only the usual notation passes: others (``127.1``, ``0x7f.1``, ``2130706433``) are read
-    differently by different software.
+    Only the usual notation is allowed: programs disagree about others (``127.1``, ``0x7f.1``,
+    ``2130706433``).
     """
     if ":" not in host and _NAME.fullmatch(host) and not _NUMBER.fullmatch(host):
         return None

@@ -1,6 +1,6 @@
-"""How long clips and sounds are, and how large clips are shown: read from headers, never decoded.
+"""Durations of clips and sounds, and sizes of clips, read from headers without decoding.
 
-Every read is bounded: a header that lies costs a few steps and tells nothing.
+Every read is bounded: a false header costs a few steps and yields nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 _MOST_CHUNKS = 1000
 _MOST_TRACKS = 32
-_LONGEST = 10 * 365 * 86_400  # seconds; what claims more is damaged
+_LONGEST = 10 * 365 * 86_400  # seconds; a longer one is damaged
 _ISO_MEDIA = frozenset({"video/mp4", "video/quicktime", "video/3gpp", "audio/mp4"})
-_SEEN = frozenset({b"vide", b"pict", b"auxv"})  # handlers of tracks that are pictures
-_UNKNOWN = {">IQ": 2**64 - 1, ">II": 2**32 - 1}  # a duration of all ones, by its layout
+_SEEN = frozenset({b"vide", b"pict", b"auxv"})  # handlers of visual tracks
+_UNKNOWN = {">IQ": 2**64 - 1, ">II": 2**32 - 1}  # a duration of all ones means unknown
 _FLAC_INFO = 42  # bytes of the marker, a block header and STREAMINFO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a header tells: ``duration`` in seconds, ``width`` and ``height`` in pixels.
+    """What a header says: ``duration`` in seconds, ``width`` and ``height`` in pixels.
 
-    ``sound``: a container of clips has a track that is heard, and none that is seen.
+    ``sound``: a clip container has a sound track and no visual one.
     """
 
     width: int | None = None
@@ -37,7 +37,7 @@ class Facts:
 
 
 def facts(head: memoryview, kind: FileType) -> Facts:
-    """What the beginning of a clip or a sound tells of it; never raises."""
+    """What the beginning of a clip or a sound says about it; never raises."""
     try:
         if kind.content_type in _ISO_MEDIA:
             return _iso_media(head)
@@ -77,7 +77,7 @@ def _iso_media(head: memoryview) -> Facts:
 
 
 class _Track(NamedTuple):
-    """What a track holds (ISO/IEC 14496-12, 8.4.3), and the size that it is shown with."""
+    """The kind of a track (ISO/IEC 14496-12, 8.4.3), and its display size."""
 
     handler: bytes
     size: tuple[int, int]
@@ -93,7 +93,7 @@ def _track(content: memoryview) -> _Track:
 
 
 def _size(track: memoryview) -> tuple[int, int]:
-    """Width and height a track is shown with, turned as its matrix says; zeros for sound."""
+    """A track's display width and height, rotated by its matrix; zeros for sound."""
     at = 52 if track[0] == 1 else 40
     across, turn = struct.unpack_from(">ii", track, at)
     width, height = (edge >> 16 for edge in struct.unpack_from(">II", track, at + 36))
@@ -108,7 +108,7 @@ def _wav(head: memoryview) -> float | None:
         if name == b"fmt ":
             (rate,) = struct.unpack_from("<I", head, at + 16)  # bytes a second
         elif name == b"data":
-            # 0xFFFFFFFF: written to a pipe, the length was never filled in
+            # 0xFFFFFFFF: the file was written to a pipe, without a length
             return None if size == 0xFFFFFFFF else _seconds(size, rate)
         at += 8 + size + size % 2
     return None

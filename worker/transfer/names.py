@@ -1,4 +1,4 @@
-"""What a reply's names for a file say that it is, before any byte has come."""
+"""What a file should be by its names in the reply, before any byte has come."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DRAWN = _set(
     "gcode mtl cube"
 )
 _PAGES = _set("html htm xhtml mhtml mht xml txt text md markdown")
-# Everything else that is text.
+# All other text.
 _TEXT = _PAGES | _set(
     "srt vtt ass ssa lrc sub sbv smi ttml dfxp "
     "json jsonl ndjson geojson csv tsv yaml yml toml ini cfg conf properties "
@@ -62,25 +62,25 @@ class Promise:
 
     @property
     def filled(self) -> bool:
-        """Whether no empty file can be it."""
+        """Whether the file cannot be empty."""
         return self.what in (What.SEALED, What.DRAWN)
 
     @property
     def page(self) -> bool:
-        """Whether a page can be it."""
+        """Whether the file may be a web page."""
         return not self.extension or self.extension in _PAGES
 
 
 def named_extension(filename: str, format: str, url: str) -> str:
-    """The extension (``.png``) that a file's names give it, or nothing."""
+    """The first extension (``.png``) among a file's names; empty if there is none."""
     first = next(iter(_extensions(filename, format, url)), "")
     return f".{first}" if first else ""
 
 
 def promised(filename: str, format: str, url: str, *, entry: bool = False) -> Promise:
-    """What a file must be by its names; the first one that says it decides.
+    """What a file must be by its names; the first one with a known extension decides.
 
-    Where none does, an ``entry`` of ``images`` must be a picture or the like.
+    Without any, an ``entry`` of ``images`` must not be text.
     """
     for extension in _extensions(filename, format, url):
         for what, known in ((What.SEALED, _SEALED), (What.DRAWN, _DRAWN), (What.TEXT, _TEXT)):

@@ -1,4 +1,4 @@
-"""What a store says of objects, and what is said to it of parts."""
+"""Objects, uploads and parts as the store describes them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class Written(Enum):
-    """What became of a write that was to create its object."""
+    """The outcome of a write."""
 
     CREATED = "created"
     PROVEN = "proven"
-    """Created, and the store was seen to refuse bytes that are damaged on the way."""
+    """Created, and the store has checked the bytes."""
     EXISTS = "exists"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """What the store says of an object.
+    """An object as the store describes it.
 
-    ``checksum`` is its ``x-amz-checksum-sha256`` as the store gives it (base64, followed by ``-``
-    and the number of parts if it was made from theirs), or ``None``.
+    ``checksum`` is its ``x-amz-checksum-sha256`` (base64, followed by ``-`` and the number of parts
+    if it was made from theirs), or ``None``.
     """
 
     bytes: int
@@ -46,7 +46,7 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """An open multipart upload. ``checksums``: whether its parts are to carry a SHA-256."""
+    """An open multipart upload. ``checksums``: whether its parts carry a SHA-256."""
 
     key: str
     id: str = field(repr=False)
@@ -57,7 +57,7 @@ class Upload:
 class Part:
     """A part that was uploaded; ``sha256`` is the digest of its bytes.
 
-    ``checksum``: whether it carried that; ``proven``: whether the store checked its bytes.
+    ``checksum``: whether the part carried it; ``proven``: whether the store checked the bytes.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Part:
 
 
 def composite_checksum(parts: Sequence[Part]) -> str:
-    """The checksum that S3 gives an object made of parts: that of their digests, and their number.
+    """The checksum of an object made of parts: that of their digests, and their number.
 
     Source: Amazon S3, "Checking object integrity", composite checksums.
     """
@@ -77,7 +77,7 @@ def composite_checksum(parts: Sequence[Part]) -> str:
 
 
 def listed(parts: Sequence[Part], *, checksums: bool) -> bytes:
-    """The body of CompleteMultipartUpload, with the checksums that parts carried or without."""
+    """The body of CompleteMultipartUpload, with or without the checksums of parts."""
     entries = "".join(_part_xml(part, checksum=checksums and part.checksum) for part in parts)
     return f"<CompleteMultipartUpload>{entries}</CompleteMultipartUpload>".encode()
 

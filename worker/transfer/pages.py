@@ -1,4 +1,4 @@
-"""Lists that come in pages: each is read to its end, or an error says that it was not."""
+"""Paged lists of a store, read to their end or failing with an error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
-_FULL = 1000  # entries of a page that does not say how many it may have
-_EMPTY_PAGES = 1000  # in a row: a store that filters as it goes may send some
+_FULL = 1000  # entries of a full page, if the page does not say
+_EMPTY_PAGES = 1000  # in a row: a store that filters while it lists may send some
 
 
 class _Progress:
-    """Notices a list that repeats itself: pages that begin alike, however long the circle is."""
+    """Detects a list that repeats itself, after a cycle of any length."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -25,7 +25,9 @@ class _Progress:
         self._next = 1
 
     def turned(self, first: object) -> None:
-        """Another page follows one that begins with ``first``; raises ``StoreRefused``."""
+        """Note a page that begins with ``first``; raises ``StoreRefused`` if the list repeats
+        itself.
+        """
         self._pages += 1
         self._empty = 0 if first else self._empty + 1
         if self._empty > _EMPTY_PAGES or (first and first == self._mark):
@@ -38,7 +40,7 @@ class _Progress:
 
 
 def _entries(page: Mapping[str, Any], name: str, *members: str) -> list[dict[str, Any]]:
-    """The entries of a page; raises ``StoreUnavailable`` if one lacks what it is about."""
+    """The entries of a page; raises ``StoreUnavailable`` if one lacks a member."""
     entries: list[dict[str, Any]] = page.get(name, [])
     if not all(entry.get(member) for entry in entries for member in members):
         raise StoreUnavailable(f"the store's list of {name.lower()} holds an entry without a name")
@@ -46,10 +48,10 @@ def _entries(page: Mapping[str, Any], name: str, *members: str) -> list[dict[str
 
 
 async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str, Any]]:
-    """All objects below a prefix.
+    """Yield all objects below a prefix.
 
-    A store that knows only the first version of this list, and so gives no token, goes on with
-    that.
+    With a store that only knows version 1 of this list, and gives no token, the list continues in
+    version 1.
     """
     params = {"Bucket": bucket, "Prefix": prefix}
     call, more, doubted = "list_objects_v2", dict[str, str](), ""
@@ -58,12 +60,12 @@ async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str,
         page = await ask(call, params | more)
         entries = _entries(page, "Contents", "Key")
         if doubted and entries and entries[0]["Key"] <= doubted:
-            return  # it has begun again: that was all
+            return  # the list started over: that was all
         for entry in entries:
             yield entry
         token, doubted = page.get("NextContinuationToken"), ""
         if not page.get("IsTruncated", bool(token)):
-            # some fall silent after a full page
+            # some stores do not say that a full page is not the last
             if not entries or len(entries) < (page.get("MaxKeys") or _FULL):
                 return
             doubted = max(entry["Key"] for entry in entries)  # not every store sorts them
@@ -82,7 +84,7 @@ async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str,
 
 
 async def uploads(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str, Any]]:
-    """All open uploads of keys that begin with a prefix."""
+    """Yield all open uploads of keys that begin with a prefix."""
     params = {"Bucket": bucket, "Prefix": prefix}
     more = dict[str, str]()
     progress = _Progress(f"uploads below {prefix!r}")

@@ -1,4 +1,4 @@
-"""One part of a file while it is read."""
+"""The buffer for one part of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class PartBuffer:
-    """The part that is being read, hashed as it comes, and the hash of all parts so far."""
+    """The part being read, hashed as it arrives, and the hash of all parts so far."""
 
     def __init__(self, size: int) -> None:
         self._whole: _Hash | None = None
@@ -27,16 +27,16 @@ class PartBuffer:
 
     @property
     def data(self) -> memoryview:
-        """What has been read of this part."""
+        """The bytes of this part so far."""
         return self._room[: self._used]
 
     @property
     def rest(self) -> memoryview:
-        """Room for the rest of it."""
+        """The room for the rest of this part."""
         return self._room[self._used :]
 
     def arrived(self, count: int) -> None:
-        """Take in ``count`` bytes more, which have been written into the rest."""
+        """Count and hash ``count`` more bytes, already written into :attr:`rest`."""
         end = self._used + count
         piece = self._room[self._used : end]
         self._used = end
@@ -45,7 +45,7 @@ class PartBuffer:
             self._whole.update(piece)
 
     def take(self) -> tuple[memoryview, bytes]:
-        """The part and its SHA-256, to be sent; keeps nothing but the hash of all so far."""
+        """Remove the part, and return it with its SHA-256; only the hash of all parts is kept."""
         taken = self.data, self.digest()
         if self._whole is None:
             self._whole = self._hash

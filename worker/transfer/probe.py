@@ -1,8 +1,8 @@
-"""Finding out what a store does, by what it refuses.
+"""The probe: it finds out what a store can do from what it refuses.
 
-The probe writes one small object, always the same bytes under the same key, so that any number of
-probes may run at once, and nothing has to be deleted. A check of bytes is proven only if a wrong
-digest was refused as one and the right one was taken.
+It writes one small object, always the same bytes under the same key, so that any number of probes
+may run at once and nothing has to be deleted. A check of bytes is proven only if the store refused
+a wrong digest as such and accepted the right one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEY = ".doctor/probe"
 """The object's key below ``HARVESTER_PREFIX``."""
 
 SECONDS = 30.0
-"""How long a probe may take; what it has not seen by then is unknown."""
+"""Seconds that a probe may take; facts not seen by then are unknown."""
 
 _BODY = b"What harvester writes to see what this store checks.\n"
 _ABORT_SECONDS = 5.0
@@ -42,7 +42,7 @@ _ABORT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What came of a probe; ``clock_skew`` is how far the store's clock is ahead, in seconds."""
+    """The result of a probe; ``clock_skew`` is how far the store's clock is ahead, in seconds."""
 
     provider: str
     addressing: Addressing
@@ -63,9 +63,9 @@ _CONDITION = {"IfNoneMatch": "*"}
 
 
 async def probe(store: ObjectStore, prefix: str, *, seconds: float = SECONDS) -> Capabilities:
-    """Try what the fleet needs on one object below ``prefix``, and tell the store what was seen.
+    """Try what the fleet needs with one object below ``prefix``, and set ``store.facts``.
 
-    Raises the errors of the store if it does not take and give back an object at all.
+    Raises the errors of the store if an object cannot be written and read back at all.
     """
     look = _Look(store, prefix + KEY)
     try:
@@ -118,7 +118,7 @@ class _Look:
     ) -> Answer | None:
         """The answer to a request with a feature.
 
-        A failure is taken for a refusal if it comes twice, and not without the feature.
+        A failure counts as a refusal if it comes twice, and not without the feature.
         """
         answer = await ask(params)
         if answer is None or not complaints.may_fail(answer.complaint):
@@ -130,7 +130,7 @@ class _Look:
         return again
 
     async def baseline(self) -> None:
-        """An object goes in and comes back: with its MD5, or without any proof."""
+        """Write an object and read it back: with its MD5, or without any proof."""
         call = "put_object"
         answer = await self._store.wire.send(
             call,
@@ -150,7 +150,9 @@ class _Look:
         self.works = True
 
     async def _blame(self, answer: Answer) -> None:
-        """Raise what a PUT without anything special was answered, knowing who is to blame."""
+        """Raise the error of a plain PUT; if it succeeds without the options, these are to
+        blame.
+        """
         error = self._store.error(answer.complaint, "put_object", self._key)
         if self._store.options and not isinstance(error, StoreUnavailable):
             without = await self._put({}, options=False)
@@ -159,7 +161,7 @@ class _Look:
         raise error
 
     async def proofs(self) -> None:
-        """Whether damaged bytes are refused."""
+        """Find out whether the store refuses damaged bytes."""
         call = "put_object"
         if self._plain:
             self._note(put_md5=_check(call, True, await self._put(_WRONG_MD5)))
@@ -167,13 +169,13 @@ class _Look:
         taken = _taken(call, right)
         wrong = await self._put(_WRONG_SHA256) if taken else right
         self._note(put_sha256=_check(call, taken, wrong))
-        # without Content-MD5, which a store could give back as it came
+        # without Content-MD5, which a store could just return
         bare = await self._put({})
         if bare is not None and bare.well(call):
             self._note(put_etag=_etag(bare))
 
     async def reading(self) -> None:
-        """Whether a checksum can be asked for."""
+        """Find out whether the store returns checksums."""
         sent = _taken("put_object", await self._put(_RIGHT_SHA256))
         call = "head_object"
         answer = await self._ask(call, {"ChecksumMode": "ENABLED"})
@@ -184,17 +186,17 @@ class _Look:
                 self._note(head_checksum=Seen.HONOURED if kept else Seen.IGNORED)
             return
         bare = None if answer is None else await self._ask(call, {})
-        # where HEAD is not known at all, objects are looked at by GET
+        # if the store knows no HEAD, objects are checked by GET
         if bare is not None and (bare.well(call) or complaints.may_be_unknown(bare.complaint)):
             self._note(head_checksum=Seen.REFUSED)
 
     async def condition(self) -> None:
-        """Whether an object that is there is written over."""
+        """Find out whether a conditional PUT overwrites an existing object."""
         answer = await self._surely(self._put, {**self._plain, **_CONDITION})
         self._note(put_condition=_condition("put_object", answer))
 
     async def uploads(self) -> None:
-        """The same of parts, and of what completes them; and whether an open upload is found."""
+        """Find out the same about parts and completions, and whether open uploads are listed."""
         await self._parts_by_sha256()
         await self._parts_by_md5()
 
@@ -236,7 +238,7 @@ class _Look:
             self._note(complete_condition=_condition("complete_multipart_upload", answer))
 
     async def _wrong_part(self, proof: Mapping[str, str], more: Mapping[str, str]) -> Answer | None:
-        """What a part with a wrong digest is answered: the store may end its upload for it."""
+        """The answer to a part with a wrong digest, in its own upload, which the store may end."""
         async with self._upload(more) as (upload, _):
             return await self._part(upload, proof) if upload else None
 
@@ -296,7 +298,7 @@ def _taken(call: str, answer: Answer | None) -> bool:
 
 
 def _check(call: str, right_was_taken: bool, answer: Answer | None) -> Seen:
-    """What an answer to a wrong digest proves; to the right one, where that was not taken."""
+    """What an answer to a wrong digest proves, or to the right one if that was refused."""
     if answer is None:
         return Seen.UNKNOWN
     complaint = answer.complaint
@@ -309,7 +311,7 @@ def _check(call: str, right_was_taken: bool, answer: Answer | None) -> Seen:
 
 
 def _condition(call: str, answer: Answer | None) -> Seen:
-    """What an answer to a conditional write over an object that exists proves."""
+    """What an answer to a conditional write over an existing object proves."""
     if answer is None:
         return Seen.UNKNOWN
     if answer.well(call):

@@ -1,9 +1,9 @@
-"""Signing requests to a store: boto3 owns credentials and endpoints and knows the calls.
+"""Signing requests to a store; boto3 finds credentials and endpoints and knows the calls.
 
-Requests are presigned URLs (AWS Signature Version 4); one that is signed with headers must be sent
-with exactly these. They are signed here, which takes 8 to 9 µs of CPU; boto3 takes 120 to 160 µs
-(Python 3.11). A task with one picture makes five requests, so signing them costs 0.04 ms
-instead of 0.7 ms; the whole task costs 7.5 ms.
+Requests are presigned URLs (AWS Signature Version 4); a request signed with headers must be sent
+with exactly these. Signing here takes 8 to 9 µs of CPU; boto3 takes 120 to 160 µs (Python 3.11). A
+task with one picture makes five requests, so signing them costs 0.04 ms instead of 0.7 ms; the
+whole task costs 7.5 ms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.core.providers import Addressing, Provider
 
 EXPIRES = 3600
-"""Seconds a request stays valid: long, so that a clock ten minutes off does no harm."""
+"""Seconds for which a request is valid: long enough for a clock that is ten minutes off."""
 
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
@@ -48,9 +48,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketAddress:
-    """Where requests go: what comes before a key, the ``Host`` header, and the signature's scope.
+    """Where requests go: the origin, the ``Host`` header, and the signature's scope.
 
-    ``bucket`` is the path of the bucket's own address, ``scope`` region and service.
+    ``bucket`` is the path of the bucket's own address; ``scope`` holds region and service.
     """
 
     origin: str
@@ -61,9 +61,9 @@ class BucketAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """Credentials and the place of one bucket, and a boto3 client that knows the calls.
+    """The credentials and address of one bucket, and a boto3 client that knows the calls.
 
-    ``outside`` is where people reach the same bucket.
+    ``outside`` is the address at which people reach the same bucket.
     """
 
     boto: Any
@@ -89,7 +89,7 @@ class Signer:
         *,
         outside: bool = False,
     ) -> Request:
-        """Sign a request of the bucket; ``params`` are boto3's, whose bucket is taken as given.
+        """Sign a request to the bucket; ``params`` are boto3's, of which the bucket is ignored.
 
         Raises ``ValueError`` for a parameter that the call does not have.
         """
@@ -166,14 +166,14 @@ class Signer:
         return self._shapes[call]
 
     def model(self, call: str) -> Any:
-        """What boto3 knows about a call."""
+        """boto3's model of a call."""
         meta = self.boto.meta
         return meta.service_model.operation_model(meta.method_to_api_mapping[call])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """How a call is written: its method, its fixed query, and where each parameter goes."""
+    """How a call is sent: its method, its fixed query, and where each parameter goes."""
 
     method: str
     query: Mapping[str, str]
@@ -192,7 +192,7 @@ class _Shape:
         )
 
 
-@lru_cache(maxsize=64)  # most of a query is the same each time
+@lru_cache(maxsize=64)  # most of a query is always the same
 def _quoted(text: str) -> str:
     return quote(text, safe="")
 
@@ -206,7 +206,7 @@ def _signing_key(secret: str, day: str, region: str, service: str) -> bytes:
 
 
 def _address(boto: Any, bucket: str) -> BucketAddress:
-    """Where boto3 would send requests, and what it would sign them for: it is asked once."""
+    """Where boto3 would send requests, and the scope of its signatures, from one presigned URL."""
     address = urlsplit(boto.generate_presigned_url("get_object", {"Bucket": bucket, "Key": _PROBE}))
     query = parse_qs(address.query)
     if query.get("X-Amz-Algorithm") != [_ALGORITHM] or "X-Amz-S3session-Token" in query:
@@ -224,17 +224,17 @@ def make_signer(bucket: str, storage: str, presign_endpoint: str = "") -> Signer
     """Find credentials and endpoint, as boto3 does; may take a while.
 
     ``storage`` is as in :func:`~worker.core.providers.choose`; ``presign_endpoint`` is where people
-    reach the store, if that is somewhere else. Raises botocore's errors,
-    ``ValueError`` for a malformed endpoint, and ``OSError`` for a file or program of credentials.
+    reach the store, if it differs. Raises botocore's errors, ``ValueError`` for a malformed
+    endpoint, and ``OSError`` for an unreadable credentials file or a failing program.
     """
     session = boto3.session.Session()
     credentials = session.get_credentials()
     if credentials is None:
         raise NoCredentialsError
-    # the endpoint decides the row, and is known only once there is a client
+    # the endpoint selects the row, and only a client knows the endpoint
     endpoint = str(session.client("s3", config=_config("path")).meta.endpoint_url)
     name, provider = choose(storage, endpoint)
-    # the certificate of a virtual host covers no name with more dots
+    # the certificate for virtual hosts does not cover names with more dots
     style: Addressing = "path" if "." in bucket and name == "aws" else provider.addressing
     region = session.region_name or provider.region_of(endpoint) or None
     boto = session.client("s3", region_name=region, config=_config(style))
@@ -259,7 +259,7 @@ def _config(style: Addressing) -> Config:
     return Config(
         signature_version="s3v4",
         s3={"addressing_style": style},
-        # the default, trailing checksums, is refused by OSS and others
+        # OSS and others refuse the default, trailing checksums
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

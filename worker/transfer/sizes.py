@@ -1,7 +1,7 @@
-"""Width and height of raster pictures as they are shown, read from headers at known places.
+"""Display width and height of raster pictures, read from headers at known places.
 
-Nothing is decoded, and no loop is longer than a bound of its own: a header that lies costs a few
-steps and tells nothing. A size that stands elsewhere than where its format has it is not known.
+Nothing is decoded, and every loop is bounded: a false header costs a few steps and yields nothing.
+A size at an unusual place is not found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from worker.transfer.boxes import box, boxes
 
 Size = tuple[int, int]
 
-_STEPS = 1000  # segments, chunks or entries of one file that are looked at
+_STEPS = 1000  # segments, chunks or entries of one file that are read
 _LARGEST = 2**31 - 1
 _TURNED = frozenset({5, 6, 7, 8})  # Exif orientations that exchange width and height
 _ORIENTATION = 0x0112
@@ -23,7 +23,7 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 def size(head: memoryview, content_type: str) -> Size | None:
-    """The size of the picture that ``head`` begins, or ``None`` if it does not tell."""
+    """The size of the picture that begins with ``head``, or ``None`` if it does not say."""
     reader = _READERS.get(content_type)
     if reader is None:
         return None
@@ -41,7 +41,7 @@ def _turned(size: Size, orientation: int) -> Size:
 
 
 def _orientation(exif: memoryview) -> int:
-    """The orientation in an Exif (TIFF) block; 1 if it does not tell."""
+    """The orientation in an Exif (TIFF) block; 1 if it does not say."""
     try:
         return _ifd(exif, (_ORIENTATION,)).get(_ORIENTATION, 1)
     except (struct.error, IndexError):
@@ -157,7 +157,7 @@ def _psd(head: memoryview) -> Size:
 
 
 def _within(data: memoryview | None, name: bytes, skip: int = 0) -> memoryview | None:
-    """The content of the first box of a name, without its first ``skip`` bytes."""
+    """The content of the first box with a name, without its first ``skip`` bytes."""
     inner = box(data, name)
     return inner.content[skip:] if inner else None
 
@@ -171,7 +171,7 @@ def _jp2(head: memoryview) -> Size | None:
 
 
 def _heif(head: memoryview) -> Size | None:
-    """The primary item's size and turn, by its properties (ISO/IEC 23008-12, 6.5)."""
+    """The primary item's size and rotation, from its properties (ISO/IEC 23008-12, 6.5)."""
     meta = _within(head, b"meta", 4)
     primary, properties = _within(meta, b"pitm"), _within(meta, b"iprp")
     held, links = _within(properties, b"ipco"), _within(properties, b"ipma")

@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes."""
+"""The type of a file, from its first bytes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from worker.transfer.names import Promise
 
 HEAD_BYTES = 64 * 1024
-"""Enough of a file to tell what it is."""
+"""Bytes at the beginning of a file that are enough to tell its type."""
 
 OCTETS = "application/octet-stream"
 
 _EXTENSION = re.compile(r"[a-z0-9]{1,15}")  # with its dot it fits a key
 _SURE_BYTES = 4  # a shorter match of puremagic's is a guess
 _NAME_CHARACTERS = 120
-_TELLING = 1024  # bytes in which text of any encoding shows
+_TELLING = 1024  # bytes that are enough to recognise text
 _BLANK = " \t\r\n\f\v\ufeff"
 _RASTER = frozenset(
     {"image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"}
@@ -34,7 +34,7 @@ _RASTER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A content type, and the extension that goes with it (``.png``) or nothing."""
+    """A content type, and its extension (``.png``) or nothing."""
 
     content_type: str
     extension: str
@@ -65,7 +65,7 @@ _MAGIC = (
     (b"%PDF-", FileType("application/pdf", ".pdf")),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", FileType("application/x-ole-storage", "")),
 )
-# Extensions of frames that many formats have in common: .docx, .usdz, .spz, .dae, .xls…
+# Extensions of containers that many formats share: .docx, .usdz, .spz, .dae, .xls…
 _FRAMES = frozenset({"", ".zip", ".gz", ".xml"})
 # Four-letter types of containers that hold several kinds.
 _RIFF = {
@@ -87,7 +87,7 @@ _BRANDS = {
     b"3gp5": FileType("video/3gpp", ".3gp"),
 }
 _MP4 = FileType("video/mp4", ".mp4")
-# Extensions that a file has by its bytes only, never by its name.
+# Extensions that only a file's bytes can give it, never its name.
 _TOLD = frozenset(
     {kind.extension for _, kind in _MAGIC}
     | {kind.extension for kind in (*_RIFF.values(), *_BRANDS.values(), _MP4)}
@@ -113,7 +113,7 @@ _ERROR_START = re.compile(rb"<Error[\s>]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
-# Formats by bytes at a fixed place, the longest first; a short match is a guess.
+# Formats with bytes at a fixed place, the longest match first; short matches are guesses.
 _DATABASE = sorted(
     (
         entry
@@ -125,15 +125,15 @@ _DATABASE = sorted(
 
 
 def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -> FileType:
-    """What the file that begins with ``head`` is.
+    """The type of the file that begins with ``head``.
 
-    Where bytes do not tell, the extension comes from ``filename``, ``format`` or the path of
+    If the bytes do not tell, the extension comes from ``filename``, ``format`` or the path of
     ``url``, in this order.
     """
     named = named_extension(filename, format, url)
     if is_text(named) and (text := _by_text(head, named)):
         markup = _by_markup(head)
-        return _named_as(markup, named) if markup else text  # it may begin like something else
+        return _named_as(markup, named) if markup else text  # text may begin like another format
     if known := _by_magic(head) or _by_markup(head):
         return _named_as(known, named)
     text = _by_text(head, named)
@@ -141,7 +141,7 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
 
 
 def _named_as(kind: FileType, named: str) -> FileType:
-    """A kind that is the frame of many others, with the extension that tells which one."""
+    """A container type with the extension that says which format it contains."""
     if kind.content_type == "audio/mp4":
         return sound(named)
     if kind.extension not in _FRAMES or not named or named in _TOLD:
@@ -152,7 +152,9 @@ def _named_as(kind: FileType, named: str) -> FileType:
 
 
 def is_error(head: bytes, kind: FileType, promise: Promise) -> bool:
-    """Whether an error stands where a file should be: hosts send those with status 200 too."""
+    """Whether the bytes are an error page instead of the file: hosts send those with status 200
+    too.
+    """
     if kind.content_type == _XML.content_type and _ERROR_START.match(_content(head)):
         return True
     if promise.what is What.SEALED:
@@ -176,7 +178,7 @@ def _is_text(head: bytes, kind: FileType) -> bool:
         return True
     if kind.content_type != OCTETS and not kind.content_type.startswith("text/"):
         return False
-    # of another encoding: what is not text has other bytes among the first thousand
+    # another encoding: binary files have control bytes among the first thousand
     start = head[:_TELLING]
     return _is_wide(start) or not _BINARY_BYTES.search(start)
 
@@ -192,20 +194,20 @@ def _is_wide(start: bytes) -> bool:
 
 
 def sound(named: str) -> FileType:
-    """The kind of an MP4 container that holds sound and nothing to see."""
+    """The type of an MP4 container that only holds sound."""
     return FileType("audio/mp4", named if named in (".m4a", ".m4b") else ".m4a")
 
 
 def dimensions(head: bytes | memoryview, kind: FileType) -> tuple[int | None, int | None]:
-    """Width and height of a raster picture as it is shown, where ``head`` tells them."""
+    """Display width and height of a raster picture, if ``head`` says so."""
     return sizes.size(memoryview(head), kind.content_type) or (None, None)
 
 
 def disposition(content_type: str, filename: str) -> str:
     """The ``Content-Disposition`` (RFC 6266, RFC 8187) to store a file with.
 
-    Raster pictures, sound and clips are shown in place; all else, SVG and HTML included, could run
-    scripts there, and is handed over as a download.
+    Browsers show raster pictures, sound and clips in place. They download everything else, also SVG
+    and HTML, which could run scripts.
     """
     harmless = content_type in _RASTER or content_type.startswith(("audio/", "video/"))
     kind = "inline" if harmless else "attachment"
@@ -268,7 +270,7 @@ _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64,
 
 
 def _by_frames(head: bytes) -> FileType | None:
-    """MPEG audio without a tag: a frame header, and another one where the first frame ends."""
+    """MPEG audio without a tag: a frame header, and another where the first frame ends."""
     for length, kind in (
         (_adts_frame(head), FileType("audio/aac", ".aac")),
         (_mp3_frame(head), FileType("audio/mpeg", ".mp3")),
@@ -307,7 +309,7 @@ def _mp3_frame(head: bytes) -> int:
 
 
 def _content(head: bytes) -> bytes:
-    """A markup document from its first element on."""
+    """A markup document from its first element."""
     head = head.removeprefix(_BOM)
     prologue = _PROLOGUE.match(head)
     return head[prologue.end() :] if prologue else head
@@ -325,7 +327,7 @@ def _by_markup(head: bytes) -> FileType | None:
 
 
 def _by_text(head: bytes, named: str) -> FileType | None:
-    """Plain text and JSON; only a name tells what text it is (``.srt``, ``.csv``, ``.obj``)."""
+    """Plain text and JSON; only the name tells the kind of text (``.srt``, ``.csv``, ``.obj``)."""
     text = _text(head)
     if text is None or not (text or is_text(named)):
         return None
@@ -335,7 +337,7 @@ def _by_text(head: bytes, named: str) -> FileType | None:
 
 
 def _text(head: bytes) -> str | None:
-    """The text that a file in UTF-8 begins with, or ``None`` if it is none."""
+    """The beginning of a text file in UTF-8; ``None`` if it is not text."""
     for cut in range(4):  # the last character may be cut off
         try:
             text = head[: len(head) - cut].decode()
@@ -353,9 +355,9 @@ def _is_json(text: str) -> bool:
 
 
 def _by_database(head: bytes, named: str) -> FileType | None:
-    """Everything else that has a name; puremagic knows many formats, and some of them vaguely.
+    """All other formats in puremagic's table, some of which match vaguely.
 
-    Only its table is used: nothing bounds what else it does with foreign bytes.
+    Only the table is used: puremagic's own code is not bounded on untrusted bytes.
     """
     for match in _DATABASE:
         if head.startswith(match.byte_match, match.offset):

@@ -1,8 +1,8 @@
 """Fetching a file from an address that the upstream gave.
 
-What comes out is complete or an error: a body counts as whole only if it has the length that was
-announced or, sent in chunks, its last chunk (RFC 9112, sections 6 and 7.1). One that the close of
-its connection ends has to come a second time with the same digest.
+The result is a complete file or an error: a body counts as whole only if it has the announced
+length or, if chunked, its last chunk (RFC 9112, sections 6 and 7.1). A body that ends with the
+close of its connection must come a second time with the same digest.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 LONG_BODY = 64 * 1024
-"""Bytes from which on it pays to receive a body where it is to lie."""
+"""Bytes; longer bodies are received directly into the reader's buffer."""
 
-_HEADER_BYTES = 64 * 1024  # of one line; the guard's connections bound all of them
+_HEADER_BYTES = 64 * 1024  # of one line; the guard's connections bound the total
 _HEADER_LINES = 1000
-_TLS_AGAIN = (1.0, 20.0)  # seconds: until the second try, and until another request makes more
+_TLS_AGAIN = (1.0, 20.0)  # seconds: until the second try, and until the next request
 _LONGEST_WAIT = 300.0  # seconds that a host may ask for
 _DIGEST_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -48,7 +48,7 @@ _GONE = frozenset({403, 404, 410})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _DEFAULT_PORT = re.compile(r":0*80$")
-# IANA HTTP Content Coding Registry; any other word, such as "aws-chunked", changes no byte
+# IANA HTTP Content Coding Registry; other words, such as "aws-chunked", change no bytes
 _COMPRESSED = frozenset(
     {
         "br",
@@ -67,18 +67,18 @@ _COMPRESSED = frozenset(
 
 
 def _secured(url: str) -> str | None:
-    """The same address over https, if it is one of plain http on its usual port."""
+    """The same address over https, if it is plain http on its usual port."""
     try:
         parts = urlsplit(url)
         if parts.scheme.lower() != "http" or parts.port not in (None, 80):
             return None
-    except ValueError:  # the guard says what is wrong with it
+    except ValueError:  # the guard reports what is wrong with it
         return None
     return parts._replace(scheme="https", netloc=_DEFAULT_PORT.sub("", parts.netloc)).geturl()
 
 
 def _speaks_no_tls(error: BaseException | None) -> bool:
-    """Whether a host refused TLS, in contrast to one that was not reached or did not answer."""
+    """Whether a host refused TLS, rather than being out of reach or not answering."""
     if isinstance(error, ssl.SSLError):
         return True
     return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
@@ -96,9 +96,9 @@ class Source:
     """Opens files. ``session`` must be one of the guard's own.
 
     ``connect_timeout`` and ``stall_timeout`` are in seconds: for a connection, and between two
-    signs of life on it; ``headers_timeout`` is for all until the last header, redirects
-    included. A transfer that breaks off is resumed ``max_resumes`` times as long as
-    each brought bytes and the host can prove that the file is still the same.
+    pieces of data on it; ``headers_timeout`` covers everything up to the last header, including
+    redirects. A broken transfer is resumed up to ``max_resumes`` times, as long as each try brought
+    bytes and the host can prove that the file is still the same.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class Source:
     ) -> AsyncIterator[Download]:
         """GET ``url``; the body is read from the :class:`Download`.
 
-        ``progress`` is called before every request, of which redirects and resumptions make
-        several; each shows life or fails within the timeouts.
+        ``progress`` is called before every request; redirects and resumptions make several. Each
+        request progresses or fails within the timeouts.
 
         Raises :class:`SourceGone` for 403, 404 and 410, :class:`SourceRejected` for an address
         that is not allowed or a file that is too large, :class:`SourceFault` for all else.
@@ -151,9 +151,9 @@ class Source:
             download._body.close()
 
     async def _get(self, address: _Address, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """The final response to a GET after redirects, its body unread.
+        """The final response to a GET after redirects, with its body unread.
 
-        The whole way to it is bounded, however lively a host is that never comes to the point.
+        The total time is bounded, also for a host that keeps sending headers or redirects.
         """
         try:
             async with asyncio.timeout(self._headers_timeout):
@@ -180,7 +180,9 @@ class Source:
         raise SourceFault(f"more than {MAX_REDIRECTS} redirects")
 
     def _onward(self, url: str, target: str) -> str:
-        """Where a redirect leads: never from https to plain http, even where that is allowed."""
+        """The target of a redirect: never from https to plain http, even if the guard allows
+        that.
+        """
         if not url.startswith("https:") or not target.startswith("http:"):
             return target
         try:
@@ -192,9 +194,9 @@ class Source:
     async def _ask(
         self, url: str, headers: Mapping[str, str]
     ) -> tuple[str, aiohttp.ClientResponse]:
-        """GET an address, and say which: over https where only plain http would be refused.
+        """GET an address, over https if only plain http is refused; returns the address used.
 
-        A signature does not cover the scheme, and nothing falls back to plain http.
+        A signature does not cover the scheme. There is no fallback to plain http.
         """
         secure = _secured(url)
         try:
@@ -235,7 +237,7 @@ class Source:
             raise SourceFault(f"the file's host does not answer: {describe(exc)}") from exc
 
     def _announced(self, response: aiohttp.ClientResponse) -> int | None:
-        """The length that an answer with the whole file announces; ``None`` if it does not."""
+        """The announced length of the whole file; ``None`` if there is none."""
         length: int | None
         if response.status == HTTPStatus.PARTIAL_CONTENT:
             length = _length_of_all(response)
@@ -259,10 +261,10 @@ class Source:
 
 
 class Download:
-    """The body of one file, whatever connections it takes. ``length`` is ``None`` until known.
+    """The body of one file, over one or more connections. ``length`` is ``None`` until known.
 
-    ``ends_by_close``: nothing but the close of the connection says where the file ends, so that it
-    is not known to be whole before :meth:`confirm`.
+    ``ends_by_close``: only the close of the connection marks the end, so that the file is not known
+    to be whole before :meth:`confirm`.
     """
 
     def __init__(
@@ -286,15 +288,15 @@ class Download:
         self._body = source._body(response)
 
     async def fill(self, room: memoryview, arrived: Arrived) -> int:
-        """Read on until ``room`` is full or the file has ended as it should.
+        """Read until ``room`` is full or the file has ended properly; returns the number of bytes.
 
-        ``arrived`` is called with the number of bytes as they come; returns that of all of them.
+        ``arrived`` is called with the number of bytes as they come.
         """
         self._peeked, rest = pour(self._peeked, room, arrived)
         return len(room) - len(rest) + await self._fill(rest, arrived)
 
     async def at_end(self) -> bool:
-        """Whether nothing is left to read."""
+        """Whether the file has ended."""
         if self.length is not None and self.received < self.length:
             return False
         if not self._peeked:
@@ -303,10 +305,10 @@ class Download:
         return not self._peeked
 
     async def confirm(self, sha256: bytes, arrived: Arrived) -> None:
-        """Fetch a file that is here once more, if need be, to see that it is whole.
+        """Fetch a complete file once more, if need be, to check that it is whole.
 
-        ``sha256`` is the digest of all of it. Raises what :meth:`Source.open` raises, and
-        :class:`SourceFault` if other bytes come.
+        ``sha256`` is the digest of the file. Raises the errors of :meth:`Source.open`, and
+        :class:`SourceFault` if the bytes differ.
         """
         if not self.ends_by_close:
             return
@@ -347,7 +349,7 @@ class Download:
             raise SourceFault("the file is longer than announced")
 
     async def _resume(self, cause: Exception | None) -> None:
-        """Go on where the last connection ended, if the file is provably the same."""
+        """Resume where the last connection ended, if the file is provably the same."""
         self._body.close()
         reason = describe(cause) if cause else "the connection was closed"
         total = "?" if self.length is None else self.length
@@ -391,13 +393,13 @@ class Download:
 
 
 def _validator(response: aiohttp.ClientResponse) -> str:
-    """What proves that a file is the same (RFC 9110, section 13.1.5), or nothing."""
+    """The validator that proves that a file is the same (RFC 9110, section 13.1.5), or nothing."""
     etag = str(response.headers.get("etag", ""))
     return etag if etag.startswith('"') else str(response.headers.get("last-modified", ""))
 
 
 def _same(validator: str, response: aiohttp.ClientResponse) -> bool:
-    """Whether a part is of that very file: some hosts do not heed ``If-Range``.
+    """Whether a part belongs to the same file: some hosts ignore ``If-Range``.
 
     A part must repeat the tag and may repeat the date (RFC 9110, section 15.3.7).
     """
@@ -424,7 +426,7 @@ def _check_coding(response: aiohttp.ClientResponse) -> None:
 
 
 def _length_of_all(response: aiohttp.ClientResponse) -> int:
-    """The length of the file, if a part (206) that nobody asked for is all of it."""
+    """The length of the file, if an unrequested partial answer (206) holds all of it."""
     given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
     if given is None or given[3] == "*" or int(given[1]) or int(given[2]) + 1 != int(given[3]):
         raise SourceFault("the file's host sends only a part of the file")
@@ -439,7 +441,7 @@ def _status_error(response: aiohttp.ClientResponse) -> Exception:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:
-    """Seconds that the host wants to be left alone (RFC 9110, section 10.2.3), up to a bound."""
+    """The host's ``Retry-After`` in seconds (RFC 9110, section 10.2.3), up to a bound."""
     value = response.headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(value):
         seconds = float(value)

@@ -1,8 +1,8 @@
 """The bucket, verb by verb.
 
-A request carries what lets the store check it and keep it from writing over an object. What a store
-does not know it may refuse: the request is then made again without that, once, and if this
-succeeds, the store is known to refuse it.
+Requests let the store check their bytes and keep it from overwriting objects. A store may refuse a
+feature that it does not know: the request is then repeated once without it, and if that succeeds,
+the store is known to refuse the feature.
 """
 
 from __future__ import annotations
@@ -32,22 +32,21 @@ if TYPE_CHECKING:
     from worker.transfer.complaints import Complaint
 
 _TRUST_SECONDS = 600.0
-_LEAST_RATE = 64 * 1024  # bytes a second that an object is read back with
+_LEAST_RATE = 64 * 1024  # bytes a second at which an object is read back, at least
 _METADATA = "x-amz-meta-"
 
 
 class ObjectStore:
     """One bucket.
 
-    ``put_options`` are boto3 parameters for every object. No request takes longer than
-    ``deadline`` seconds, except for :meth:`digest`. ``facts`` are what the store was seen to do;
-    whoever learns of them sets them, and :meth:`surprise` is set when a request teaches one. Every
-    method may raise
+    ``put_options`` are boto3 parameters for every object. No request takes longer than ``deadline``
+    seconds, except for :meth:`digest`. ``facts`` are set by the probe, or read from the fleet's;
+    :meth:`surprise` is set when a request reveals a new one. Every method may raise
 
-    - :class:`StoreBlocked`: credentials, clock, region, address, options or bucket are wrong, no
+    - :class:`StoreBlocked`: credentials, clock, region, address, options or bucket are wrong; no
       object is to blame;
     - :class:`StoreUnavailable`: the store failed, timed out, or is out of reach;
-    - :class:`StoreRefused`: the store takes other objects, but not this one.
+    - :class:`StoreRefused`: the store accepts other objects, but not this one.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class ObjectStore:
         await self.wire.close()
 
     async def ready(self) -> None:
-        """Find credentials and endpoint, if that has not been done."""
+        """Find credentials and endpoint, unless they are known."""
         await self.wire.ready()
 
     async def endpoint(self) -> str:
@@ -82,7 +81,7 @@ class ObjectStore:
         return str((await self.wire.ready()).boto.meta.endpoint_url)
 
     async def provider(self) -> tuple[str, Provider]:
-        """The row of the table of providers that is used, and its name."""
+        """The name and the row of the provider in use."""
         signer = await self.wire.ready()
         return signer.provider_name, signer.provider
 
@@ -90,7 +89,7 @@ class ObjectStore:
 
     @property
     def facts(self) -> Facts:
-        """What the store was seen to do."""
+        """The facts about the store."""
         return self._attempts.facts
 
     @facts.setter
@@ -99,16 +98,18 @@ class ObjectStore:
 
     @property
     def surprise(self) -> asyncio.Event:
-        """Set when a request teaches a fact."""
+        """Set when a request reveals a new fact."""
         return self._attempts.surprise
 
     def vouches(self, checksum: str) -> bool:
-        """Whether the store checked the bytes of an object that it gives this SHA-256 for."""
+        """Whether the store has checked the bytes of an object for which it returns this
+        SHA-256.
+        """
         fact = self.facts.part_sha256 if "-" in checksum else self.facts.put_sha256
         return fact is Seen.HONOURED
 
     async def say_what_is_missing(self) -> None:
-        """Log what the store was seen to do without, once each, unless the settings know it."""
+        """Log the features that the store lacks, once each, unless its row already says so."""
         await self._attempts.say_what_is_missing()
 
     # -- whole objects ------------------------------------------------------------------------
@@ -128,8 +129,8 @@ class ObjectStore:
     ) -> Written:
         """Store an object whose SHA-256 digest is ``sha256``.
 
-        With ``create_only`` an object that is there already is left alone where the store can
-        (:attr:`Written.EXISTS`), and replaced where it cannot.
+        With ``create_only``, an existing object is kept if the store knows conditional writes
+        (:attr:`Written.EXISTS`), else replaced.
         """
         row, facts = (await self.provider())[1], self.facts
         proof = best(sha256=facts.put_sha256, md5=facts.put_md5, spared=not row.sha256)
@@ -145,7 +146,7 @@ class ObjectStore:
         return Written.PROVEN if proven else Written.CREATED
 
     async def put_document(self, key: str, body: bytes, *, task_id: str) -> None:
-        """Store a JSON document, in place of what is there."""
+        """Store a JSON document, replacing any existing one."""
         await self.put(
             key,
             body,
@@ -156,7 +157,7 @@ class ObjectStore:
         )
 
     async def head(self, key: str) -> StoredObject | None:
-        """What the store says of an object; ``None`` if there is none."""
+        """The store's description of an object; ``None`` if there is none."""
         row, facts = (await self.provider())[1], self.facts
         asks = row.sha256 and facts.head_checksum is not Seen.REFUSED
         extras = [MODE] if asks else []
@@ -175,7 +176,7 @@ class ObjectStore:
             self._expect(answer, "head_object", key)
         if size is None:
             raise StoreUnavailable(f"the store does not say how large {key} is")
-        headers = answer.headers  # read as they are: botocore's parser costs as much as the request
+        headers = answer.headers  # read directly: botocore's parser costs as much as the request
         return StoredObject(
             bytes=size,
             content_type=headers.get("content-type", ""),
@@ -189,10 +190,10 @@ class ObjectStore:
         )
 
     async def _attempted_head(self, key: str, extras: Sequence[Extra]) -> Answer | None:
-        """The answer to a HEAD; ``None`` if a GET has to tell instead.
+        """The answer to a HEAD; ``None`` if a GET is needed instead.
 
-        Some know no HEAD, and Swift sends a body with the answer to a HEAD of nothing, which no
-        client can read.
+        Some stores know no HEAD, and Swift sends a body with a 404 to HEAD, which no client can
+        read.
         """
         call = "head_object"
         try:
@@ -204,14 +205,14 @@ class ObjectStore:
         return None if complaints.may_be_unknown(answer.complaint) else answer
 
     async def get(self, key: str, max_bytes: int) -> bytes | None:
-        """The bytes of an object; ``None`` if there is none, or none that may be read.
+        """The bytes of an object; ``None`` if it is missing, or may not be read.
 
-        Without permission to list a bucket, S3 denies access to an object that is missing.
-        Raises :class:`StoreRefused` for one larger than ``max_bytes``.
+        Without permission to list a bucket, S3 denies access to missing objects. Raises
+        :class:`StoreRefused` for an object larger than ``max_bytes``.
         """
         answer = await self.wire.send("get_object", self.wire.named(key), most=max_bytes)
         if _is_missing(answer):
-            if answer.status == HTTPStatus.NOT_FOUND:  # what is forbidden may be so for all
+            if answer.status == HTTPStatus.NOT_FOUND:  # a denial may concern all objects
                 self._heard("get_object")
             return None
         self._expect(answer, "get_object", key)
@@ -222,8 +223,8 @@ class ObjectStore:
     async def digest(self, key: str, *, progress: Callable[[], None] = nothing) -> bytes | None:
         """The SHA-256 digest of an object, read back from the store; ``None`` if there is none.
 
-        Takes as long as bytes arrive, if they do at 64 KiB a second; ``progress`` is called as they
-        do.
+        May take as long as the bytes come at 64 KiB a second or more; ``progress`` is called as
+        they come.
         """
         request = await self.wire.sign("get_object", self.wire.named(key))
         digest = hashlib.sha256()
@@ -245,10 +246,10 @@ class ObjectStore:
         return digest.digest()
 
     async def presign_get(self, key: str, *, expires: int, filename: str = "") -> str:
-        """A URL that anybody can fetch an object from for ``expires`` seconds.
+        """A URL from which anyone can fetch an object for ``expires`` seconds.
 
-        It leads to where people reach the store.
-        With ``filename`` a browser saves it under that name.
+        It uses the address at which people reach the store. With ``filename``, browsers save the
+        object under that name.
         """
         params = self.wire.named(key)
         if filename:
@@ -258,7 +259,7 @@ class ObjectStore:
     async def presign_files(
         self, files: Sequence[Mapping[str, Any]], *, expires: int
     ) -> list[dict[str, str]]:
-        """Such a URL for each stored file of a record: ``name``, ``content_type`` and ``url``."""
+        """A URL for each stored file of a record: ``name``, ``content_type`` and ``url``."""
         return [
             {
                 "name": file["name"],
@@ -305,7 +306,7 @@ class ObjectStore:
         """Send part ``number`` (from 1), whose SHA-256 digest is ``sha256``."""
         facts = self.facts
         proof = Proof.MD5
-        # what was refused at the first part is not tried with every other one
+        # a proof refused for the first part is not tried for the others
         if upload.checksums and facts.part_sha256 is not Seen.REFUSED:
             proof = Proof.SHA256
         elif facts.part_md5 is Seen.REFUSED:
@@ -344,7 +345,7 @@ class ObjectStore:
         return Written.PROVEN if proven else Written.CREATED
 
     async def abort(self, upload: Upload) -> None:
-        """Throw an upload's parts away; one that is not open any more is left as it is."""
+        """Abort an upload and delete its parts; does nothing if it is no longer open."""
         call = "abort_multipart_upload"
         answer = await self.wire.send(call, _of(self.wire, upload))
         if answer.status != HTTPStatus.NOT_FOUND:
@@ -353,7 +354,7 @@ class ObjectStore:
     async def list_uploads(self, prefix: str) -> list[Upload]:
         """The open uploads of all keys that begin with ``prefix``.
 
-        Some stores list those of a key only if ``prefix`` is that key.
+        Some stores list the uploads of a key only if ``prefix`` is exactly that key.
         """
         uploads: list[Upload] = []
         async for entry in pages.uploads(self._page, self.wire.bucket, prefix):
@@ -362,9 +363,9 @@ class ObjectStore:
         return uploads
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
-        """The keys of all objects below ``prefix``, in order.
+        """Yield the keys of all objects below ``prefix``, in the store's order.
 
-        Raises :class:`StoreRefused` if the store does not continue a list that it has begun.
+        Raises :class:`StoreRefused` if the store does not continue its list.
         """
         async for entry in pages.objects(self._page, self.wire.bucket, prefix):
             yield entry["Key"]
@@ -372,7 +373,7 @@ class ObjectStore:
     async def _page(self, call: str, params: Mapping[str, Any]) -> dict[str, Any]:
         answer = await self.wire.send(call, params)
         if call == "list_multipart_uploads" and _is_missing(answer) and answer.status == 404:
-            return {}  # what some say of a bucket without any
+            return {}  # some stores answer so for a bucket without uploads
         self._expect(answer, call, params["Prefix"])
         if call != "list_multipart_uploads" and b"ListBucketResult" not in answer.body[:1000]:
             raise StoreUnavailable(f"the store's answer to {call} is not a list")
@@ -410,7 +411,7 @@ class ObjectStore:
         self.wire.reach.heard(wire.service_of(call))
 
     def error(self, complaint: Complaint, call: str, key: str) -> StoreError:
-        """The error that a complaint comes out as."""
+        """The error for a complaint."""
         since = self._clock() - _TRUST_SECONDS
         lately = {name for name, at in self._wrote_at.items() if at > since}
         verdict, about = complaints.judge(
@@ -423,7 +424,7 @@ class ObjectStore:
         text = f"{call} {key}: {complaint}"
         match verdict:
             case complaints.Verdict.BLOCKED:
-                self.wire.forget()  # keys may have been replaced
+                self.wire.forget()  # credentials may have been replaced
                 return StoreBlocked(text, about=about)
             case complaints.Verdict.UNAVAILABLE:
                 if not complaints.is_bad_digest(complaint):  # it has read the bytes
@@ -438,12 +439,12 @@ def _of(wire: Wire, upload: Upload) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | None:
-    """The number that a header holds, if it is one that an object's size may be."""
+    """The number in a header, if it can be an object's size."""
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def _whole(answer: Answer) -> int | None:
-    """The size of an object whose first byte was asked for, if the answer tells it."""
+    """The size of an object, from the answer to a request for its first byte."""
     if answer.status == HTTPStatus.OK:
         return _number(answer.headers.get("content-length", ""))
     return _number(answer.headers.get("content-range", "").rpartition("/")[2])

@@ -1,4 +1,4 @@
-"""Requests to the store: signed with what boto3 found, moved by aiohttp."""
+"""Requests to the store, signed with boto3's credentials and sent by aiohttp."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 DEADLINE = 45.0
-"""Seconds that a request may take at most."""
+"""The most seconds that a request may take."""
 
 _LEAST_SECONDS = 15.0
-_LEAST_RATE = 256 * 1024  # bytes a second that a request is given time for
+_LEAST_RATE = 256 * 1024  # bytes a second for which a request has time
 _CONNECT = 10.0
 _ANSWER_BYTES = 4 * 1024 * 1024
-_THREADS = 4  # a refresh of credentials leaves the old ones to others while they are valid
+_THREADS = 4  # while one refreshes credentials, others use the old ones
 _PARSER = create_parser("rest-xml")
 
 
 def service_of(call: str) -> str:
-    """What a request tells of: whether the store takes objects, or whether it gives them."""
+    """The part of the store that a request tests: whether it accepts objects, or returns them."""
     return Service.STORE if call in complaints.WRITES else STORE_READS
 
 
@@ -51,7 +51,7 @@ def nothing() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back; the case of the names of ``headers`` does not matter."""
+    """An answer of the store; the case of header names does not matter."""
 
     status: int
     headers: Mapping[str, str]
@@ -59,12 +59,12 @@ class Answer:
 
     @property
     def complaint(self) -> complaints.Complaint:
-        """The error that it is, if it is one."""
+        """The answer's error document."""
         return complaints.read(self.status, self.body)
 
     def well(self, call: str) -> bool:
         """Whether the request succeeded."""
-        # CompleteMultipartUpload answers 200 before it knows, and may fail afterwards
+        # CompleteMultipartUpload may send status 200 before it has finished, and then fail
         late = call == "complete_multipart_upload" and bool(self.complaint.code)
         return 200 <= self.status < 300 and not late
 
@@ -73,11 +73,10 @@ class Wire:
     """The requests of one bucket.
 
     ``storage`` is as in :func:`~worker.core.providers.choose`, ``presign_endpoint`` as in
-    :func:`~worker.transfer.signer.make_signer`. No request takes longer than
-    ``deadline`` seconds, except for those of :meth:`opened`. Every method may raise
-    :class:`StoreBlocked` for credentials or an endpoint that cannot be used, and
-    :class:`StoreUnavailable` for a store that does not answer. ``reach`` is told of
-    what gets no answer.
+    :func:`~worker.transfer.signer.make_signer`. No request takes longer than ``deadline`` seconds,
+    except for those of :meth:`opened`. Every method may raise :class:`StoreBlocked` for unusable
+    credentials or endpoints, and :class:`StoreUnavailable` if the store does not answer, which is
+    also reported to ``reach``.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Wire:
             await self._session.close()
 
     async def ready(self) -> Signer:
-        """The signer; made in a thread, since finding credentials may ask other machines."""
+        """The signer; built in a thread, since finding credentials may use the network."""
         if self.signer is None:
             with self._boto_errors():
                 async with asyncio.timeout(DEADLINE), self._starting:
@@ -112,7 +111,7 @@ class Wire:
         return self.signer
 
     def forget(self) -> None:
-        """Look credentials and endpoint up again: they may have been replaced."""
+        """Find credentials and endpoint again at the next request: they may have been replaced."""
         self.signer = None
 
     def named(self, key: str) -> dict[str, Any]:
@@ -128,13 +127,13 @@ class Wire:
         progress: Callable[[], None] = nothing,
         most: int = _ANSWER_BYTES,
     ) -> Answer:
-        """The answer to one request, whatever it is, cut off after ``most`` bytes and one."""
+        """The answer to one request, also an error; its body is cut after ``most`` + 1 bytes."""
         request = await self.sign(call, params)
         seconds = min(self.deadline, _LEAST_SECONDS + max(len(body), most) / _LEAST_RATE)
-        # twice if a connection was closed, except for what would then be open twice
+        # sent twice if a connection was closed, unless that could open two uploads
         again = call != "create_multipart_upload"
         try:
-            # to put parts together may take a store long
+            # a store may take long to assemble parts
             patience = self.deadline if call == "complete_multipart_upload" else SILENCE
             with self.reach.asking(service_of(call), patience) as asked:
 
@@ -167,9 +166,9 @@ class Wire:
         *,
         stall: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response whose body is not read yet; raises one of ``BROKEN``.
+        """A response with its body unread; raises one of ``BROKEN``.
 
-        ``stall``: seconds between two signs of life, of a request without another deadline.
+        ``stall``: most seconds between two pieces of data, for a request without another deadline.
         """
         if self._session is None:
             with self._boto_errors():
@@ -192,11 +191,11 @@ class Wire:
                 content.let_go()
 
     async def sign(self, call: str, params: Mapping[str, Any]) -> Request:
-        """A request that is valid for an hour."""
+        """Sign a request, which is valid for an hour."""
         return await self._signed(lambda signer: signer.sign(call, params))
 
     async def presign(self, call: str, params: Mapping[str, Any], expires: int) -> str:
-        """An address for other people, which works for ``expires`` seconds."""
+        """A URL for people outside, valid for ``expires`` seconds."""
         made = await self._signed(lambda signer: signer.sign(call, params, expires, outside=True))
         return made.url
 
@@ -209,14 +208,14 @@ class Wire:
                 return await self._aside.run(make, signer)
 
     async def parse(self, call: str, answer: Answer) -> dict[str, Any]:
-        """What botocore makes of an answer that is XML."""
+        """The members of an XML answer, parsed by botocore."""
         shape = (await self.ready()).model(call).output_shape
         given = {"status_code": answer.status, "headers": answer.headers, "body": answer.body}
         try:
             members = await offload(len(answer.body), _PARSER.parse, given, shape)
-        except Exception as exc:  # it raises anything over elements that are not as they should be
+        except Exception as exc:  # unexpected elements make it raise anything
             raise StoreUnavailable(f"the store's answer to {call} is unreadable") from exc
-        if not _is_plain(members):  # elements that come twice are handed on as they are
+        if not _is_plain(members):  # repeated elements come back unparsed
             raise StoreUnavailable(f"the store's answer to {call} is unreadable")
         return cast("dict[str, Any]", members)
 
@@ -228,7 +227,7 @@ class Wire:
             raise StoreUnavailable("no credentials in time") from exc
         except StoreError:
             raise
-        # files, programs and services that hand out credentials make it raise anything
+        # files, programs and services with credentials make it raise anything
         except Exception as exc:
             self.forget()
             said = one_line(str(exc))
@@ -247,7 +246,7 @@ def _is_plain(value: object) -> bool:
 
 
 class _Body(aiohttp.payload.Payload):
-    """What is sent, in slices and without a copy of it; it can be sent again."""
+    """A body sent in slices, without a copy; it can be sent again."""
 
     _autoclose = True
 
@@ -270,12 +269,12 @@ class _Body(aiohttp.payload.Payload):
         return str(self._value, encoding, errors)
 
     def let_go(self) -> None:
-        """Free the buffer: aiohttp's request and response refer to each other, and linger."""
+        """Free the buffer: aiohttp's request and response refer to each other, and live on."""
         self._value = memoryview(b"")
 
 
 async def read(response: aiohttp.ClientResponse, most: int = _ANSWER_BYTES) -> Answer:
-    """The rest of a response, cut off after ``most`` bytes and one; raises one of ``BROKEN``."""
+    """The rest of a response, cut after ``most`` + 1 bytes; raises one of ``BROKEN``."""
     if not response.ok:
         most = complaints.BODY_BYTES
     body = bytearray()
@@ -285,5 +284,5 @@ async def read(response: aiohttp.ClientResponse, most: int = _ANSWER_BYTES) -> A
 
 
 def unavailable(error: Exception) -> StoreUnavailable:
-    """What a request that broke off on the way comes out as."""
+    """The error for a request that was interrupted."""
     return StoreUnavailable(f"the store does not answer: {describe(error)}")
