@@ -159,7 +159,7 @@ async def test_filters_apply_when_they_are_asked_for(
         await expect(page.locator("#list")).to_contain_text("newcomer")
         await expect(rows(page)).to_have_count(50)
         await page.locator("#filter button").click()
-        await expect(page.locator("#empty")).to_have_text("No task fits this filter.")
+        await expect(page.locator("#empty")).to_have_text("No task matches this filter.")
         assert page.url == f"{base}/tasks?state=failed&label=poster"
 
 

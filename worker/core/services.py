@@ -46,7 +46,7 @@ REMEDIES = MappingProxyType(
 )
 """What to do about an open circuit, by its kind."""
 _REACH = {
-    Service.UPSTREAM: "Check SPEEDPIX_ENDPOINT and the network; the fleet goes on by itself.",
+    Service.UPSTREAM: "Check SPEEDPIX_ENDPOINT and the network; the fleet recovers by itself.",
     Service.STORE: "Check AWS_ENDPOINT_URL_S3, the network and the store's own log.",
     Service.REDIS: "Start it, make room in it, or correct REDIS_URL.",
     Service.BROKER: "Start it, or correct CELERY_BROKER_URL.",
@@ -59,9 +59,9 @@ _MEANWHILE = {
     "expired addresses are renewed afterwards; no task ends because of this.",
     Service.REDIS: "No id is accepted and no work begins. No task ends; workers resume by "
     "themselves.",
-    Service.BROKER: "Polling, copying and webhooks go on, and ids are accepted over HTTP, the "
+    Service.BROKER: "Polling, copying and webhooks continue, and ids are accepted over HTTP, the "
     "stream and the command line. Celery messages and replies wait.",
-    Service.WEBHOOKS: "Everything else goes on. Each webhook is tried for three days.",
+    Service.WEBHOOKS: "Everything else continues. Each webhook is retried for three days.",
 }
 
 

@@ -1,8 +1,8 @@
 """Access to the API: by a bearer token (RFC 6750), or from this machine only.
 
-Without tokens the server listens on loopback only. Pages of other sites that a browser on this
-machine has open are kept out as well: by the Host header (a name of theirs that resolves to
-loopback) and by the Origin header (a form of theirs that posts here).
+Without tokens the server listens on loopback only. It also refuses requests from pages of other
+sites in a browser on this machine: by the Host header (their name may resolve to loopback) and by
+the Origin header (their form may post here).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _READABLE = re.compile(r"/metrics|/api/(?:endings|events|groups|stats|tasks)|/api/tasks/[^/]+")
-"""What the token that may only read is good for, with GET. Addresses of files are not among it."""
+"""The paths that a read-only token may GET. They do not include addresses of files."""
 _MAY_ACT = "harvester.may_act"
 _OPEN = ("/healthz", "/readyz")
 _OPEN_WITH_TOKEN = (*_OPEN, "/", "/tasks", "/docs", "/openapi.json")
-_OPEN_BELOW = ("/static/", "/tasks/")  # the page, which holds nothing of the fleet
+_OPEN_BELOW = ("/static/", "/tasks/")  # the page, without any data of the fleet
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -35,7 +35,7 @@ _HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as given to ``--host`` or in a Host header, is this machine itself."""
+    """Whether a host, as in ``--host`` or a Host header, is this machine itself."""
     name = host.removeprefix("[").removesuffix("]")
     try:
         return ipaddress.ip_address(name).is_loopback
@@ -43,13 +43,13 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
-# What a proxy adds to requests of others, which come from this machine only because it does.
+# Headers of a proxy on this machine, which show that a request comes from elsewhere.
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Tokens:
-    """The tokens: those that may do everything, and those that may only read."""
+    """The tokens: those that may do everything, and read-only ones."""
 
     full: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
@@ -59,19 +59,19 @@ class Tokens:
 
 
 def may_act(scope: Scope) -> bool:
-    """Whether a request that :class:`Access` has let through may do more than read."""
+    """Whether a request that :class:`Access` has allowed may do more than read."""
     return bool(scope.get(_MAY_ACT, True))
 
 
 def _is_one_of(given: str, tokens: tuple[str, ...]) -> bool:
-    """Whether a token is among some, in a time that tells nothing of them."""
+    """Whether a token is among ``tokens``, compared in constant time."""
     return sum(hmac.compare_digest(given.encode(), token.encode()) for token in tokens) > 0
 
 
 class Access:
-    """ASGI middleware: the checks above, and the headers that every answer carries.
+    """ASGI middleware: the checks above, and the headers of every answer.
 
-    Without ``tokens`` it answers this machine only.
+    Without ``tokens`` it only answers requests from this machine.
     """
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
@@ -79,7 +79,7 @@ class Access:
         self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass the request on."""
+        """Refuse the request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -91,7 +91,7 @@ class Access:
                     headers.setdefault(name, value)
                 if scope["path"].startswith("/api/"):
                     headers.setdefault("Cache-Control", "no-store")
-                elif scope["path"].startswith("/static/"):  # of one release, as the page is
+                elif scope["path"].startswith("/static/"):  # of one release, like the page
                     headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 

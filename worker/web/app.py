@@ -1,6 +1,6 @@
 """The HTTP API, the page and the metrics, as one ASGI application.
 
-It holds no state and does no work of the fleet's: it reads Redis, and asks for changes by the same
+It holds no state and does none of the fleet's work: it reads Redis, and changes it with the same
 scripts as the command line. Any number of processes may serve it.
 """
 
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 
     from worker.registry.records import Overview
 
-_SCANNED = 1000  # records that one listing reads at most, to find those that pass
+_SCANNED = 1000  # most records that one list request reads
 _SUMMARY = (
     "task_id", "state", "reason", "error", "label", "run", "submitted_at", "finished_at", "files",
     "updated_at", "last_error", "last_error_at",
 )  # fmt: skip
-_LOOK = 0.25  # seconds between two looks at a task that is waited for
+_LOOK = 0.25  # seconds between two reads of a task that a request waits for
 _LONGEST_WAIT = 60
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
-_LOOKED_FOR = 1.0  # seconds for which the probe's answer is believed: anybody may ask for it
+_LOOKED_FOR = 1.0  # seconds for which the probe's answer is cached: anyone may request it
 
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document; FastAPI keeps it once it is made."""
+        """The OpenAPI document; FastAPI caches it."""
         made = self.openapi_schema is not None
         document = super().openapi()
         if not made:
@@ -73,7 +73,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # what has a default may be left out of an answer, too
+        # fields with a default may be absent from answers too
         separate_input_output_schemas=False,
         generate_unique_id_function=_operation,
         description="Submit SpeedPix ComfyUI task ids, and follow them until their files are "
@@ -87,7 +87,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
 
 
 def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route after the other
-    # the token is checked before any route is reached; this is for the OpenAPI document
+    # Access checks the token before any route; this is for the OpenAPI document
     bearer = [Depends(HTTPBearer(auto_error=False, description="HARVESTER_WEB_TOKEN"))]
     routes = APIRouter(
         responses=problem_answers(401, 403, 503), dependencies=bearer if with_token else None
@@ -105,7 +105,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         },
     )
     async def submit_tasks(request: Request, desk: AtDesk) -> Response:
-        """Submit task ids. An answer of 2xx means that the records of ``tasks`` exist."""
+        """Submit task ids. A 2xx answer means that the records of ``tasks`` exist."""
         task_ids, options = read_body(await body(request, MAX_BODY_BYTES))
         options = traced(options, request.headers.get("traceparent"))
         accepted, refusals = read_submission(task_ids, options, desk.policy)
@@ -121,9 +121,9 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @routes.get("/api/tasks", responses=answers(documents.Page, 422))
     async def list_tasks(desk: AtDesk, query: Annotated[ListQuery, Query()]) -> Response:
-        """List tasks, newest first: by their end, or by submission while they have not ended.
+        """List tasks, newest first: by their end, or by their submission if they have not ended.
 
-        A page may hold fewer than ``limit`` tasks while ``next`` leads on.
+        A page may hold fewer than ``limit`` tasks although ``next`` is not null.
         """
         filters = query.filters()
         read, after = _cursor(query.cursor)
@@ -149,7 +149,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
             Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait until the task is final."),
         ] = 0,
     ) -> Response:
-        """The record of a task; with ``wait``, once the task is final or the time is up."""
+        """Get the record of a task; with ``wait``, once the task is final or the time is over."""
         until = time.monotonic() + wait
         while True:
             record = await desk.registry.record(task_id)
@@ -166,7 +166,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         task_id: TaskId,
         expires: Annotated[int, Query(ge=1, le=_MAX_EXPIRES, description="Seconds.")] = 3600,
     ) -> Response:
-        """Presigned addresses of the stored files, which work for ``expires`` seconds."""
+        """Get presigned addresses of the stored files, valid for ``expires`` seconds."""
         record = await desk.registry.record(task_id)
         if record is None:
             raise Problem(404, f"{task_id} was not found")
@@ -207,7 +207,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @routes.get("/api/stats", responses=answers(documents.Fleet))
     async def get_stats(request: Request, desk: AtDesk) -> Response:
-        """The fleet at a glance."""
+        """Get the state of the fleet."""
         try:
             fleet = glance(await desk.overview())
         except RegistryUnavailable as error:
@@ -216,7 +216,7 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
     @routes.get("/api/endings", responses=answers(documents.Endings, 422))
     async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
-        """How many tasks ended when, in 60 equal spans; the last one includes now."""
+        """Count the endings in 60 equal time spans; the last one includes now."""
         seen = await endings.look(desk.registry, span.minutes)
         return answer(
             {
@@ -243,9 +243,9 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
             Query(pattern=stream.ENTRY, description="Entry id; default: from now on."),
         ] = None,
     ) -> Response:
-        """Endings as server-sent events, and the stats every two seconds.
+        """Stream endings as server-sent events, and the stats every two seconds.
 
-        ``Last-Event-ID`` takes up where a lost connection ended.
+        ``Last-Event-ID`` continues after a lost connection.
         """
         last = request.headers.get("last-event-id") or after
         return await stream.respond(desk.registry, last, glance, desk.without_redis)
@@ -256,10 +256,10 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def get_metrics(desk: AtDesk) -> Response:
-        """The fleet's metrics, for Prometheus."""
+        """Get the fleet's metrics for Prometheus."""
         try:
             text = metrics.exposition(await desk.overview())
-        except RegistryUnavailable:  # the figure that says so has to arrive all the same
+        except RegistryUnavailable:  # the metric that reports the outage must still arrive
             text = metrics.without_redis(desk.redis_alone())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -291,12 +291,12 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route
 
 
 def _operation(route: APIRoute) -> str:
-    """The operation's id in the OpenAPI document, which generated clients name functions by."""
+    """The operation's id in the OpenAPI document, after which generated clients name functions."""
     return route.name
 
 
 def _cursor(text: str | None) -> tuple[int, tuple[int, str] | None]:
-    """How many tasks were read before, where that is bounded, and the last one of them."""
+    """The number of tasks read before, if bounded, and the last one of them."""
     if text is None:
         return 0, None
     place, _, task_id = text.partition(":")
@@ -377,7 +377,9 @@ async def _fleet_fault(desk: Desk) -> str:
 
 
 async def _store_fault(desk: Desk) -> str:
-    """Whether the store answers; as a manifest is looked for, which needs no further rights."""
+    """Why the store does not answer; empty if it does. Reads like a manifest, with the same
+    rights.
+    """
     if time.monotonic() - desk.store_seen < READY_FOR:
         return ""
     try:

@@ -1,7 +1,7 @@
-"""Actions on many tasks, and the groups that failed tasks fall into.
+"""Actions on many tasks, and groups of failed tasks.
 
-A call changes 500 tasks at most and answers with a cursor for the rest: nothing runs between the
-calls. All calls of one action are bounded by Redis' time at the first one.
+A call changes 500 tasks at most and answers with a cursor for the rest: nothing runs between calls.
+Redis' time at the first call bounds all calls of one action.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from worker.web.queries import BulkQuery, GroupQuery
 if TYPE_CHECKING:
     from worker.registry.registry import Registry
 
-_READ = 2000  # tasks that one call looks at, to find those it changes
+_READ = 2000  # most tasks that one call reads
 _SAMPLE = 20
-_MAX_BODY = 128 * 1024  # 500 of the longest ids, and as much white space
+_MAX_BODY = 128 * 1024  # 500 of the longest ids, and the same in white space
 
 routes = APIRouter()
 
 
 @routes.get("/api/groups", responses=answers(documents.GroupList, 422))
 async def list_groups(desk: AtDesk, query: Annotated[GroupQuery, Query()]) -> Response:
-    """Tasks by state, reason and kind of error, the largest group first; 50 at most.
+    """Group tasks by state, reason and kind of error, the largest group first; 50 at most.
 
-    Without ``state`` those that failed, wholly or in part. ``read`` tasks of ``of`` were looked at.
+    Without ``state``, these are failed and partial tasks. ``read`` of ``of`` tasks were checked.
     """
     now = await desk.registry.now()
     filters = query.filters()
@@ -64,9 +64,9 @@ _ASKED: dict[str, Any] = {
 async def retry_tasks(
     request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
-    """Start failed and partial tasks again, 500 a call, those that ended before the first call.
+    """Retry failed and partial tasks that ended before the first call, 500 per call.
 
-    Without ``reason`` those that were canceled or whose content was rejected are left out, unless
+    Without ``reason``, tasks that were canceled or whose content was rejected are skipped, unless
     their ids are given.
     """
     return await _act(request, desk.registry, Action.RETRY, query)
@@ -76,9 +76,9 @@ async def retry_tasks(
 async def cancel_tasks(
     request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
-    """Ask for the end of waiting and copying tasks, 500 a call, those that began before the first.
+    """Request the cancellation of waiting and copying tasks, 500 per call.
 
-    Workers write the endings.
+    Only tasks that began before the first call are canceled. Workers write the endings.
     """
     return await _act(request, desk.registry, Action.CANCEL, query)
 
@@ -87,7 +87,7 @@ async def cancel_tasks(
 async def notify_tasks(
     request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
-    """Tell the callbacks of final tasks again, 500 a call, those that ended before the first."""
+    """Call the callbacks of final tasks that ended before the first call again, 500 per call."""
     return await _act(request, desk.registry, Action.NOTIFY, query)
 
 
@@ -131,7 +131,7 @@ async def _act(request: Request, registry: Registry, action: Action, query: Bulk
 
 
 def _cursor(text: str | None) -> tuple[int, tuple[int, str] | None]:
-    """How many tasks were read before, where that is bounded, and the last one of them."""
+    """The number of tasks read before, if bounded, and the last one of them."""
     if text is None:
         return 0, None
     _, read, at, task_id = text.split(":", 3)

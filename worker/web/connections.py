@@ -1,7 +1,8 @@
-"""Connections of ``harvester web``: how many there are, and how long each may take.
+"""Connections of ``harvester web``: bounds on their number and duration.
 
-uvicorn bounds neither. Somebody who opens connections and sends nothing, or half a request, or does
-not read the answer, would hold as many as the process may have files, and nobody else gets one.
+uvicorn bounds neither. A client that opens connections and sends nothing, or half a request, or
+does not read the answer, could hold as many as the process may have files, and nobody else would
+get one.
 """
 
 from __future__ import annotations
@@ -24,42 +25,42 @@ MOST = 512
 """Connections of one process."""
 
 HEAD_SECONDS = 10.0
-"""For all headers of a request, from the connection or the request's first byte on."""
+"""For all headers of a request, from the connection or the request's first byte."""
 
 BODY_SECONDS = 30.0
 """For a whole body, which is 2 MiB at most."""
 
 IDLE_SECONDS = 30.0
-"""Between two requests; also until an answer, or 48 KiB of it, has left the process."""
+"""Between two requests; also for sending an answer, or each 48 KiB of it."""
 
 BUFFERED = 64 * 1024 * 1024
-"""Bytes of answers that wait for slow readers, of all connections together."""
+"""Bytes of answers that wait for slow readers, over all connections."""
 
 BACKLOG = 128
-"""Connections that the system keeps until they are accepted, which are accepted at once."""
+"""Connections that the system queues until they are accepted, which is at once."""
 
 _FILES = 2048
-_LINES = 10  # a minute, of what a peer can cause
+_LINES = 10  # a minute, of messages that peers can cause
 
 
 def most_connections() -> int:
-    """How many there may be; raises the limit on open files, of which they get a third."""
+    """The most connections; raises the limit on open files, of which they get a third."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MOST
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # a sandbox, or a limit of the whole system
+        with contextlib.suppress(OSError, ValueError):  # a sandbox, or a system-wide limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     return max(1, min(MOST, soft // 3))
 
 
 class Connection(H11Protocol):
-    """One connection. If there are ``most``, the one whose time ends first makes room.
+    """One connection. Beyond ``most``, the one whose time ends first is closed.
 
-    Time is limited wherever the peer is waited for. A new connection is refused only if every other
-    one waits for an answer of ours.
+    Time is limited whenever the server waits for the peer. A new connection is refused only if
+    every other one waits for our answer.
     """
 
     most = MOST
@@ -72,7 +73,7 @@ class Connection(H11Protocol):
         self._phase = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room for this one, and wait for its first request."""
+        """Make room for this connection, and wait for its first request."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             self._drop(min(self.connections - {self}, key=_until, default=self))
@@ -91,13 +92,13 @@ class Connection(H11Protocol):
         self._look()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, which may be here already."""
+        """Wait for the next request, which may have arrived already."""
         self._enter("idle")
         super().on_response_complete()
         self._look()
 
     def pause_writing(self) -> None:
-        """Limit how long the peer may read nothing, and what waits for such peers."""
+        """Limit how long the peer may read nothing, and the bytes that wait for such peers."""
         super().pause_writing()
         self._enter("stuck")
         if sum(map(_waiting, self.connections)) > self.buffered:
@@ -117,7 +118,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _look(self) -> None:
-        """Enter the phase that the request has come to."""
+        """Enter the request's present phase."""
         if self._busy and self._phase in ("head", "idle"):
             self._enter("body")
         if self._busy and self._phase == "body" and not self.cycle.more_body:
@@ -127,7 +128,7 @@ class Connection(H11Protocol):
         if other is not self and _until(other) == math.inf:
             other = self
         other.transport.abort()
-        self.connections.discard(other)  # it is lost only in the loop's next turn
+        self.connections.discard(other)  # the loop reports it lost only in its next turn
 
     def _enter(self, phase: str) -> None:
         if self._timer is not None:
@@ -152,7 +153,7 @@ def _waiting(other: Any) -> int:
 
 
 class Seldom(logging.Filter):
-    """Lets ten lines of each level pass in a minute, so that nobody fills a log from outside."""
+    """Passes ten lines of each level per minute, so that no peer can fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class Seldom(logging.Filter):
         self._passed: Counter[int] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this one passes."""
+        """Whether a line passes."""
         now = time.monotonic()
         if now - self._since >= 60:
             self._since = now
@@ -189,7 +190,7 @@ def make_server(app: Any, *, host: str, port: int) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             h11_max_incomplete_event_size=16_384,
-            timeout_keep_alive=25,  # closed, before IDLE_SECONDS would break it off
+            timeout_keep_alive=25,  # closed properly, before IDLE_SECONDS would abort it
             timeout_graceful_shutdown=2,
         )
     )

@@ -1,4 +1,4 @@
-"""What the routes share: their connections, how they read a body, and how they answer."""
+"""What the routes share: connections, reading bodies, and answering."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from worker.transfer.store import ObjectStore
 
 READY_FOR = 10.0
-"""Seconds for which a look at the store is believed."""
+"""Seconds for which a check of the store is cached."""
 
-_PATIENCE = 4.0  # seconds for which Redis' answer is awaited
+_PATIENCE = 4.0  # seconds to wait for Redis' answer
 _BODIES = 64 * 1024 * 1024  # bytes of bodies that may arrive at once
 
 TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
@@ -38,7 +38,7 @@ TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task i
 
 @dataclass(kw_only=True)
 class Desk:
-    """What the routes work with; made on the loop."""
+    """The connections and state of the routes; made on the loop."""
 
     registry: Registry
     store: ObjectStore
@@ -50,7 +50,9 @@ class Desk:
     fault: str = ""
 
     async def overview(self) -> Overview:
-        """The fleet; a Redis that takes long is out of reach, before the caller loses patience."""
+        """The fleet; raises ``RegistryUnavailable`` if Redis takes too long, before clients give
+        up.
+        """
         reading = asyncio.ensure_future(self.registry.overview())
         await asyncio.wait([reading], timeout=_PATIENCE)
         if reading.done():
@@ -65,7 +67,7 @@ class Desk:
         return self.registry.reach.outlook(Service.REDIS, round(time.time() * 1000))
 
     def without_redis(self) -> dict[str, Any]:
-        """The members of a document that tell of it."""
+        """The members of a document that report that Redis is out of reach."""
         return {"services": {Service.REDIS: self.redis_alone().document()}}
 
     async def close(self) -> None:
@@ -83,7 +85,7 @@ AtDesk = Annotated[Desk, Depends(_desk)]
 
 
 def answer(value: Any, status: int = 200) -> Response:
-    """JSON with every digit kept."""
+    """A JSON answer that keeps every digit."""
     return Response(jsontext.dumps(value), status, media_type="application/json")
 
 
@@ -93,8 +95,8 @@ _received = 0  # bytes of bodies that have begun to arrive, of all connections
 async def body(request: Request, most: int) -> bytes:
     """The request's body.
 
-    Raises ``Problem`` 413 as soon as it is larger than ``most``, and 503 if there are too many at
-    once.
+    Raises ``Problem`` 413 as soon as it is larger than ``most`` bytes, and 503 if too many bodies
+    arrive at once.
     """
     global _received  # noqa: PLW0603  a process has one loop
     read = bytearray()

@@ -1,7 +1,7 @@
-"""What the API takes and answers, as its OpenAPI document describes it.
+"""The API's requests and answers, as its OpenAPI document describes them.
 
-These describe, and the tests hold the answers against them. The answers themselves are written by
-``jsontext``, which keeps every digit that a record holds.
+These models only describe; the tests compare the answers with them. ``jsontext`` writes the
+answers, and keeps every digit of a record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Milliseconds = int
 
 
 class Handed(BaseModel):
-    """An id that has a record now."""
+    """A submitted id, which now has a record."""
 
     task_id: str
     new: bool
@@ -69,7 +69,7 @@ class Page(BaseModel):
 
 
 class TaskGroup(BaseModel):
-    """Tasks of one state and reason, whose errors are of one kind.
+    """Tasks of one state and reason with errors of one kind.
 
     ``error`` is the newest one, ``task_ids`` are the newest few, ``newest`` and ``oldest`` are
     times of endings. ``group`` selects these tasks, together with ``state`` and ``reason``.
@@ -103,12 +103,12 @@ class BulkIds(BaseModel):
 
 
 class Bulk(BaseModel):
-    """The result of one call: how many tasks were done, and which.
+    """The result of one call: how many tasks were changed, and which.
 
-    ``not_done`` counts the others by what they are instead: a state, ``changed`` (ended after
-    ``until``), ``unknown`` or ``nobody`` (no callback is registered). Of ``read`` tasks that were
-    looked at the rest do not pass the filters. The same call with ``next`` as ``cursor`` continues.
-    After a dry run ``done`` is how many would be, and ``task_ids`` are some of them.
+    ``not_done`` counts the others by the reason: a state, ``changed`` (ended after ``until``),
+    ``unknown`` or ``nobody`` (no callback is registered). The rest of the ``read`` tasks do not
+    pass the filters. The same call with ``next`` as ``cursor`` continues. After a dry run, ``done``
+    is how many would be changed, and ``task_ids`` are some of them.
     """
 
     done: int = Field(ge=0)
@@ -152,7 +152,7 @@ class File(BaseModel):
 
 
 class HeldUp(BaseModel):
-    """The service that a task waits for, which is out of reach."""
+    """A service out of reach that a task waits for."""
 
     service: Service
     since: Milliseconds
@@ -195,7 +195,7 @@ class Link(BaseModel):
 
 
 class Links(BaseModel):
-    """Addresses that work for ``expires`` seconds."""
+    """Addresses that are valid for ``expires`` seconds."""
 
     files: list[Link]
     expires: int
@@ -269,7 +269,7 @@ class WebhookHost(BaseModel):
 
 
 class Fleet(BaseModel):
-    """The fleet at a glance."""
+    """The state of the fleet."""
 
     now: Milliseconds
     tasks: dict[State, int]
@@ -289,7 +289,7 @@ class Fleet(BaseModel):
 
 
 class Span(BaseModel):
-    """How far to look back."""
+    """The time span to look back."""
 
     model_config = ConfigDict(extra="forbid")
     minutes: int = Field(default=5, ge=1, le=43_200)
@@ -342,7 +342,7 @@ class Submission(BaseModel):
 
 
 COMPONENTS = (Problem, Submission, BulkIds)
-"""Models that FastAPI does not see, since bodies and problems are read and written by our own."""
+"""Models that FastAPI does not see, since our own code reads bodies and writes problems."""
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
@@ -357,10 +357,10 @@ def body_of(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Make FastAPI's OpenAPI document say what is true of bodies, answers and parameters.
+    """Correct FastAPI's OpenAPI document about bodies, answers and parameters.
 
-    It gets :data:`COMPONENTS`. What may be missing is left out, never null, and has no default:
-    generators take a field with a default for one that is always there.
+    Adds :data:`COMPONENTS`. Optional fields are absent, never null, and have no default: generators
+    treat a field with a default as always present.
     """
     _, made = models_json_schema(
         [(model, "validation") for model in COMPONENTS],
@@ -380,7 +380,7 @@ def complete(document: dict[str, Any]) -> None:
 
 
 def _never_null(schema: dict[str, Any]) -> None:
-    """Take null out of what a schema allows."""
+    """Remove null from the types of a schema."""
     kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
     if len(kinds) == 1:
         schema |= kinds[0]

@@ -1,4 +1,4 @@
-"""The fleet's figures in Prometheus' text format, read from Redis at each scrape."""
+"""The fleet's metrics in Prometheus' text format, read from Redis at each scrape."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _COUNTERS = {
 _CHANNELS = ("webhook", "reply")
 _OUTCOMES = ("told", "failed", "given_up", "rejected")
 _SOURCES = ("celery", "stream", "http")
-_UNRECORDED = "unrecorded"  # of endings that a worker of 0.1 wrote
+_UNRECORDED = "unrecorded"  # of endings by a worker of 0.1
 
 
 def exposition(fleet: Overview) -> bytes:
@@ -56,7 +56,7 @@ def exposition(fleet: Overview) -> bytes:
 
 
 def without_redis(outlook: Outlook) -> bytes:
-    """The text of a scrape while Redis does not answer: nothing but that."""
+    """The text of a scrape while Redis does not answer: only that outage."""
     return _text(_Services([outlook]))
 
 
@@ -92,7 +92,7 @@ class _Snapshot(Collector):
         self._fleet = fleet
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric; those that nothing has happened to yet are there as zero."""
+        """Yield every metric; unused ones are zero."""
         fleet, counters = self._fleet, self._fleet.counters
         tasks = GaugeMetricFamily("harvester_tasks", "Tasks in each state", labels=["state"])
         for state, count in fleet.counts.items():

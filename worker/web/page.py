@@ -1,4 +1,4 @@
-"""The page: one document at every address of it, and its files."""
+"""The page: one document at each of its addresses, and its files."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def install(app: FastAPI) -> None:
 
 
 async def _store_origin(store: ObjectStore, key: str) -> str:
-    """Where presigned addresses lead, as a source of a content security policy."""
+    """The origin of presigned addresses, as a source of a content security policy."""
     try:
         parts = urlsplit(await store.presign_get(key, expires=1))
     except StoreError:
-        return ""  # the page is there all the same, without pictures
+        return ""  # the page still works, without pictures
     return f"{parts.scheme}://{parts.netloc}"

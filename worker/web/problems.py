@@ -23,7 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):  # noqa: N818  named as RFC 9457 names it
-    """An answer that says what is wrong; ``more`` are members of the document beside ``detail``."""
+    """An error answer; ``more`` are members of the document in addition to ``detail``."""
 
     def __init__(self, status: int, detail: str, **more: Any) -> None:
         super().__init__(detail)
@@ -34,13 +34,13 @@ class Problem(Exception):  # noqa: N818  named as RFC 9457 names it
 def problem(
     status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
 ) -> Response:
-    """The answer itself."""
+    """The response for a problem."""
     document = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
     return Response(jsontext.dumps(document), status, dict(headers or {}), MEDIA_TYPE)
 
 
 def _allowed(request: Request) -> str:
-    """The methods of every route of this path; the router itself names those of the first one."""
+    """The methods of all routes of this path; the router only returns those of the first one."""
     methods: set[str] = set()
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
@@ -49,7 +49,7 @@ def _allowed(request: Request) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error answered as a problem."""
+    """Answer every error as a problem."""
 
     @app.exception_handler(Problem)
     async def said(_: Request, error: Problem) -> Response:

@@ -1,4 +1,4 @@
-"""The query parameters of lists and bulk actions, and how they are read into filters."""
+"""The query parameters of lists and bulk actions, and the filters they make."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from worker.core.models import Reason, State
 from worker.web.problems import Problem
 
 MOST = 500
-"""How many tasks one call changes at most."""
+"""The most tasks that one call changes."""
 
 Time = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class Filtering(BaseModel):
-    """The filters that every list and action takes."""
+    """The filters of every list and action."""
 
     state: list[State] | None = Field(None, description="Only these states.")
     reason: list[Reason] | None = Field(None, description="Only these reasons.")
@@ -45,7 +45,7 @@ class Filtering(BaseModel):
     )
 
     def filters(self, states: tuple[State, ...] = tuple(State)) -> Filters:
-        """The filters; ``states`` are those meant if none is named."""
+        """The filters; ``states`` are the default."""
         return Filters(
             states=tuple(state for state in State if state in (self.state or states)),
             reasons=frozenset(self.reason or ()),
@@ -58,7 +58,7 @@ class Filtering(BaseModel):
 
     @property
     def any(self) -> bool:
-        """Whether there is any filter but ``until``."""
+        """Whether there is any filter except ``until``."""
         return any(
             value is not None
             for value in (
@@ -68,7 +68,7 @@ class Filtering(BaseModel):
 
 
 class ListQuery(Filtering):
-    """What ``GET /api/tasks`` takes."""
+    """The parameters of ``GET /api/tasks``."""
 
     cursor: str | None = Field(
         None,
@@ -79,17 +79,17 @@ class ListQuery(Filtering):
 
 
 class GroupQuery(Filtering):
-    """What ``GET /api/groups`` takes."""
+    """The parameters of ``GET /api/groups``."""
 
     model_config = ConfigDict(extra="forbid")
 
     def filters(self, states: tuple[State, ...] = (State.PARTIAL, State.FAILED)) -> Filters:
-        """The filters; without states, those of failed and partial tasks."""
+        """The filters; the default states are failed and partial."""
         return Filtering.filters(self, states)
 
 
 class BulkQuery(Filtering):
-    """What ``POST /api/bulk/…`` takes."""
+    """The parameters of ``POST /api/bulk/…``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,7 +102,7 @@ class BulkQuery(Filtering):
     limit: int = Field(MOST, ge=1, le=MOST, description="The most tasks to change.")
 
     def filters_of(self, action: Action, now: int) -> Filters:
-        """The filters of an action that begins ``now`` (ms), or began at the first call.
+        """The filters of an action that begins ``now`` (ms), or began with its first call.
 
         Raises ``Problem`` 422 for a state that the action does not apply to.
         """

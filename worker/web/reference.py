@@ -1,4 +1,4 @@
-"""The OpenAPI document as a page for people: plain HTML, no scripts, nothing from elsewhere."""
+"""The OpenAPI document as a page for people: plain HTML, without scripts or other sites."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
 
 
 def _table(rows: list[tuple[str, str, str]]) -> str:
-    """Names, kinds (HTML already) and descriptions."""
+    """A table of names, kinds (already HTML) and descriptions."""
     cells = "".join(
         f"<tr><th scope=row><code>{escape(name)}</code></th><td>{kind}</td><td>{_text(text)}</td>"
         for name, kind, text in rows
@@ -88,7 +88,7 @@ def _table(rows: list[tuple[str, str, str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """A description as HTML: what is between backticks is code."""
+    """A description as HTML: text between backticks is code."""
     return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escape(text))
 
 
@@ -100,7 +100,7 @@ def _content(holder: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """What a schema allows, in words, as HTML."""
+    """The type of a schema, in words, as HTML."""
     if "$ref" in schema:
         name = escape(schema["$ref"].removeprefix(_REF))
         return f'<a href="#{name}">{name}</a>'

@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, section 9.2): endings as they come, and the fleet's stats."""
+"""Server-sent events (WHATWG HTML, section 9.2): endings, and the fleet's stats."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from worker.registry.registry import Registry
 
 _MOST = 200
-"""Connections that one process keeps open."""
+"""The most streams of one process."""
 
 ENTRY = "^[0-9]{1,19}(-[0-9]{1,19})?$"
-"""Entry ids of the event stream, in which Redis has numbers of 64 bits."""
+"""Entry ids of the event stream, whose numbers have 64 bits."""
 
 _STATS = 2.0  # seconds between two stats
-_SILENT = 3.0  # seconds without a word from Redis after which it counts as out of reach
+_SILENT = 3.0  # seconds without an answer after which Redis counts as out of reach
 _open = 0
 
 
@@ -38,9 +38,10 @@ async def respond(
     glance: Callable[[Overview], dict[str, Any]],
     unavailable: Callable[[], dict[str, Any]],
 ) -> StreamingResponse:
-    """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if too many.
+    """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if there are too
+    many.
 
-    ``unavailable`` says what is known while Redis does not answer.
+    ``unavailable`` is the document to send while Redis does not answer.
     """
     if _open >= _MOST:
         raise Problem(503, f"{_MOST} streams are open already")
@@ -60,9 +61,9 @@ async def respond(
 
 
 async def _outspoken(source: AsyncGenerator[str], silent: Callable[[], str]) -> AsyncGenerator[str]:
-    """What ``source`` yields, and what ``silent`` says of Redis while it yields nothing.
+    """Yield the items of ``source``, and ``silent()`` while there are none.
 
-    A Redis that is frozen, or behind a link that swallows everything, gives no error for long.
+    A frozen Redis, or one behind a link that drops everything, raises no error for long.
     """
     pending = asyncio.ensure_future(anext(source))
     try:

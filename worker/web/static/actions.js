@@ -1,4 +1,4 @@
-// What can be asked for one task; an error stays next to its button.
+// Actions on one task; an error stays next to its button.
 import { post } from "./api.js";
 import { ask, complain, make, settle } from "./dom.js";
 import { t } from "./words.js";
@@ -7,7 +7,7 @@ const WORDS = {
   retry: () => [t("Retry"), t("queued for retry")],
   cancel: () => [t("Cancel"), t("cancellation requested")],
   notify: () => [t("Send callbacks again"), t("callbacks queued")],
-  look: () => [t("Ask now"), t("asked about as soon as possible")],
+  look: () => [t("Poll now"), t("polled as soon as possible")],
 };
 let after = () => {};
 export const afterwards = (call) => { after = call; };

@@ -1,17 +1,17 @@
 // Requests, and the stream of events. EventSource cannot send a token, so the stream is read by hand.
 import { t } from "./words.js";
 
-const SILENT = 7000; // milliseconds without a word after which a stream counts as dead; stats come every 2 s
+const SILENT = 7000; // milliseconds without data after which a stream counts as dead; stats come every 2 s
 const LARGEST = 4e6; // characters of one event
 let token = "";
-try { token = sessionStorage.getItem("token") || ""; } catch { /* a browser that stores nothing: the token is asked for again */ }
+try { token = sessionStorage.getItem("token") || ""; } catch { /* the browser stores nothing: the page asks for the token again */ }
 let refused = () => {};
-let wake = () => {}, current = null, again = false; // how `signIn` has the stream begin again
+let wake = () => {}, current = null, again = false; // how `signIn` restarts the stream
 
 export class Refused extends Error {}
 
 export async function api(path, options = {}) {
-  if (/[^ -~]/.test(token)) { // no header can hold it
+  if (/[^ -~]/.test(token)) { // not valid in a header
     refused(true);
     throw new Refused(t("The token is wrong."));
   }
@@ -43,8 +43,8 @@ function parse(part) {
   return fields;
 }
 
-// Calls `on.opened()`, `on.event(name, data)` and, when it cannot go on, `on.lost(error)`; for ever,
-// but for a refused token: `on.refused(given)` is called, and the stream begins again with `signIn`.
+// Calls `on.opened()`, `on.event(name, data)` and, after a failure, `on.lost(error)`; runs for ever,
+// except after a refused token: then it calls `on.refused(given)`, and `signIn` restarts the stream.
 export async function follow(on) {
   refused = on.refused;
   for (let last = ""; ;) {
@@ -72,7 +72,7 @@ export async function follow(on) {
       on.lost(new Error(t("harvester web does not answer")));
     } catch (error) {
       if (error instanceof Refused) await new Promise((resolve) => { wake = resolve; });
-      else if (!again) on.lost(error.name === "AbortError" ? new Error(t("no figures have come for some seconds")) : error);
+      else if (!again) on.lost(error.name === "AbortError" ? new Error(t("no data for some seconds")) : error);
     }
     clearTimeout(timer);
     abort.abort();

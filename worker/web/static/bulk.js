@@ -1,4 +1,4 @@
-// What is asked for many tasks at once: counted first, then asked about, then done in steps.
+// Actions on many tasks at once: counted first, then confirmed, then done in steps.
 import { post } from "./api.js";
 import { ask, complain, make, say, settle } from "./dom.js";
 import { count, number, t } from "./words.js";
@@ -7,7 +7,7 @@ const STEPS = 2000; // calls at most, of 500 tasks each
 const WORDS = {
   retry: {
     label: () => t("Retry all"), title: (n) => count(n, "Retry {n} task?", "Retry {n} tasks?"), yes: () => t("Retry all"),
-    text: () => t("Each starts again as a new run and keeps the files it has. Tasks that fail from now on are left alone."),
+    text: () => t("Each starts again as a new run and keeps the files it has. Tasks that fail from now on are not affected."),
     done: (n) => count(n, "{n} task queued for retry", "{n} tasks queued for retry"),
   },
   cancel: {
@@ -19,7 +19,7 @@ const WORDS = {
 let after = () => {};
 export const afterwards = (call) => { after = call; };
 
-// A button that does `name` to all tasks of a filter, which `about` describes. `filter` is called when it is pressed.
+// A button that does `name` to all tasks of a filter, which `about` describes. Pressing it calls `filter`.
 export function forAll(name, filter, spot, about, amount = null) {
   const words = WORDS[name];
   const label = amount === null ? words.label() : `${words.label()} (${number(amount)})`;

@@ -1,4 +1,4 @@
-// Nodes, and errors that stay in their place. Text only: nothing from elsewhere is parsed as HTML.
+// Nodes, and errors that stay in their place. Text only: no data is parsed as HTML.
 import { ago, exact, t } from "./words.js";
 
 export const $ = (id) => document.getElementById(id);
@@ -27,7 +27,7 @@ export const state = (name, text = t(name)) =>
 export const taskPath = (id) => `/tasks/${encodeURIComponent(id)}`;
 export const opener = (id) => make("a", id, { class: "id", href: taskPath(id) });
 
-// A moment, relative, with the absolute on hover; `tick` keeps it true.
+// A relative time, with the absolute one on hover; `tick` keeps it up to date.
 export function moment(ms) {
   if (!(ms > 0 && ms < 8.64e15)) return "";
   return make("time", ago(ms), { datetime: new Date(ms).toISOString(), title: exact(ms), class: "ago", "aria-live": "off" });
@@ -40,7 +40,7 @@ export function tick() {
   }
 }
 
-// Draws again only what has changed, so that focus, selection and screen readers are left alone.
+// Redraws only what has changed, which keeps focus and selection, and does not disturb screen readers.
 const drawn = new Map();
 export function draw(name, data, render) {
   const text = JSON.stringify(data);
@@ -50,7 +50,7 @@ export function draw(name, data, render) {
 }
 export const forget = (name) => drawn.delete(name);
 
-// Puts one node for each item into `parent`, and keeps the nodes of items that are as they were.
+// Puts one node for each item into `parent`, and keeps the nodes of unchanged items.
 const kept = new WeakMap();
 export function each(parent, items, key, render) {
   const before = kept.get(parent) || new Map(), now = new Map();
@@ -68,7 +68,7 @@ export function each(parent, items, key, render) {
   }
 }
 
-// -- errors: each in the place where it happened, until somebody dismisses it --------------------------
+// -- errors: each in the place where it happened, until someone dismisses it ---------------------------
 const MOST = 50;
 const faults = new Map();
 
@@ -78,7 +78,7 @@ export function place(name) {
 
 export const complain = (name, error) => say(name, error.message || String(error), true);
 
-// Says something in its place; the same place says one thing at a time.
+// Shows a message in its place; each place shows one at a time.
 export function say(name, text, wrong = false) {
   const spot = [...document.querySelectorAll("[data-place]")].find((node) => node.dataset.place === name);
   const close = make("button", "×", { type: "button", "aria-label": t("Dismiss"), onclick: () => settle(name) });

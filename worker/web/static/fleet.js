@@ -1,4 +1,4 @@
-// The fleet: incidents, counts, flow, workers, and what failed.
+// The fleet: incidents, counts, endings, workers, and failures.
 import { read } from "./api.js";
 import { forAll } from "./bulk.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, state, svg } from "./dom.js";
@@ -6,8 +6,8 @@ import { clock, exact, number, reason, span, t, table } from "./words.js";
 import { action } from "./actions.js";
 import { describe } from "./list.js";
 
-// -- incidents: the worst one first, and largest --------------------------------------------------
-const RESTART = () => t("Correct it and restart the workers; harvester doctor tries each step.");
+// -- incidents: the worst one first and largest ---------------------------------------------------
+const RESTART = () => t("Correct the settings and restart the workers; harvester doctor checks each step.");
 const CIRCUITS = table({
   "upstream:credentials": () => [t("The upstream refuses the app key"), t("Correct SPEEDPIX_APP_KEY or SPEEDPIX_APP_SECRET, then restart the workers.")],
   "upstream:clock": () => [t("The upstream refuses the workers' clocks"), t("Set the workers' clocks (NTP).")],
@@ -16,22 +16,22 @@ const CIRCUITS = table({
   "store:store": () => [t("The store refuses the workers"), RESTART()],
 });
 const SILENT = table({
-  upstream: () => [t("The upstream does not answer"), t("Check SPEEDPIX_ENDPOINT and the network; the fleet goes on by itself.")],
+  upstream: () => [t("The upstream does not answer"), t("Check SPEEDPIX_ENDPOINT and the network; the fleet recovers by itself.")],
   store: () => [t("The store does not answer"), t("Check AWS_ENDPOINT_URL_S3, the network and the store's own log.")],
-  redis: () => [t("Redis takes no writes"), t("Start it, make room in it, or correct REDIS_URL.")],
+  redis: () => [t("Redis refuses writes"), t("Start it, make room in it, or correct REDIS_URL.")],
   broker: () => [t("The broker does not answer"), t("Start it, or correct CELERY_BROKER_URL.")],
   webhooks: () => [t("No webhook gets through"), t("Ask the owners of the hosts.")],
 });
 const MEANWHILE = table({
   upstream: () => t("No task ends because of this. Files whose addresses are known are still copied."),
-  store: () => t("No task ends because of this. The upstream is still asked; files and endings wait."),
-  redis: () => t("Nothing ends. No task is accepted, and nothing new begins."),
-  broker: () => t("Polling, copying and webhooks go on. Celery messages and replies wait."),
-  webhooks: () => t("Everything else goes on. Each webhook is tried for three days."),
+  store: () => t("No task ends because of this. The upstream is still polled; files and endings wait."),
+  redis: () => t("No task ends. No task is accepted, and no work begins."),
+  broker: () => t("Polling, copying and webhooks continue. Celery messages and replies wait."),
+  webhooks: () => t("Everything else continues. Each webhook is retried for three days."),
   workers: () => t("Nothing is lost. Tasks are accepted and wait."),
 });
 
-// What the connection says; `fleet` is the last news, or null.
+// Sets the connection's trouble, or null.
 let trouble = null;
 export function connection(problem) {
   trouble = problem && { ...problem, since: trouble?.since ?? problem.since };
@@ -41,7 +41,7 @@ export function connection(problem) {
 
 let latest = null;
 function incidents(known) {
-  const fleet = trouble ? null : known; // what was wrong before is old news
+  const fleet = trouble ? null : known; // earlier troubles are outdated
   const found = trouble ? [{ ...trouble, asOf: known?.now }] : [];
   if (fleet && !fleet.workers.some((worker) => worker.alive)) {
     found.push({ title: t("No worker is alive"), remedy: t("Start one: harvester worker"), meanwhile: MEANWHILE.workers(),
@@ -55,7 +55,7 @@ function incidents(known) {
     found.push({ title, detail: hosts.join(" · ") || service.trouble, remedy, since: service.out_of_reach_since,
       meanwhile: MEANWHILE[name]?.() || service.meanwhile, mild: name === "webhooks" });
   }
-  if (fleet?.clock_step) found.push({ title: t("The clock of Redis has stepped"), detail: fleet.clock_step, remedy: t("Set its machine's clock right (NTP)."), mild: true });
+  if (fleet?.clock_step) found.push({ title: t("The clock of Redis has stepped"), detail: fleet.clock_step, remedy: t("Set its machine's clock (NTP)."), mild: true });
   draw("incidents", found, () => $("incidents").replaceChildren(...found.map((one, n) => make("section", [
     make(n ? "h3" : "h2", one.title),
     make("p", [
@@ -69,12 +69,12 @@ function incidents(known) {
 }
 
 // -- figures --------------------------------------------------------------------------------------
-const WORKERS = 20; // as many are shown, silent ones first
-const DUE = table({ poll: () => t("asking the upstream"), copy: () => t("copying"), fetch: () => t("fetching files"), tell: () => t("callbacks") });
+const WORKERS = 20; // shown at most, silent ones first
+const DUE = table({ poll: () => t("polling the upstream"), copy: () => t("copying"), fetch: () => t("fetching files"), tell: () => t("callbacks") });
 
 export function show(fleet) {
   latest = fleet;
-  document.body.classList.toggle("reader", fleet.may_act === false); // whose token allows reading only
+  document.body.classList.toggle("reader", fleet.may_act === false); // a read-only token
   trouble = null;
   document.body.classList.remove("stale");
   clock.set(fleet.now);
@@ -83,7 +83,7 @@ export function show(fleet) {
   incidents(fleet);
 }
 
-// Counts lead to their lists; the one that is shown is marked.
+// Counts link to their lists; the shown one is marked.
 export function tiles() {
   if (!latest) return;
   const fleet = latest, asked = new URLSearchParams(location.search).getAll("state").join();
@@ -148,7 +148,7 @@ const filterOf = (group) => [
   ...(group.state ? [group.state] : ["failed", "partial"]).map((name) => ["state", name]), ["reason", group.reason], ...(group.group ? [["group", group.group]] : []),
 ];
 
-// Counted by the server; where it does not, `among` counts the newest.
+// Counted by the server; if it cannot, `among` counts the newest.
 async function counted() {
   try {
     return await read("/api/groups?state=failed&state=partial");

@@ -1,4 +1,4 @@
-// The list of tasks: its filter is the page's address, so that Back, reload and links work.
+// The list of tasks. Its filter is in the page's address, so that Back, reload and links work.
 import { read } from "./api.js";
 import { $, STATES, complain, draw, each, make, moment, opener, place, row, settle, state, taskPath } from "./dom.js";
 import { count, clock, number, reason, REASONS, t, table } from "./words.js";
@@ -7,7 +7,7 @@ import { forAll } from "./bulk.js";
 const STEP = 50, MOST = 1000;
 const WITHIN = table({ "1h": [3600e3, () => t("last hour")], "1d": [86400e3, () => t("last 24 hours")], "7d": [7 * 86400e3, () => t("last 7 days")] });
 const PARTS = ["state", "reason", "label", "error", "within", "view", "group"];
-const FIELDS = ["reason", "label", "error", "within", "view"]; // of the form; a group comes from a link
+const FIELDS = ["reason", "label", "error", "within", "view"]; // in the form; a group comes from a link
 let filter = new URLSearchParams();
 let tasks = [], next = null, loading = 0;
 
@@ -18,7 +18,7 @@ for (const name of STATES) {
 $("reason").append(make("option", t("any"), { value: "" }), ...Object.keys(REASONS).map((name) => make("option", reason(name), { value: name })));
 $("within").append(make("option", t("any time"), { value: "" }), ...Object.entries(WITHIN).map(([value, [, words]]) => make("option", words(), { value })));
 
-// Has the form and the list show what an address asks for.
+// Sets the form and the list to the filter in an address.
 export function open(search) {
   filter = new URLSearchParams([...new URLSearchParams(search)].filter(([name, value]) => PARTS.includes(name) && value));
   for (const box of $("states").querySelectorAll("input")) box.checked = filter.getAll("state").includes(box.value);
@@ -27,7 +27,7 @@ export function open(search) {
   next = null;
   $("h-list").textContent = title();
   return load().catch((error) => {
-    for (const name of ["list", "pictures", "more", "empty"]) $(name).hidden = true; // of the filter before
+    for (const name of ["list", "pictures", "more", "empty"]) $(name).hidden = true; // they show the previous filter
     throw error;
   });
 }
@@ -38,7 +38,7 @@ export const address = () => {
   return `/tasks${chosen.size ? "?" : ""}${chosen}`;
 };
 
-// A filter in words; empty for one that lets everything pass.
+// A filter in words; empty if it passes everything.
 export function describe(filter) {
   return [
     filter.getAll("state").map((name) => t(name)).join(` ${t("or")} `), filter.has("reason") && reason(filter.get("reason")),
@@ -58,12 +58,12 @@ function wanted() {
   return asked;
 }
 
-// Reads the first page, or with `more` the one after those that are shown.
+// Reads the first page, or with `more` the one after the shown ones.
 export async function load(more = false) {
   const turn = ++loading;
   const page = await read(`/api/tasks?${wanted()}&limit=${STEP}${more ? `&cursor=${encodeURIComponent(next)}` : ""}`);
-  if (turn !== loading) return; // another filter was asked for meanwhile
-  // of a server that knows no such filter, everything comes
+  if (turn !== loading) return; // another filter was chosen meanwhile
+  // an older server ignores this filter, and returns everything
   const found = page.tasks.filter((task) => !filter.has("reason") || task.reason === filter.get("reason"));
   tasks = more ? [...tasks, ...found] : found;
   next = page.next;
@@ -92,7 +92,7 @@ function show() {
   const plain = [...filter.keys()].every((name) => name === "view");
   $("empty").replaceChildren(...(plain && !next
     ? [make("p", t("No task yet. Submit one:")), make("code", "harvester submit ID")]
-    : [make("p", next ? t("No task among those that were looked at fits this filter.") : t("No task fits this filter."))]));
+    : [make("p", next ? t("No task among those checked matches this filter.") : t("No task matches this filter."))]));
   const states = filter.getAll("state"), only = (...names) => states.length > 0 && states.every((name) => names.includes(name));
   const bulk = only("failed", "partial") || (!states.length && filter.has("reason")) ? "retry" : only("waiting", "copying") ? "cancel" : "";
   draw("list-actions", [bulk && tasks.length > 0, filter.toString()], ([shown]) => $("list-actions").replaceChildren(shown ? forAll(bulk, wanted, "list", describe(filter)) : ""));
@@ -108,7 +108,7 @@ function line(task) {
     moment(task.finished_at || task.submitted_at));
 }
 
-// -- pictures: fetched when they come into view, a few at a time ----------------------------------
+// -- pictures: fetched as they come into view, a few at a time ------------------------------------
 const AT_ONCE = 4;
 const waiting = [];
 let running = 0;
@@ -138,7 +138,7 @@ export function media(file, more = {}) {
   const kind = typeOf(file).split("/")[0];
   const note = () => make("span", more.told ? t("could not be loaded from {host}", { host: new URL(file.url, location).host }) : t("cannot be shown"), { class: "dim" });
   const gone = (event) => event.target.replaceWith(note());
-  // it may also be of a kind that this browser cannot play: the player stays
+  // this browser may also not support the format: the player stays
   const mute = (event) => event.target.after(note(), more.told ? t(", or cannot be played here") : "");
   if (shows(file)) return make("img", "", { src: file.url, alt: more.alt ?? file.name, loading: "lazy", decoding: "async", onerror: gone });
   if (kind === "video" || kind === "audio") return make(kind, "", { src: file.url, controls: more.controls ?? true, preload: more.preload || "metadata", "aria-label": file.name, tabindex: more.tabindex, onerror: mute });

@@ -1,4 +1,4 @@
-// The page: its addresses, and what keeps it true. `/` is the fleet, `/tasks?…` a list, `/tasks/ID` a task.
+// The page: its addresses and updates. `/` is the fleet, `/tasks?…` a list, `/tasks/ID` a task.
 import { follow, signIn } from "./api.js";
 import { afterwards } from "./actions.js";
 import { afterwards as afterAll } from "./bulk.js";
@@ -11,14 +11,14 @@ import { clock, t, translate } from "./words.js";
 translate(document);
 
 // -- addresses ------------------------------------------------------------------------------------
-let behind = null; // the address of what is shown behind a task
+let behind = null; // the address of the view behind a task
 
 function idOf(path) {
   if (!path.startsWith("/tasks/")) return null;
   try {
     return decodeURIComponent(path.slice(7)) || null;
   } catch {
-    return path.slice(7); // not an encoded text: shown as it is, and found nowhere
+    return path.slice(7); // not percent-encoded: shown as is, and not found
   }
 }
 
@@ -59,7 +59,7 @@ document.addEventListener("click", (event) => {
 });
 window.addEventListener("popstate", () => route({ focus: true }));
 $("task").addEventListener("close", () => {
-  if (task.showing() === null) return; // it was closed by an address
+  if (task.showing() === null) return; // a change of address closed it
   task.hide();
   if (history.state?.inside) history.back();
   else { history.replaceState(null, "", behind); route(); }
@@ -76,10 +76,10 @@ $("find-form").addEventListener("submit", (event) => {
 });
 
 // -- news -----------------------------------------------------------------------------------------
-const REST = 3000; // milliseconds between two refreshes, however much happens
+const REST = 3000; // milliseconds between two refreshes, at least
 let signedIn = false, counted = "", refreshed = 0, planned = 0;
 
-// A refresh that fails is not said: the connection's own trouble is, and there is another.
+// A failed refresh shows no error: the connection's own trouble is shown, and the next refresh follows.
 function figures() {
   fleet.endings().catch(() => {});
   fleet.failures().catch(() => {});
@@ -113,8 +113,8 @@ function lost(error) {
   live(title);
   fleet.connection({
     title, detail: error?.message, since: clock.now(),
-    remedy: redis ? t("Start Redis, or correct REDIS_URL; harvester doctor tries each step.") : t("See whether harvester web runs and can be reached from here."),
-    meanwhile: redis ? t("What Redis holds is kept. The workers wait and go on by themselves.") : t("The workers do not need this page and go on."),
+    remedy: redis ? t("Start Redis, or correct REDIS_URL; harvester doctor checks each step.") : t("Check that harvester web runs and can be reached from here."),
+    meanwhile: redis ? t("Redis keeps its data. The workers wait and resume by themselves.") : t("The workers do not need this page and continue."),
   });
 }
 

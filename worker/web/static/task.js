@@ -1,13 +1,13 @@
-// One task, in a dialog that follows it until it is closed.
+// One task, in a dialog that is kept up to date until it is closed.
 import { read } from "./api.js";
 import { action } from "./actions.js";
 import { $, complain, draw, forget, make, moment, settle, state } from "./dom.js";
 import { media } from "./list.js";
 import { bytes, clock, count, exact, number, reason, t } from "./words.js";
 
-const RECORD = 200_000, FACTS = 50, FILES = 60, STEPS = 100; // as much of a task as is shown
-const OPEN = 10; // more lost files than these are listed when asked
-const GAP = 10_000; // milliseconds between two looks at a task that has settled
+const RECORD = 200_000, FACTS = 50, FILES = 60, STEPS = 100; // limits of what is shown
+const OPEN = 10; // with more lost files, their list is closed at first
+const GAP = 10_000; // milliseconds between two reads of a settled task
 let shown = null, looked = 0, settled = false, turn = 0;
 
 export const showing = () => shown;
@@ -20,8 +20,8 @@ function timeline(task) {
     [unix(upstream.taskBeginTime), t("began upstream")], [unix(upstream.taskEndTime), t("ended upstream")]];
   if (files.length) steps.push([files.reduce((last, file) => Math.max(last, file.stored_at), 0), count(files.length, "{n} file in the bucket", "{n} files in the bucket")]);
   if (task.finished_at) steps.push([task.finished_at, [t(task.state), task.reason && reason(task.reason)].filter(Boolean).join(" · ")]);
-  else steps.push([task.updated_at, count(task.polls, "asked {n} time so far", "asked {n} times so far")]);
-  if (task.last_error) steps.push([task.last_error_at, `${t("could not go on")} · ${task.last_error}`]);
+  else steps.push([task.updated_at, count(task.polls, "polled {n} time so far", "polled {n} times so far")]);
+  if (task.last_error) steps.push([task.last_error_at, `${t("held up")} · ${task.last_error}`]);
   for (const told of task.told || []) {
     const target = { channel: told.channel, target: told.target };
     if (told.done_at) steps.push([told.done_at, told.last_error ? `${t("gave up the {channel} {target}", target)} · ${told.last_error}` : t("sent the {channel} {target}", target)]);
@@ -73,7 +73,7 @@ async function gallery(task) {
   $("gallery").replaceChildren();
   if (!stored.length) return;
   const { files } = await read(`/api/tasks/${encodeURIComponent(task.task_id)}/urls`).catch((error) => {
-    if (error.status === 403) return { files: stored }; // a token that may only read: names, no addresses
+    if (error.status === 403) return { files: stored }; // a read-only token: names without addresses
     forget("gallery");
     throw error;
   });
@@ -130,12 +130,12 @@ export function show(id) {
 export function hide() {
   if (shown === null) return;
   shown = null;
-  $("gallery").replaceChildren(); // ends what plays
+  $("gallery").replaceChildren(); // stops playback
   if ($("task").open) $("task").close();
 }
 
-// Called with every word of the server: looks again if there may be something new. What fails here
-// is not said: the next look comes in two seconds, and the connection's own trouble is shown above.
+// Called at every event of the server: reads the task again if it may have changed. A failure shows no
+// error: the next read comes in two seconds, and the connection's own trouble is shown above.
 export function follow({ id, now = false } = {}) {
   if (shown === null || (id && id !== shown)) return;
   if (now || id || !settled || Date.now() - looked > GAP) look().catch(() => {});
