@@ -1,7 +1,7 @@
 """The Celery application: ``celery -A worker.app worker``.
 
-Celery carries ids in and hints around; the engine on its own loop does the work. The engine lives
-in the process that runs tasks: the worker itself, or each child of the prefork pool.
+Celery delivers ids and hints; the engine does the work on its own loop. It runs in the process that
+runs Celery tasks: the worker itself, or each child of the prefork pool.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def _build(wake: Callable[[DueSet], None]) -> Parts:
 
 @cache
 def engine() -> Engine:
-    """The engine of this process, started when first asked for."""
+    """The engine of this process, started at the first call."""
     started = Engine(
         _build,
         grace=settings.shutdown_grace,
@@ -79,7 +79,7 @@ def engine() -> Engine:
 
 
 class _Hints:
-    """Tells other workers that one cannot keep up; a lost hint costs them a tick."""
+    """Tells other workers that this one cannot keep up; a lost hint costs them a tick."""
 
     def __init__(self) -> None:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="hints")
@@ -88,7 +88,7 @@ class _Hints:
     def send(self, kind: DueSet) -> None:
         """Send ``harvester.<kind>``, at most once a second; never blocks.
 
-        Those who hear ``harvester.copy`` look for both kinds of work with the bucket.
+        ``harvester.copy`` wakes both kinds of work with the bucket.
         """
         kind = DueSet.COPY if kind is DueSet.FETCH else kind
         now = time.monotonic()
@@ -106,15 +106,15 @@ class _Hints:
 
 @signals.setup_logging.connect
 def _logging(loglevel: int, **_: Any) -> None:
-    # Celery's default is WARNING; what becomes of tasks is said at INFO
+    # Celery's default is WARNING; the outcomes of tasks are logged at INFO
     level = logging.INFO if loglevel == logging.WARNING else loglevel
     log_config.configure(settings, level=level, background=True)
 
 
 @signals.celeryd_init.connect
 def _name(instance: Any, **_: Any) -> None:
-    """Tell workers of one host apart, if no ``--hostname`` does: each has a queue of its own for
-    remote control, which RabbitMQ gives to one connection only.
+    """Give workers of one host different names, unless ``--hostname`` does: each has its own queue
+    for remote control, which RabbitMQ gives to one connection only.
     """
     if instance.hostname == nodenames.default_nodename(None):
         instance.hostname = nodenames.default_nodename(f"celery-{process.name()}@")
@@ -133,8 +133,8 @@ def _check(**_: Any) -> None:
 
 
 class _StartEngine(bootsteps.StartStopStep):
-    """Starts the engine after Celery's signal handlers: a SIGTERM before them ends the process
-    at once, and its claims would wait for their leases.
+    """Starts the engine after Celery's signal handlers: a SIGTERM before that ends the process at
+    once, and its claims would last until their leases end.
     """
 
     def include_if(self, parent: Any) -> bool:

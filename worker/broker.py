@@ -1,23 +1,23 @@
 """Kombu's transports, made to survive hostile messages, garbage and lost connections.
 
-What a sender wrote reaches neither Celery nor Redis a second time. :class:`Consumer` hands Celery a
-message made from what ``core/message.py`` picked out. A Redis message is noted and given back under
-a tag and a way of our own: kombu would put it back into whatever queue the sender had named. Sizes
-are checked before anything is decoded, nothing is decompressed, and properties that py-amqp cannot
-read are dropped, since its error would close the connection and the message would come again.
+Nothing that a sender wrote reaches Celery, or Redis a second time. :class:`Consumer` gives Celery a
+message made from the parts that ``core/message.py`` picks out. A Redis message is noted and put
+back under our own tag and queue: kombu would put it into the queue that the sender has named. Sizes
+are checked before decoding, nothing is decompressed, and properties that py-amqp cannot read are
+dropped, since its error would close the connection and the message would come again.
 
-A list item that is not a message at all (not JSON, no envelope, a body of another shape) makes
-kombu's consumer raise, and the worker exit, after the item is already popped. Here it is logged
-and dropped: it carried nothing that could be accepted.
+A list item that is not a message (not JSON, no envelope, a body of another shape) makes kombu's
+consumer raise, and the worker exit, after the item has been popped. Here it is logged and dropped:
+it contains nothing that could be accepted.
 
-A channel whose connection is closed has forgotten the server's address. Used once more, for what
-was not acknowledged, it raises ``'NoneType' object has no attribute 'hostname'`` (as in kombu#582),
-and the worker exits. With Celery 5.7, which closes a lost connection twice, a restart of Redis does
-that. Here it is an error of the connection, which Celery recovers from.
+A channel on a closed connection has lost the server's address. If it is used again, for
+unacknowledged messages, it raises ``'NoneType' object has no attribute 'hostname'`` (as in
+kombu#582), and the worker exits. With Celery 5.7, which closes a lost connection twice, a restart
+of Redis does that. Here it raises a connection error, from which Celery recovers.
 
-A message is popped first and noted as unacknowledged second. When Redis refuses the note (it is
-full, or read-only), kombu drops the message. Here the process keeps it, pops no other, and puts it
-back when Redis takes writes again.
+Kombu first pops a message, then notes it as unacknowledged. If Redis refuses the note (it is full,
+or read-only), kombu drops the message. Here the process keeps it, pops no other, and puts it back
+once Redis accepts writes again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _PUT_BACK_EVERY = 1.0  # seconds
 _MAX_ITEM = 2 * MAX_BODY_BYTES  # bytes of a Redis message: the body grows by a third in base64
 _MAX_HEADERS = 64 * 1024
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-# What remote control may not do: end the fleet, or have it read other applications' queues.
+# Commands of remote control that could stop the fleet or make it read other queues.
 _NOT_BY_REMOTE = frozenset(
     {
         "add_consumer",
@@ -90,15 +90,15 @@ _NOT_BY_REMOTE = frozenset(
 
 
 class _Kept:
-    """Messages that Redis would neither let be worked on nor take back."""
+    """Messages that Redis has refused to note or to take back."""
 
     def __init__(self) -> None:
-        self.unnoted: list[Any] = []  # only here; the payload tells the way back
-        self.tags: list[str] = []  # in Redis, among the unacknowledged
+        self.unnoted: list[Any] = []  # only in this process; the payload names the queue
+        self.tags: list[str] = []  # in Redis, unacknowledged
         self._tried = 0.0
 
     def put_back(self, channel: Any) -> bool:
-        """Put all back into their queues, at most once a second; whether nothing is left."""
+        """Put all back into their queues, at most once a second; returns whether none is left."""
         if not (self.unnoted or self.tags):
             return True
         if time.monotonic() - self._tried < _PUT_BACK_EVERY:
@@ -126,7 +126,7 @@ _reach = Reach()
 
 
 def reports_to(reach: Reach) -> None:
-    """Tell ``reach`` from now on whether the broker answers."""
+    """Report to ``reach`` from now on whether the broker answers."""
     global _reach  # noqa: PLW0603  kombu makes its connections by itself
     _reach = reach
 
@@ -153,7 +153,7 @@ class _QoS(kombu_redis.QoS):
     def restore_visible(self, *args: Any, **options: Any) -> None:
         try:
             super().restore_visible(*args, **options)
-        except ResponseError as error:  # its lock is a write; there is a next time
+        except ResponseError as error:  # its lock is a write; it will be tried again
             log.info("broker.not_restored", error=one_line(f"{type(error).__name__}: {error}"))
 
 
@@ -168,7 +168,7 @@ class _Tolerant(_Base):
     def _do_restore_message(
         self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
     ) -> None:
-        # an earlier release noted the way that the sender named
+        # an earlier release noted the queue that the sender had named
         queues = self.active_queues
         if queues and (exchange or routing_key not in queues):
             exchange, routing_key = "", next(iter(queues))
@@ -177,13 +177,13 @@ class _Tolerant(_Base):
     def _brpop_start(self, *args: Any, **options: Any) -> None:
         if _kept.put_back(self):
             super()._brpop_start(*args, **options)  # type: ignore[misc]  # kombu is untyped
-            _reach.expect(Service.BROKER)  # within a second, if only that there is nothing
+            _reach.expect(Service.BROKER)  # within a second, even if there is no message
         else:
-            _reach.failed(Service.BROKER, "it takes no writes: a message cannot be put back")
+            _reach.failed(Service.BROKER, "the broker refuses writes: a message cannot be put back")
 
     def _brpop_read(self, **options: Any) -> Any:
         before = set(self.qos._delivered or ())
-        # a worker with its hands full may not ask again for long
+        # a busy worker may not call again for long
         _reach.expect(Service.BROKER, answer=False)
         try:
             delivered = super()._brpop_read(**options)  # type: ignore[misc]  # kombu is untyped
@@ -191,7 +191,7 @@ class _Tolerant(_Base):
             _reach.heard(Service.BROKER)
             raise
         except _MALFORMED as error:
-            # one that got as far as being handed out would take up a place until it is acknowledged
+            # a message that was already delivered would count until it is acknowledged
             for tag in set(self.qos._delivered or ()) - before:
                 self.qos.ack(tag)
             _unreadable(error, source="celery")
@@ -207,7 +207,7 @@ class _Tolerant(_Base):
 
 
 def _unreadable(error: Exception, *, source: str) -> None:
-    text = getattr(error, "doc", "")  # what a JSON decoder could not read
+    text = getattr(error, "doc", "")  # the text that the JSON decoder could not read
     log.warning(
         "intake.unreadable",
         source=source,
@@ -217,16 +217,16 @@ def _unreadable(error: Exception, *, source: str) -> None:
 
 
 def _popped(answer: Any) -> Any:
-    """What ``BRPOP`` returned; raises ``ValueError`` if it is too large to be decoded."""
+    """The answer of ``BRPOP``; raises ``ValueError`` if it is too large to decode."""
     if answer and len(answer[1]) > _MAX_ITEM:
         raise ValueError(f"{len(answer[1]):,} bytes are more than {_MAX_ITEM:,}")
     return tuple(answer) if answer else None
 
 
 def _envelope(payload: Any, queue: str) -> dict[str, Any]:
-    """A Redis message from ``queue``, with a tag and a way back that are ours.
+    """A Redis message from ``queue``, with our own tag and our own queue to put it back into.
 
-    Raises ``ValueError``, ``TypeError`` or ``KeyError`` if it is no message.
+    Raises ``ValueError``, ``TypeError`` or ``KeyError`` if it is not a message.
     """
     properties, headers = payload["properties"], payload["headers"]
     if not (isinstance(properties, dict) and isinstance(headers, dict)):
@@ -254,7 +254,7 @@ class _Delivering(_TransportBase):
         if not any(queue in channel.active_fanout_queues for channel in channels):
             super()._deliver(_envelope(message, queue) if queue else message, queue)
             return
-        # remote control, over a channel of Redis: nothing is popped, noted or given back
+        # remote control, over pub/sub of Redis: nothing is popped, noted or put back
         try:
             super()._deliver(_envelope(message, str(queue)), queue)
         except _MALFORMED as error:
@@ -282,7 +282,7 @@ class SentinelTransport(_Delivering, kombu_redis.SentinelTransport):
 
 
 class AMQPChannel(pyamqp.Channel):
-    """A channel on RabbitMQ; no body is decoded by the codec that its sender names."""
+    """A channel on RabbitMQ that does not decode bodies with the sender's codec."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "auto_decode": False})
@@ -307,12 +307,12 @@ class AMQPSTransport(pyamqp.SSLTransport):
 
 
 class _Received(basic_message.Message):
-    """A message that RabbitMQ delivers; of a long body only as much is kept as shows that."""
+    """A message from RabbitMQ; only enough of a long body is kept to show that it is too long."""
 
     def _load_properties(self, *args: Any) -> Any:
         try:
             return super()._load_properties(*args)  # type: ignore[misc]  # amqp is untyped
-        except Exception as error:  # nested without end, no UTF-8, a date beyond all years
+        except Exception as error:  # endless nesting, invalid UTF-8, an impossible date
             self.properties = {}
             log.warning(
                 "intake.unreadable",
@@ -332,7 +332,7 @@ class _Received(basic_message.Message):
 
 
 class Consumer(messaging.Consumer):
-    """Hands Celery no message but those that are made here."""
+    """Gives Celery only messages that are made here."""
 
     def _receive_callback(self, message: Any) -> None:
         to_python = getattr(self.channel, "message_to_python", None)
@@ -341,7 +341,7 @@ class Consumer(messaging.Consumer):
 
 
 def _plain(message: Any) -> Any:
-    """The message with nothing left in it but a call of one of the harvester's tasks."""
+    """The message, reduced to a call of one of the harvester's tasks."""
     if message.errors:
         error = message.errors[0][1]
         call = unreadable("", f"{type(error).__name__}: {error}")
@@ -356,20 +356,19 @@ def _plain(message: Any) -> Any:
     if parent := traceparent(call.options.get("traceparent")):
         headers["traceparent"] = parent  # for instrumentation in this process
     message.headers = headers
-    # an object with "args", as between Celery's protocols, is taken as it is and not decoded again
+    # Celery takes an object with "args", as between its protocols, without decoding it again
     message._decoded_cache = {"args": [call.args, call.options, call.refusals], "kwargs": {}}
     return message
 
 
 def _loads(text: str) -> Any:
-    """Read what came from Redis, without the types that kombu makes of ``__type__``.
+    """Read JSON from Redis, without the types that kombu builds from ``__type__``.
 
-    They may raise errors of any class, while nothing here has a use for them; this raises
-    ``ValueError``.
+    Building them may raise any error, and nothing here needs them. Raises ``ValueError``.
     """
     try:
         return json.loads(text)
-    except RecursionError:  # kombu would not expect it everywhere
+    except RecursionError:  # kombu does not expect it everywhere
         raise ValueError("nested too deep") from None
 
 
@@ -379,13 +378,13 @@ def _decompress(*_: Any) -> NoReturn:
 
 class _Node(pidbox.Node):
     def reply(self, data: Any, exchange: Any, *args: Any, **more: Any) -> None:
-        # not to any exchange that the command names
+        # never to the exchange that the command names
         mailbox: Any = self.mailbox
         super().reply(data, mailbox.reply_exchange.name, *args, **more)
 
 
 class Connection(kombu_connection.Connection):
-    """Looks for a lost broker every few seconds; Celery would wait for up to half a minute."""
+    """Reconnects to a lost broker every few seconds; Celery would wait for up to half a minute."""
 
     _received = 0
 
@@ -408,7 +407,7 @@ class Connection(kombu_connection.Connection):
         return made
 
     def heartbeat_check(self, *args: Any, **options: Any) -> None:
-        """As kombu's, which raises if RabbitMQ has been silent for long."""
+        """As kombu's, which raises if RabbitMQ has been silent for too long."""
         super().heartbeat_check(*args, **options)
         received = getattr(self.connection, "bytes_recv", 0)
         if received != self._received:
@@ -417,46 +416,46 @@ class Connection(kombu_connection.Connection):
 
 
 def described(error: Exception) -> str:
-    """What went wrong with the broker, as one line."""
+    """An error of the broker, as one line."""
     return one_line(f"the broker does not answer: {type(error).__name__}: {error}".rstrip(": "))
 
 
 class AMQP(amqp.AMQP):
-    """What a Celery application connects by."""
+    """The connection and consumer of the Celery application."""
 
     Connection = Connection
     Consumer = Consumer
 
 
 def only_ours(app: Celery) -> None:
-    """Unregister Celery's own tasks, which run whatever their arguments name."""
+    """Unregister Celery's own tasks, which run any call in their arguments."""
     for name in [name for name in app.tasks if not name.startswith("harvester.")]:
         app.tasks.unregister(name)
 
 
 def report_kept() -> None:
-    """At the end of the process: say which messages it takes with it."""
+    """At the end of the process, log the messages that are lost with it."""
     for payload in _kept.unnoted:
         log.critical("intake.lost", source="celery", value=one_line(str(payload), _SHOWN))
 
 
 def install() -> None:
-    """Use these transports in this process; to be called before the first connection.
+    """Use these transports in this process; call it before the first connection.
 
-    On RabbitMQ the prefetch count then goes for each consumer: a quorum queue refuses the
-    channel-wide one, and Celery looks for quorum queues in its own configuration only, while it is
-    the virtual host that makes ours one. Nothing here changes the count at run time.
+    On RabbitMQ the prefetch count then applies to each consumer. A quorum queue refuses a
+    channel-wide count, and Celery looks for quorum queues only in its own configuration, while the
+    virtual host may make ours one. Nothing here changes the count at run time.
 
-    Workers do not look for each other: they have neither revoked tasks nor clocks to compare. It
-    would take a second of every connection, and Celery 5.7 logs an error when one is lost.
+    Workers do not look for each other: they have neither revoked tasks nor clocks to compare.
+    Looking would delay every connection by a second, and Celery 5.7 logs an error when one is lost.
 
-    Nothing is decompressed, and remote control keeps the commands that look or ask for events.
+    Nothing is decompressed, and remote control only keeps commands that read or request events.
     """
     kombu_redis.loads = _loads  # type: ignore[attr-defined]  # the same
-    kombu_message.decompress = _decompress  # type: ignore[attr-defined]  # it is imported there
+    kombu_message.decompress = _decompress  # type: ignore[attr-defined]  # imported there by name
     method_framing.Message = _Received  # type: ignore[misc]  # a class in place of its base
     pidbox.Mailbox.node_cls = _Node
-    # a regular expression of the sender's, matched with this worker's name, may take for ever
+    # matching a sender's regular expression with this worker's name may take for ever
     matcher.register("pcre", lambda *_: False)
     for name in _NOT_BY_REMOTE:
         Panel.data.pop(name, None)

@@ -1,8 +1,8 @@
-"""A cancellation that reaches its task although a library has swallowed it.
+"""Raising cancellations that a library has swallowed.
 
 ``asyncio.wait_for`` of Python 3.11 drops a cancellation that comes as its future is done, and
-redis-py calls it with each command: the task goes on as if nobody had asked it to end. The request
-is still counted by the task (``Task.cancelling``), and is raised from there.
+redis-py calls it with each command: the task continues as if it were not cancelled. The task still
+counts the request (``Task.cancelling``), and these functions raise it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def heed() -> None:
-    """Raise if this task was asked to end: for each round of a loop that nothing else ends."""
+    """Raise if this task was cancelled; for each round of a loop that nothing else ends."""
     if _requests():
         raise asyncio.CancelledError
 
 
 @contextmanager
 def heeding() -> Iterator[None]:
-    """Raise the cancellation that came during the block, unless the block raises it itself.
+    """Raise a cancellation that came during the block, unless the block raises it itself.
 
-    An earlier one is not raised again: a task that is being cancelled may clean up.
+    An earlier one is not raised again, so that a cancelled task can clean up.
     """
     before = _requests()
     try:

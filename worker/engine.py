@@ -1,7 +1,7 @@
-"""Claim, work, save: one asyncio loop a process, one drain for each due set.
+"""Claim, work, save: one asyncio loop per process, one drain for each due set.
 
-A drain claims what is due, works on it concurrently, keeps the leases, and sleeps until something
-comes due. It needs no message to go on: Celery messages only wake it early.
+A drain claims due tasks, works on them concurrently, renews the leases, and sleeps until a task
+becomes due. It needs no messages: Celery messages only wake it early.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ T = TypeVar("T")
 
 _BATCH = 100
 _REPORT = 10.0
-_STALL = 60.0  # seconds of silence of the loop, at least, before the process ends itself
+_STALL = 60.0  # seconds without an answer of the loop before the process ends itself, at least
 _STALL_SAID = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Waits of the loop, in seconds, each with up to a fifth of jitter by ``chance`` in [0, 1).
+    """Waits of the loop, in seconds.
 
-    ``tick``: between two looks when nothing else wakes a drain. ``gather``: from one claim to the
-    next, at least, when nothing is overdue. ``crash``: until a job that raised is due again.
+    ``tick``: between two claims when nothing else wakes a drain, with up to a fifth of jitter by
+    ``chance`` in [0, 1). ``gather``: shortest time between two claims when nothing is overdue.
+    ``crash``: until a job that raised is due again.
     """
 
     tick: float = 1.0
@@ -63,7 +64,7 @@ class Pace:
     chance: Callable[[], float] = random.random
 
     def next_tick(self) -> float:
-        """The wait until the next look."""
+        """The wait until the next claim."""
         return self.tick * (0.8 + 0.4 * self.chance())
 
 
@@ -77,7 +78,7 @@ class _InHand:
 
 
 class Drain:
-    """Works off one due set."""
+    """Claims and works on the tasks of one due set."""
 
     def __init__(self, registry: Registry, work: Work, pace: Pace) -> None:
         self.work = work
@@ -110,12 +111,12 @@ class Drain:
                     except TimeoutError:
                         pass
         finally:
-            self._over = True  # redis-py swallows a cancellation now and then
+            self._over = True  # redis-py sometimes swallows a cancellation
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
 
     async def stop(self, grace: float) -> None:
-        """Claim nothing more, interrupt the running work and hand it back, within ``grace``."""
+        """Stop claiming, interrupt the running work and release it, within ``grace`` seconds."""
         self._stopping = True
         self._woken.set()
         entries = list(self._in_hand.values())
@@ -127,7 +128,7 @@ class Drain:
         await self._release(kept, grace=grace)
 
     async def _claim(self) -> float:
-        """Claim once; returns the seconds until it is worth claiming again (0: at once)."""
+        """Claim once; returns the seconds until the next claim (0: at once)."""
         kind, slots = self.work.kind, self.work.slots
         cap = min((entry.claim.job.cap for entry in self._in_hand.values()), default=slots)
         now = asyncio.get_running_loop().time()
@@ -143,7 +144,7 @@ class Drain:
             for job in (entry.claim.job for entry in self._in_hand.values()):
                 shares[job.label] = shares.get(job.label, 0) + job.share
         try:
-            # now and then without a free slot too: what comes due gets in line
+            # sometimes without a free slot too: due tasks then get in line
             batch = await self._registry.claim(
                 kind,
                 limit=min(free, _BATCH),
@@ -161,7 +162,7 @@ class Drain:
         for task_id in batch.aside:
             log.warning("task.set_aside", kind=kind, task_id=task_id)
         claims = [Claim(self._registry, job) for job in batch.jobs]
-        if self._stopping:  # the claims in hand were released before this answer came
+        if self._stopping:  # the other claims were released before this answer came
             await self._release(claims)
             return 0
         for claim in claims:
@@ -173,7 +174,7 @@ class Drain:
             self.saturated(kind)
         if batch.wait == 0:
             return 0
-        # what comes due in the meantime is claimed together
+        # claim what comes due in the meantime together
         return min(max(batch.wait, self._pace.gather), self._pace.next_tick())
 
     def _start(self, claim: Claim) -> None:
@@ -197,14 +198,14 @@ class Drain:
                     raise
                 outcome = "overdue"
                 log.exception("job.overdue", kind=job.kind)
-                entry.claim.failed("the work on it showed no life in time")
+                entry.claim.failed("the work on the task made no progress in time")
                 await self._release([entry.claim], delay=self._pace.crash)
             except Exception as error:
                 log.exception("job.crashed", kind=job.kind)
-                entry.claim.failed(f"the work on it crashed: {type(error).__name__}")
+                entry.claim.failed(f"the work on the task crashed: {type(error).__name__}")
                 await self._release([entry.claim], delay=self._pace.crash)
             finally:
-                # At a stop the claims stay listed: stop() hands them back. If this one's lease has
+                # At a stop, claims stay listed for stop() to release. If this one's lease has
                 # lapsed, another claim of the task may be listed by now.
                 given_back = self._stopping and outcome == "crashed"
                 if not given_back and self._in_hand.get(job.task_id) is entry:
@@ -235,7 +236,7 @@ class Drain:
             log.warning("claims.not_released", kind=self.work.kind, count=len(claims))
 
     async def _keep(self) -> None:
-        """Renew the leases of jobs that show life; interrupt those that are no longer ours."""
+        """Renew the leases of jobs that make progress; cancel overdue and lost ones."""
         loop = asyncio.get_running_loop()
         every = min(self._registry.lease / 3, 5.0)
         reported = loop.time()
@@ -250,9 +251,9 @@ class Drain:
             for each in self._in_hand.values():
                 if each.claim.overdue:
                     if not each.overdue:
-                        each.overdue = True  # its slot is worth more than what it waits for
+                        each.overdue = True  # others need its slot
                         self._registry.tally.count("jobs_overdue")
-                    each.task.cancel()  # again and again: libraries swallow one now and then
+                    each.task.cancel()  # repeatedly: libraries sometimes swallow one
             living = [e.claim.job for e in self._in_hand.values() if not e.claim.overdue]
             if not living:
                 continue
@@ -277,7 +278,7 @@ class Drain:
 
 
 def _named(job: Job) -> dict[str, object]:
-    """What every log line about a job has."""
+    """The fields of every log line about a job."""
     named: dict[str, object] = {"task_id": job.task_id, "run": job.run}
     if parent := trace.of_record(job.record):
         named["trace_id"] = trace.trace_id(parent)
@@ -285,10 +286,10 @@ def _named(job: Job) -> dict[str, object]:
 
 
 class _Watchdog(threading.Thread):
-    """Ends the process if its loop answers nothing for ``seconds``.
+    """Ends the process if its loop does not answer for ``seconds``.
 
-    While the loop stands still its leases lapse and others go on; the process itself would stay
-    useless, so a supervisor gets the chance to replace it.
+    While the loop is blocked, its leases lapse and other workers continue the tasks. The process
+    itself is useless, and a supervisor can replace it.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -312,7 +313,7 @@ class _Watchdog(threading.Thread):
                 silent = 0.0
                 continue
             before = silent
-            # a process that was stopped as a whole (SIGSTOP) is not blamed for the time
+            # the time during which the whole process was stopped (SIGSTOP) does not count
             silent += min(2.0, time.monotonic() - knocked)
             if before < _STALL_SAID <= silent:
                 log.error("loop.stalled", seconds=round(silent, 1))
@@ -324,7 +325,9 @@ class _Watchdog(threading.Thread):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What runs on the loop; made on it by the wiring, closed at the end."""
+    """The parts that run on the loop; the wiring builds them there, and they are closed at the
+    end.
+    """
 
     registry: Registry
     works: Sequence[Work]
@@ -336,8 +339,8 @@ class Engine:
     """The loop of one process, on its own thread.
 
     ``build`` makes the parts on the loop and gets the engine's ``wake``. ``hint`` is called (from
-    the loop; must not block) when one process cannot keep up, so that others look as well.
-    ``heartbeat`` is touched at every tick.
+    the loop; must not block) when this process cannot keep up, so that others claim as well. The
+    file ``heartbeat`` is touched at every tick.
     """
 
     def __init__(
@@ -368,7 +371,7 @@ class Engine:
         self._ready.wait()
 
     def wake(self, kind: DueSet) -> None:
-        """Have one drain look for due tasks now; from any thread, and at any time."""
+        """Wake one drain to claim now; from any thread, at any time."""
         drain = self._drains.get(kind)
         if drain is not None and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
@@ -392,7 +395,7 @@ class Engine:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end; whether it came."""
+        """Wait up to ``timeout`` seconds for the end; returns whether it came."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -430,7 +433,7 @@ class Engine:
         _, late = await asyncio.wait(running, timeout=min(2.0, self._grace * 0.1))
         for task in late:
             task.cancel()
-        if late:  # a stream entry in hand is no longer held against it
+        if late:  # so that a stream entry in hand gets no strike
             await asyncio.wait(late, timeout=1)
         try:
             await asyncio.wait_for(parts.registry.leave(self.name), 1)
@@ -440,7 +443,7 @@ class Engine:
         log.info("engine.stopped", worker=self.name)
 
     async def _tick(self, parts: Parts, over: asyncio.Event) -> None:
-        """Sign of life, sweep, intake stream; every second, with jitter."""
+        """Tick, reconcile and drain the intake stream; every second, with jitter."""
         while not over.is_set():
             self._beat()
             try:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK_BYTES = 256 * 1024
-"""The most that aiohttp reads from, or is handed for, a connection at once."""
+"""The most bytes that aiohttp reads from, or writes to, a connection at once."""
 
 BROKEN = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError, UnicodeError)
-"""What a request raises when it fails on the way; the transport maps most of aiohttp's errors.
+"""The errors of a failed request; the transport maps most of aiohttp's errors.
 
-``UnicodeError`` is what looking up a name raises if a label is empty or over 63 characters long.
+``UnicodeError``: a name to look up has an empty label or one of over 63 characters.
 """
 
 _HEADERS = {"User-Agent": "comfy-harvester", "Accept-Encoding": "identity"}
@@ -32,7 +32,7 @@ _address: ContextVar[str] = ContextVar("_address")
 
 
 class _Request(aiohttp.ClientRequest):
-    """Sends an address as it was signed; aiohttp would write some of its characters otherwise."""
+    """Sends an address exactly as signed; aiohttp would encode some characters differently."""
 
     def __init__(self, method: str, url: Any, **options: Any) -> None:
         super().__init__(method, type(url)(_address.get(), encoded=True), **options)
@@ -53,9 +53,9 @@ class _NoCookies(httpx.Cookies):
 
 
 def connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
-    """Connections to what the settings name, whose names the system looks up.
+    """Connections to the hosts in the settings, with names looked up by the system.
 
-    aiohttp would look them up by c-ares, which knows less of the system's ways to find a name.
+    aiohttp would use c-ares, which does not support all of the system's name services.
     """
     return aiohttp.TCPConnector(
         resolver=aiohttp.ThreadedResolver(), ssl=context, limit=0, keepalive_timeout=15
@@ -89,7 +89,7 @@ def make_client(
     *,
     timeout: httpx.Timeout,
 ) -> httpx.AsyncClient:
-    """The same with httpx's API, for bodies that are small; follows no redirects.
+    """The same with httpx's API, for small bodies; follows no redirects.
 
     ``connector`` is called on the loop, before the first request.
     """
@@ -104,7 +104,7 @@ def make_client(
         follow_redirects=False,
         trust_env=False,
     )
-    client._cookies = _NoCookies()  # httpx looks into every response for some otherwise
+    client._cookies = _NoCookies()  # httpx would search every response for cookies
     return client
 
 
@@ -116,18 +116,18 @@ def _trust(ca_bundle: str | None) -> ssl.SSLContext:
 
 
 async def read_some(response: aiohttp.ClientResponse) -> bytes:
-    """The next bytes of a body, as many as there are; empty at its end.
+    """The next bytes of a body, as many as are available; empty at its end.
 
     Raises one of ``BROKEN``.
     """
     try:
         return await response.content.readany()
-    except RuntimeError as exc:  # aiohttp's word for a connection that is lost already
+    except RuntimeError as exc:  # aiohttp raises it for a connection that is already lost
         raise aiohttp.ClientConnectionError(str(exc)) from exc
 
 
 def host_of(url: str) -> str:
-    """The host that an address names, with its port; empty if it names none."""
+    """The host of an address, with its port; empty if there is none."""
     try:
         return urlsplit(url).netloc.lower()
     except ValueError:
@@ -135,7 +135,7 @@ def host_of(url: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong on a connection, as one line without secrets."""
+    """An error of a connection, as one line without secrets."""
     error = _origin(error)
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return "no answer in time"
@@ -143,7 +143,7 @@ def describe(error: BaseException) -> str:
 
 
 def hung_up(error: BaseException) -> bool:
-    """Whether the other side closed the connection, as happens to one that was kept open."""
+    """Whether the other side closed the connection, as happens to idle ones."""
     origin = _origin(error)
     return isinstance(
         origin, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError
@@ -151,6 +151,6 @@ def hung_up(error: BaseException) -> bool:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """The error before the transport mapped it, which calls everything a timeout."""
+    """The error before the transport mapped it, which makes everything a timeout."""
     mapped = isinstance(error, httpx.HTTPError) and error.__cause__ is not None
     return error.__cause__ or error if mapped else error

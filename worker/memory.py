@@ -1,4 +1,4 @@
-"""What the C library does with memory that is not needed any more."""
+"""How the C library returns freed memory to the system."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def give_back() -> None:
-    """Have freed parts of files return to the system, on glibc; elsewhere nothing is done.
+    """Have glibc return freed parts of files to the system; elsewhere do nothing.
 
-    By itself glibc keeps up to 64 MiB for each of several threads, and after the first large buffer
-    that is freed takes the next ones from there, too: a worker of 100 MiB grew to 350 in half an
-    hour of faults. A fixed threshold makes each large buffer a mapping of its own.
+    By itself, glibc keeps up to 64 MiB for each of several threads, and after the first large
+    buffer is freed, it takes later ones from there too: a worker of 100 MiB grew to 350 MiB in half
+    an hour of faults. A fixed threshold gives each large buffer its own mapping.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -21,4 +21,4 @@ def give_back() -> None:
         return
     mallopt(_ARENA_MAX, 2)
     mallopt(_MMAP_THRESHOLD, 2 * 1024 * 1024)
-    mallopt(_TRIM_THRESHOLD, 16 * 1024 * 1024)  # the default would be fixed at 128 KiB, too
+    mallopt(_TRIM_THRESHOLD, 16 * 1024 * 1024)  # setting the other fixes it at its default, 128 KiB

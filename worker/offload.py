@@ -1,4 +1,4 @@
-"""Long computations away from the event loop, so that leases, timeouts and other tasks go on."""
+"""Long computations in threads, so that leases, timeouts and other tasks continue."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 LONG = 64 * 1024
-"""Characters of foreign text from which on its reading leaves the loop."""
+"""Characters; longer untrusted texts are read in a thread."""
 
-# Of its own: the loop's default threads look up names, and may all be waiting. One is enough,
-# since Python runs one at a time, and bounds what is held in memory at once.
+# A separate thread, since the loop's default ones look up names, and may all be waiting. One is
+# enough, since Python runs one at a time, and it bounds the memory in use.
 _READER = ThreadPoolExecutor(1, thread_name_prefix="reader")
 _HASHERS = ThreadPoolExecutor(2, thread_name_prefix="hashes")
 
 
 async def offload(size: int, call: Callable[..., T], *args: Any, **options: Any) -> T:
-    """The result of ``call``, from a thread if it reads ``size`` characters of a long text."""
+    """The result of ``call``, which reads ``size`` characters; run in a thread if they are many."""
     if size < LONG:
         return call(*args, **options)
     loop = asyncio.get_running_loop()
@@ -31,21 +31,21 @@ async def offload(size: int, call: Callable[..., T], *args: Any, **options: Any)
 
 
 async def hashed(digest: Callable[[S], bytes], body: S) -> bytes:
-    """The digest of a body, from threads that no text holds up: hashing needs no GIL."""
+    """The digest of a body, from other threads: hashing needs no GIL."""
     return await asyncio.get_running_loop().run_in_executor(_HASHERS, digest, body)
 
 
 class Aside:
-    """Runs what may never return, such as a program of the operator's, in its own threads.
+    """Runs calls that may never return, such as an operator's program, in separate threads.
 
-    There are at most ``most``, which take no room of others; the process ends without them.
+    There are at most ``most`` of them; the process does not wait for them at its end.
     """
 
     def __init__(self, most: int) -> None:
         self._free = asyncio.Semaphore(most)
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """The result of ``call``, whose thread continues if nobody waits for it any longer."""
+        """The result of ``call``; its thread continues even if the caller is cancelled."""
         await self._free.acquire()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -59,11 +59,11 @@ class Aside:
             given: tuple[Callable[[Any], None], object]
             try:
                 given = done.set_result, call(*args)
-            except StopIteration as error:  # which no future takes
+            except StopIteration as error:  # a future does not accept it
                 wrapped = RuntimeError(f"StopIteration: {error}")
                 wrapped.__cause__ = error
                 given = done.set_exception, wrapped
-            except Exception as error:  # for the caller, if it still waits
+            except Exception as error:  # raised in the caller, if it still waits
                 given = done.set_exception, error
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(finish, *given)

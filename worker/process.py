@@ -1,4 +1,4 @@
-"""This process among the others of the fleet: its name, its signals, what it may open."""
+"""This process: its name, its signals and its limit on open files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from worker.errors import SettingsError
 log = structlog.get_logger("harvester.app")
 
 FILES = 1024
-"""Files and connections that a worker may have open at once: up to 384 polls, 16 tasks of four
-files that each read from one host and write to the store, callbacks, Redis, the broker."""
+"""Files and connections that a worker may need at once: up to 384 polls, 16 tasks with four files
+that each read from a host and write to the store, callbacks, Redis, the broker."""
 
 
 @cache
 def name() -> str:
-    """This process on its host: the process id, and more where that is 1 in every container."""
+    """The name of this process on its host: the process id, with a random part if it is 1."""
     pid = os.getpid()
     return str(pid) if pid != 1 else f"1-{secrets.token_hex(3)}"
 
@@ -44,27 +44,27 @@ def open_enough_files(needed: int = FILES) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise SettingsError(
-            f"a worker needs {needed:,} open files, and this process may have {hard:,}: raise the "
-            "limit (ulimit -n, LimitNOFILE= of systemd, ulimits of a container)"
+            f"a worker needs {needed:,} open files, but this process may only have {hard:,}: raise "
+            "the limit (ulimit -n, LimitNOFILE= of systemd, ulimits of a container)"
         )
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    except (OSError, ValueError) as error:  # a sandbox, or a limit of the whole system
+    except (OSError, ValueError) as error:  # a sandbox, or a system-wide limit
         raise SettingsError(
-            f"a worker needs {needed:,} open files, and may not raise its {soft:,}: {error}"
+            f"a worker needs {needed:,} open files, but cannot raise its limit of {soft:,}: {error}"
         ) from None
 
 
 def heed_signals() -> None:
-    """Have SIGHUP stop a worker as SIGTERM does, and no signal wait for who reads its output.
+    """Have SIGHUP stop a worker like SIGTERM, and no signal handler block on a full terminal.
 
-    Celery would start ``python -c`` again at SIGHUP, without its program, and writes to the
-    terminal itself from within its handlers.
+    At SIGHUP, Celery would restart ``python -c`` without its program, and its handlers write to the
+    terminal directly.
     """
     inside: Any = celery_worker
     inside.safe_say = lambda text, _file=None: log.info("worker.said", text=text.strip())
     inside.install_worker_restart_handler = lambda worker: inside.install_worker_term_handler(
         worker, sig="SIGHUP"
     )
-    if os.getpid() == 1:  # until Celery has its handlers, the system would ignore it
+    if os.getpid() == 1:  # until Celery has set its handlers, the system ignores it
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

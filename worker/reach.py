@@ -1,4 +1,4 @@
-"""What one process hears of the services, on its way to the fleet's notes in Redis."""
+"""Which services answer one process, until a tick reports it to the fleet's notes in Redis."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MOST_HOSTS = 200
-"""So many hosts of webhooks are kept; the one that was heard of longest ago goes first."""
+"""The most webhook hosts that are kept; the one without news for the longest is dropped."""
 SILENCE = 15.0
-"""Seconds that a call may last without a sign of life before it counts as trouble."""
+"""Seconds without progress after which a call counts as trouble."""
 
 _SHOWN = 200
 _LONGEST_HOST = 255
@@ -26,9 +26,9 @@ _HOST = "@"  # before the name of a host
 
 @dataclass(slots=True)
 class _Heard:
-    """Seconds of the clock; ``first`` and ``last`` are those of trouble since ``well``.
+    """Times in seconds of the clock; ``first`` and ``last`` are those of trouble since ``well``.
 
-    What was handed over is the fleet's to remember: ``first`` begins again, ``told`` is that one.
+    The fleet keeps what was reported: ``first`` then starts over, and ``told`` is the reported one.
     """
 
     well: float | None = None
@@ -40,30 +40,30 @@ class _Heard:
 
     @property
     def begun(self) -> float | None:
-        """The first trouble since ``well``, handed over or not."""
+        """The first trouble since ``well``, reported or not."""
         return self.first if self.told is None else self.told
 
 
-@dataclass(slots=True, eq=False)  # two that look alike are two calls
+@dataclass(slots=True, eq=False)  # equal ones are still two calls
 class Asked:
-    """A call that is not answered yet."""
+    """A call without an answer yet."""
 
     _clock: Callable[[], float]
     _patience: float
     moved_at: float
 
     def moved(self) -> None:
-        """Bytes have moved."""
+        """Note that bytes have moved."""
         self.moved_at = self._clock()
 
     @property
     def silent(self) -> bool:
-        """Whether nothing was heard of it for too long."""
+        """Whether the call has made no progress for too long."""
         return self._clock() - self.moved_at >= self._patience
 
 
 class Reach:
-    """Since when each service answers, or does not; may be used from any thread.
+    """When each service last answered or failed; safe to use from any thread.
 
     ``clock`` gives seconds.
     """
@@ -76,13 +76,15 @@ class Reach:
         self._due: dict[str, float] = {}
 
     def heard(self, service: str, host: str = "") -> None:
-        """A usable answer has come."""
+        """Note a usable answer."""
         with self._lock:
             for name in _names(service, host):
                 self._keep(name, _Heard(well=self._clock()))
 
     def expect(self, service: str, *, answer: bool = True) -> None:
-        """From now on an ``answer`` is due, and silence is trouble; or none is any longer."""
+        """Note that an ``answer`` is due from now on, so that silence is trouble, or no longer
+        due.
+        """
         with self._lock:
             if answer:
                 self._due.setdefault(service, self._clock())
@@ -90,7 +92,7 @@ class Reach:
                 self._due.pop(service, None)
 
     def failed(self, service: str, error: object, host: str = "") -> None:
-        """There was none, and why."""
+        """Note a failure and its error."""
         said = one_line(str(error), _SHOWN)
         with self._lock:
             now = self._clock()
@@ -110,7 +112,9 @@ class Reach:
 
     @contextmanager
     def asking(self, service: str, patience: float = SILENCE) -> Iterator[Asked]:
-        """A call is under way: without an answer for ``patience`` seconds it counts as trouble."""
+        """A call during the block; without progress for ``patience`` seconds it counts as
+        trouble.
+        """
         asked = Asked(self._clock, patience, self._clock())
         with self._lock:
             self._asked.setdefault(service, {})[asked] = None
@@ -121,7 +125,7 @@ class Reach:
                 del self._asked[service][asked]
 
     def take(self) -> list[list[str | int]]:
-        """What is new, as words for ``heard.lua``: how long ago (ms) each was."""
+        """The new reports, as arguments for ``heard.lua``, with ages in ms."""
         with self._lock:
             now = self._clock()
             for service, since in list(self._waited_for(now)):
@@ -137,7 +141,7 @@ class Reach:
             return reports
 
     def _waited_for(self, now: float) -> Iterator[tuple[str, float]]:
-        """The services that are silent for too long, and since when."""
+        """Yield the services that are silent for too long, and since when."""
         for service, calls in self._asked.items():
             silent = [call.moved_at for call in calls if call.silent]
             well = self._heard.get(service, _Heard()).well
@@ -154,7 +158,7 @@ class Reach:
         self._keep(service, _Heard(before.well, first, now, said, before.told))
 
     def outlook(self, service: Service, now: int) -> Outlook:
-        """What this process alone knows of a service; ``now`` is in Unix milliseconds."""
+        """What this process alone knows of a service; ``now`` is Unix milliseconds."""
         with self._lock:
             heard, clock = self._heard.get(service, _Heard()), self._clock()
 
@@ -170,7 +174,7 @@ class Reach:
         )
 
     def put_back(self, reports: list[list[str | int]]) -> None:
-        """Keep what could not be handed over for the next time."""
+        """Keep reports that could not be sent for the next time."""
         with self._lock:
             for name, *_ in reports:
                 if heard := self._heard.get(str(name)):

@@ -1,4 +1,4 @@
-"""The Celery tasks. ``harvester.submit`` and ``harvester.look`` carry ids; the others only wake."""
+"""The Celery tasks. ``harvester.submit`` and ``harvester.look`` carry ids; others wake drains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = structlog.get_logger("harvester.look")
 def submit(
     args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()
 ) -> None:
-    """Accept the ids of a message (as ``core/message.py`` reads it); keep what is refused."""
+    """Accept the ids of a message, as read by ``core/message.py``; keep refusals."""
 
     async def accept(parts: Parts) -> None:
         if refusals:
@@ -35,7 +35,7 @@ def submit(
     try:
         engine().call(accept)
     except RegistryUnavailable as error:
-        # back into the queue: the message is all there is of these ids
+        # back into the queue: only the message has these ids
         raise Reject(str(error), requeue=True) from error
 
 
@@ -47,7 +47,7 @@ def _called(args: list[Any], options: dict[str, Any]) -> tuple[object, dict[str,
 
 @app.task(name="harvester.look", typing=False)
 def look(args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Refusal] = ()) -> None:
-    """Poll some tasks at once; a look that Redis does not take is lost."""
+    """Poll some tasks at once; a look is lost if Redis does not accept it."""
     ids, refused = read_ids(_called(args or [], options)[0])
 
     async def ask(parts: Parts) -> None:
@@ -65,18 +65,18 @@ def look(args: list[Any] | None, options: dict[str, Any], refusals: Sequence[Ref
 
 @app.task(name="harvester.poll", typing=False)
 def poll(*_: Any, **__: Any) -> None:
-    """Look for tasks to ask the upstream about."""
+    """Wake the drain of polls."""
     engine().wake(DueSet.POLL)
 
 
 @app.task(name="harvester.copy", typing=False)
 def copy(*_: Any, **__: Any) -> None:
-    """Look for files to copy."""
+    """Wake the drains of work with the bucket."""
     engine().wake(DueSet.COPY)
     engine().wake(DueSet.FETCH)
 
 
 @app.task(name="harvester.tell", typing=False)
 def tell(*_: Any, **__: Any) -> None:
-    """Look for endings to tell."""
+    """Wake the drain of callbacks."""
     engine().wake(DueSet.TELL)

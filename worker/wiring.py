@@ -1,4 +1,4 @@
-"""Settings to parts: the only place that builds adapters."""
+"""Building the parts from the settings; the only module that builds adapters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ POLL_SLOTS = 384
 LOOK_SLOTS = 16
 COPY_SLOTS = 16
 TELL_SLOTS = 16
-TELL_RESERVE = 96  # a silent target holds a slot for 30 s, and is known as one after 3 s
+TELL_RESERVE = 96  # a silent target holds a slot for 30 s, and is recognised after 3 s
 _POLL_TIMEOUT = 30.0
 
 
@@ -145,14 +145,14 @@ def make_gateway(
 
 
 def make_source(settings: Settings) -> tuple[aiohttp.ClientSession, Source]:
-    """Where files come from, behind the guard, and its session; must be called on the loop."""
+    """The session and the source of files, behind the guard; must be called on the loop."""
     guard = Guard(settings.source_hosts, settings.source_allow_private, ports={443})
     session = guard.session()
     return session, Source(session, guard, max_file_bytes=settings.max_file_bytes)
 
 
 def copy_slots(memory_budget: int) -> int:
-    """How many tasks a process may copy at once: as many as the budget has parts of a file."""
+    """The tasks that a process may copy at once: as many as parts fit into the budget."""
     return max(1, min(COPY_SLOTS, memory_budget // PART_BYTES))
 
 
@@ -211,11 +211,11 @@ def make_layout(settings: Settings) -> Layout:
 
 
 async def refuse_unfit_redis(settings: Settings) -> None:
-    """Raise ``SettingsError`` if Redis, or the broker if that is another one, cannot be used.
+    """Raise ``SettingsError`` if Redis, or a Redis broker, is unfit.
 
-    A cluster cannot, and neither can a Redis that may evict records that are not finished, or one
-    that refuses a key or a command of the fleet. Raises ``RegistryUnavailable`` if Redis does not
-    answer; a broker that does not is Celery's to await.
+    A cluster is unfit, and so is a Redis that may evict unfinished records, or that refuses a key
+    or command of the fleet. Raises ``RegistryUnavailable`` if Redis does not answer; Celery itself
+    waits for a broker that does not.
     """
     try:
         fault = await redis_fault(settings.redis_url) or await _refused_key(settings)
@@ -243,7 +243,7 @@ async def redis_fault(url: SecretStr) -> str:
 async def _refused_key(settings: Settings) -> str:
     """The first key that the user of ``REDIS_URL`` may not use; empty if there is none.
 
-    A key that holds something else is no reason to stop: ``harvester doctor`` names it.
+    A key of another type does not stop the worker: ``harvester doctor`` names it.
     """
     registry = make_registry(settings)
     try:
@@ -254,5 +254,5 @@ async def _refused_key(settings: Settings) -> str:
 
 
 def upstream_session() -> aiohttp.ClientSession:
-    """A session for the configured upstream, wherever that is; must be called on the loop."""
+    """A session for the configured upstream, at any address; must be called on the loop."""
     return make_session(connector)

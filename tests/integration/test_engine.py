@@ -174,7 +174,7 @@ async def test_work_that_shows_no_life_is_broken_off_and_handed_back(short: Regi
     await ended(drain)
     assert broken_off == ["t1"]
     said = await registry.redis.hget(registry.key("task", "t1"), "last_error")
-    assert said == "the work on it showed no life in time"
+    assert said == "the work on the task made no progress in time"
     assert registry.tally.take()["jobs_overdue"] == 1
 
 

@@ -158,7 +158,7 @@ async def test_a_worker_says_how_many_files_it_needs(
     process = start(environ, tmp_path, "/bin/sh", "-c", 'ulimit -n 256; exec "$@"', "sh")
     said = (await asyncio.to_thread(process.communicate))[1]
     assert process.returncode == 2
-    assert b"needs 1,024 open files, and this process may have 256" in said
+    assert b"needs 1,024 open files, but this process may only have 256" in said
     assert b"Traceback" not in said
 
 

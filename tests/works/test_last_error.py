@@ -147,7 +147,7 @@ async def test_work_that_crashes_says_so(house: House) -> None:
     claim = await house.claim(DueSet.POLL)
     drain._start(claim)
     await drain._in_hand[T].task
-    assert await said(house) == "the work on it crashed: KeyError"
+    assert await said(house) == "the work on the task crashed: KeyError"
 
 
 async def test_a_stop_in_the_middle_keeps_what_went_wrong(house: House) -> None:

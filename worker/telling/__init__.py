@@ -1,1 +1,1 @@
-"""The channels over which a final record is told."""
+"""The channels of callbacks: webhooks and Celery replies."""

@@ -1,4 +1,4 @@
-"""The Celery reply: a task of the caller's, called with the record."""
+"""The Celery reply: calls the caller's task with the record."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ class CeleryReply:
         self._threads = Aside(_SENDERS)
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        """Publish the call; raises ``TellError`` if the broker does not take it.
+        """Publish the call; raises ``TellError`` if the broker does not accept it.
 
-        That is a ``TellFault`` if RabbitMQ refuses this queue, such as another's exclusive one.
+        That is a ``TellFault`` if RabbitMQ refuses this queue, such as another connection's
+        exclusive one.
         """
         parent = trace.of_options(record.get("options"))
         headers = {"traceparent": parent} if parent else {}
         given = callback["task"], callback["queue"], plain(record), headers
         try:
             await self._threads.run(self._send, *given)
-        except Exception as error:  # each transport has its own, and kombu wraps only some
+        except Exception as error:  # each transport has its own errors, and kombu wraps only some
             said = one_line(f"{type(error).__name__}: {error}")
             of_queue = isinstance(error.__cause__ or error, ChannelError)
             raise (TellFault if of_queue else TellError)(said) from error
 
     def _send(self, task: str, queue: str, record: Any, headers: dict[str, str]) -> None:
-        # RabbitMQ refuses to have a queue declared in another way than it was made (as a quorum
-        # queue, with a length limit): one that is there is sent to as it is
+        # RabbitMQ refuses to declare an existing queue with other arguments (as a quorum queue,
+        # with a length limit), so an existing queue is used without declaring it
         target: Any = Queue(queue, no_declare=True) if self._is_there(queue) else queue
         self._app.send_task(task, args=[record], queue=target, headers=headers, retry=False)
 
     def _is_there(self, queue: str) -> bool:
-        """Whether RabbitMQ has the queue; false with Redis, where queues are not made."""
+        """Whether RabbitMQ has the queue; false with Redis, where queues need no declaration."""
         with self._app.connection_for_write() as connection:
             if connection.transport.driver_type != "amqp":
                 return False
@@ -68,7 +69,7 @@ class CeleryReply:
 
 
 def plain(record: Mapping[str, Any]) -> Any:
-    """The record in types that Celery's serializer knows; fractions become floats."""
+    """The record in types that Celery can serialise; fractions become floats."""
     return json.loads(jsontext.dumps(dict(record)), parse_float=_finite)
 
 

@@ -1,4 +1,4 @@
-"""Webhooks as the Standard Webhooks specification (standardwebhooks.com) signs them."""
+"""Webhooks, signed as in the Standard Webhooks specification (standardwebhooks.com)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMES = uuid.UUID("5b0b6c0e-7a52-5f4c-9d0a-3a1f5a3f1c55")
 
 
 def message_id(callback: Mapping[str, str], record: Mapping[str, Any]) -> str:
-    """The ``webhook-id``: the same for every attempt of one run, another for the next run."""
+    """The ``webhook-id``: the same for every attempt of one run, different for the next run."""
     name = f"{record['task_id']}:{record['run']}:{callback_id(callback)}"
     return f"msg_{uuid.uuid5(_NAMES, name).hex}"
 
@@ -35,8 +35,8 @@ def message_id(callback: Mapping[str, str], record: Mapping[str, Any]) -> str:
 class Webhook:
     """Posts the record to ``callback_url``; the address is guarded like a file's.
 
-    ``secrets`` holds one or more, separated by whitespace. Each signs, so that receivers may change
-    from one to the next at any time while both are there.
+    ``secrets`` holds one or more secrets, separated by whitespace. Each signs, so that receivers
+    may switch from one to the next while both are set.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Webhook:
         """Post once; 2xx is success.
 
         Raises ``TellRejected`` for 410, and ``TellError`` for any other answer, for an address that
-        is not allowed, and if no answer comes within ``timeout`` seconds.
+        is not allowed, or if there is no answer within ``timeout`` seconds.
         """
         url = callback["target"]
         at = datetime.fromtimestamp(int(record["finished_at"]) / 1000, UTC)
@@ -70,7 +70,7 @@ class Webhook:
             self._guard.check_url(url)
             request = self._client.build_request("POST", url, content=body, headers=headers)
             async with asyncio.timeout(self._timeout):
-                # only the status is wanted: the body is not read
+                # only the status counts: the body is not read
                 response = await self._client.send(request, stream=True, follow_redirects=False)
                 await response.aclose()
         except (SourceError, *BROKEN) as error:

@@ -38,8 +38,8 @@ def _new_nonce() -> str:
 class Gateway:
     """The upstream, over a session of :func:`worker.http.make_session`.
 
-    ``endpoint`` is an http(s) URL, with a base path or without. ``timeout`` in seconds bounds one
-    :meth:`get_result` as a whole. ``clock`` gives Unix seconds. ``reach`` is told of each answer.
+    ``endpoint`` is an http(s) URL, with or without a base path. ``timeout`` in seconds bounds one
+    whole :meth:`get_result`. ``clock`` gives Unix seconds. Each answer is reported to ``reach``.
     """
 
     def __init__(
@@ -70,10 +70,11 @@ class Gateway:
 
     @property
     def clock_skew(self) -> float | None:
-        """Seconds by which this machine's clock is ahead of the upstream's; below 0, behind.
+        """Seconds by which this machine's clock is ahead of the upstream's; negative if it is
+        behind.
 
-        Told from the ``Date`` of the last reply (RFC 9110, section 6.6.1), so good to a second or
-        two; ``None`` if there was none.
+        Computed from the ``Date`` of the last reply (RFC 9110, section 6.6.1), so exact to a second
+        or two; ``None`` if there was none.
         """
         text, received_at = self._last_date
         try:
@@ -83,7 +84,7 @@ class Gateway:
         return received_at - date.timestamp()
 
     async def fetch(self, task_id: str) -> Reply:
-        """The reply to one call about a task, as it came; raises ``UpstreamUnavailable``."""
+        """The raw reply to one call about a task; raises ``UpstreamUnavailable``."""
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._send(task_id)
@@ -91,7 +92,7 @@ class Gateway:
             raise self._too_late() from exc
 
     async def get_result(self, task_id: str) -> Answer:
-        """Ask once about one task; when the clock or nonce is refused, once more, signed again.
+        """Poll one task once; if the clock or nonce is refused, once more with a new signature.
 
         Raises ``UpstreamThrottled``, ``UpstreamUnavailable`` or ``UpstreamBlocked``.
         """
@@ -103,7 +104,7 @@ class Gateway:
             late = self._too_late()
             self._reach.failed(Service.UPSTREAM, late)
             raise late from exc
-        except UpstreamRefused:  # whether all calls would be is for the registry to say
+        except UpstreamRefused:  # the registry decides whether it concerns all calls
             raise
         except UpstreamError as error:
             self._reach.failed(Service.UPSTREAM, error)
@@ -133,7 +134,7 @@ class Gateway:
         return await offload(len(reply.body), samples.answer, reply)
 
     async def _send(self, task_id: str) -> Reply:
-        # serialised once: what is signed is what is sent
+        # serialised once, so that exactly the signed bytes are sent
         body = jsontext.dumps({"taskId": task_id}).encode("ascii")
         now = self._clock()
         signed = sign(
@@ -177,7 +178,7 @@ class Gateway:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body, or just more of it than a reply may have."""
+    """The body, or its beginning if it is larger than a reply may be."""
     parts: list[bytes] = []
     size = 0
     while size <= jsontext.MAX_BYTES and (chunk := await read_some(response)):

@@ -15,7 +15,7 @@ _JSON = "application/json; charset=utf-8"
 
 
 def date_header(now: float) -> str:
-    """The ``date`` to sign at Unix time ``now``, in the form that the vendor's own SDK sends."""
+    """The ``date`` to sign at Unix time ``now``, in the format of the vendor's own SDK."""
     return _date(int(now))
 
 
@@ -35,11 +35,11 @@ def sign(
     nonce: str,
     date: str,
 ) -> dict[str, str]:
-    """Return the headers of a call, its HMAC-SHA256 signature included.
+    """Return the headers of a call, including its HMAC-SHA256 signature.
 
-    ``path`` includes the query string, if any, and ``body`` is exactly what is sent. The gateway
-    takes a timestamp (Unix milliseconds) for 15 minutes and a nonce once in that time, so every
-    attempt is signed again.
+    ``path`` includes the query string, if any, and ``body`` is exactly the bytes sent. The gateway
+    accepts a timestamp (Unix milliseconds) for 15 minutes and a nonce once in that time, so every
+    attempt needs a new signature.
     """
     headers = {
         "date": date,
