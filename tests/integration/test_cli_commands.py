@@ -202,7 +202,7 @@ async def test_what_finished_in_a_range_of_time_is_told_again(
         await redis.delete(fleet.key("due", "tell"))
     result = await run("notify", "--since", "90m")
     assert (result.exit_code, result.stdout) == (
-        0, "callbacks of 1 queued; 1 skipped, which have no callback\n"
+        0, "callbacks of 1 queued; 1 skipped without a callback\n"
     )  # fmt: skip
     assert await redis.zrange(fleet.key("due", "tell"), 0, -1) == ["late"]
     result = await run("notify", "--since", "1d", "--until", "90m", "--json")
@@ -453,7 +453,7 @@ async def test_doctor_tells_a_stream_that_is_closed(run: Run, redis: Redis, name
     result = await run("doctor")
     assert result.exit_code == 1
     shown = " ".join(result.stdout.split())
-    assert f"{stream} holds or held the highest id there is" in shown
+    assert f"{stream} has or had an entry with the highest possible id" in shown
     assert f"DEL {stream}" in shown
 
 
@@ -531,7 +531,7 @@ async def test_doctor_names_the_address_of_a_store_like_oss(
 @pytest.mark.parametrize(
     ("name", "checksums", "conditional", "uploads"),
     [
-        ("aws", "parts of large ones: a wrong SHA-256 is refused", "never written over", ""),
+        ("aws", "parts of large ones: a wrong SHA-256 is refused", "never overwritten", ""),
         ("r2", "parts of large ones: a wrong Content-MD5 is refused", "large ones can be", ""),
         ("swift", "a wrong Content-MD5", "small ones can be", ""),
         ("ceph", "a wrong Content-MD5", "large ones can be", ""),

@@ -126,7 +126,7 @@ async def test_a_saved_reply_is_ready_to_be_a_tests_input(
     path = tmp_path / "mine.json"
     result = await doctor("--task", task_id, "--save", str(path))
     assert result.exit_code == 0
-    assert "Read it before you pass it on" in result.stderr
+    assert "Read it before you share it" in result.stderr
     text = path.read_text()
     assert path.stat().st_mode & 0o077 == 0
     for secret in (task_id, simulator.app_secret, "STS.Simulator"):
@@ -154,4 +154,4 @@ async def test_files_beyond_the_first_twenty_are_counted(simulator: Simulator) -
     task_id = await submitted(simulator, {"images": ["png"] * 25}, "succeeded: 25 files")
     found = json.loads((await doctor("--task", task_id, "--json")).stdout)["checks"]
     assert sum(finding["name"] == "File" for finding in found) == 20
-    assert found[-1]["detail"] == "5 more, which were not tried"
+    assert found[-1]["detail"] == "5 more were not tried"

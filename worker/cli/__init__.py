@@ -3,7 +3,7 @@
 import os
 import signal
 
-# The first process of a container has no default action: until a handler is set, the system drops
-# SIGTERM. Here, before anything slow is imported; exit code 143 is that of any other process.
+# The first process of a container has no default actions: the system drops SIGTERM until a handler
+# is set. It is set here, before slow imports; other processes also exit with code 143.
 if os.getpid() == 1:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))

@@ -1,6 +1,6 @@
 """What the commands share: exit codes, settings, the registry, and output for people."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ STATE_STYLES = {
     "partial": "yellow",
     "failed": "red",
 }
-_PLAIN_WIDTH = 200  # columns of a table that goes into a file or a pipe: nothing is cut there
+_PLAIN_WIDTH = 200  # columns of a table in a file or a pipe, so that nothing is cut
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for people; wide and without colours if nobody watches."""
+    """A console for people; wide and without colours unless it is a terminal."""
 
     made = Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
@@ -51,19 +51,19 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def program() -> str:
-    """This command as it can be typed here: by its path, unless the shell knows it by its name."""
+    """This command as one can type it here: its path, unless the shell finds it by name."""
     called = sys.argv[0]
     known = shutil.which("harvester") is not None or Path(called).name != "harvester"
     return "harvester" if known else called
 
 
 def complain(text: str) -> None:
-    """Say on stderr what is wrong."""
+    """Print a problem on stderr."""
     print(text, file=sys.stderr)
 
 
 def settings() -> Settings:
-    """The settings; what is not set comes from a ``harvester up`` that runs in this directory.
+    """The settings; unset ones come from a ``harvester up`` that runs in this directory.
 
     Raises ``SettingsError``.
     """
@@ -89,7 +89,7 @@ def settings() -> Settings:
 
 @asynccontextmanager
 async def registry(chosen: Settings) -> AsyncIterator[Registry]:
-    """The registry, closed at the end. Its ``RegistryUnavailable`` names the host of REDIS_URL."""
+    """The registry, closed at the end. ``RegistryUnavailable`` then names the host of REDIS_URL."""
     from worker.wiring import make_registry
 
     opened = make_registry(chosen)
@@ -109,10 +109,10 @@ def redis_hosts(chosen: Settings) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document, every digit of ``RawJSON`` numbers kept."""
+    """Print a JSON document with every digit of ``RawJSON`` numbers."""
     print(simplejson.dumps(value, indent=2, allow_nan=False))
 
 
 def print_json_line(value: Any) -> None:
-    """Print a JSON document as one line, at once, for programs that read as it goes."""
+    """Print a JSON document as one line and flush it, for programs that read along."""
     print(simplejson.dumps(value, allow_nan=False), flush=True)

@@ -1,6 +1,6 @@
-"""``harvester retry``, ``cancel`` and ``notify``: of some tasks, or of all that pass filters."""
+"""``harvester retry``, ``cancel`` and ``notify``, for given tasks or all that pass filters."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BATCH = 500
 _SAMPLE = 10
-_LINES = 20  # of progress, where nobody watches
+_LINES = 20  # of progress, without a terminal
 _WORDS = {Action.RETRY: "retried", Action.CANCEL: "canceled", Action.NOTIFY: "notified"}
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")]
@@ -46,7 +46,7 @@ def retry(
 ) -> None:
     """Retry failed or partial tasks and keep their stored files. Exit code 1 if any cannot be.
 
-    Filters leave canceled tasks and rejected content out, unless --reason names them.
+    Filters skip canceled tasks and rejected content, unless --reason names them.
     """
     _act(Action.RETRY, task_ids, wanted, _How(dry_run=dry_run, yes=yes, as_json=as_json))
 
@@ -60,7 +60,7 @@ def cancel(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """End waiting or copying tasks. Exit code 1 if any cannot be."""
+    """Cancel waiting or copying tasks. Exit code 1 if any cannot be."""
     _act(Action.CANCEL, task_ids, wanted, _How(dry_run=dry_run, yes=yes, as_json=as_json))
 
 
@@ -146,7 +146,7 @@ def _report(action: Action, said: Mapping[str, str], *, as_json: bool) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class _Choice:
-    """What an action is about: counts by state and reason, and the first few tasks."""
+    """The tasks of an action: counts by state and reason, and the first few tasks."""
 
     filters: Filters
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -189,7 +189,7 @@ async def _act_on_many(
 async def _batches(
     fleet: Registry, action: Action, filters: Filters, ids: Sequence[str] | None
 ) -> AsyncIterator[tuple[list[Mapping[str, str]], int, Counter[str]]]:
-    """Tasks in batches, how many were read for each, and how many cannot be acted on by state."""
+    """Yield tasks in batches, with the number read, and the counts of unsuitable ones by state."""
     from worker.registry import selection
 
     if ids is not None:
@@ -247,8 +247,8 @@ def _print_choice(action: Action, choice: _Choice) -> None:
 
 
 def _confirmed(action: Action, choice: _Choice) -> bool:
-    """Whether the person at the terminal agrees; without one the command ends."""
-    # ids may have been read from standard input, which is closed then
+    """Whether the user confirms; without a terminal the command ends."""
+    # reading ids from standard input closes it
     if sys.stdin.closed or not (sys.stdin.isatty() and sys.stderr.isatty()):
         complain("nothing was done: add --yes")
         raise typer.Exit(USAGE)
@@ -275,7 +275,7 @@ async def _carry_out(
 
 @contextmanager
 def _progress(action: Action, total: int, until: int) -> Iterator[Callable[[int], None]]:
-    """Shows on stderr how many tasks are behind: a bar on a terminal, else some lines."""
+    """Show the number of finished tasks on stderr: a bar on a terminal, else some lines."""
     from worker.cli.show import bar
 
     out = console(stderr=True)
@@ -328,7 +328,7 @@ def _say_done(action: Action, done: int, not_done: Counter[str], how: _How) -> N
         if how.as_json:
             print_json({"told": done, "passed_over": passed_over})
         else:
-            print(f"callbacks of {done} queued; {passed_over} skipped, which have no callback")
+            print(f"callbacks of {done} queued; {passed_over} skipped without a callback")
         return
     others = ", ".join(f"{count:,} {why}" for why, count in not_done.items())
     print(f"{done:,} {_WORDS[action]}" + (f"; not {others}" if others else ""))

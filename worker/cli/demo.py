@@ -1,4 +1,4 @@
-"""What the demo shows while it runs, and its verdict."""
+"""The output of the demo while it runs, and its verdict."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from worker.sandbox.demo import JobResult
 
-_SAY_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
+_SAY_EVERY = 5.0  # seconds between two lines of progress, without a terminal
 
 
 def run(directory: Path | None) -> bool:
-    """Run the demo in ``directory``, or in a temporary one; whether all ended as intended."""
+    """Run the demo in ``directory`` or a temporary one; returns whether all ended as intended."""
     out = console()
     out.print("Starting Valkey, SeaweedFS and a simulated upstream …", style="dim")
     with Demo(directory) as demo:
@@ -166,7 +166,7 @@ def _total(out: Console, outcomes: Sequence[JobResult], took: float) -> None:
 
 
 def _show_logs(out: Console, logs: Path) -> None:
-    """The last lines of every log."""
+    """Print the last lines of every log."""
     for log in sorted(logs.glob("*.log")):
         out.print(f"\nThe end of {log}:", style="bold")
         for line in log.read_text(errors="replace").splitlines()[-15:]:

@@ -1,6 +1,6 @@
-"""``harvester events``: the endings of tasks as the fleet announces them."""
+"""``harvester events``: prints the event stream."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
 
-_PATIENCE = 15.0  # seconds of an unreachable Redis that following outlasts
+_PATIENCE = 15.0  # seconds for which following survives an unreachable Redis
 _LAST = 2**64 - 1  # the highest sequence number that an entry of one millisecond can have
 
 
@@ -50,7 +50,7 @@ async def _print(chosen: Settings, *, since: str | None, follow: bool, as_json: 
             after = await fleet.newest_event() if follow else "0-0"
         async for page in feed.follow(fleet, after, patience=_PATIENCE if follow else 0):
             for entry, fields in page or ():
-                # at once, for whoever reads them from a pipe
+                # flushed at once, for readers of a pipe
                 if as_json:
                     print_json_line({"id": entry, **fields})
                 else:

@@ -1,4 +1,4 @@
-"""The filters that lists and actions share, as options."""
+"""The filter options that lists and actions share."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FromFile = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The options as they were given."""
+    """The values of the filter options."""
 
     state: States = None
     reason: Reasons = None
@@ -88,7 +88,7 @@ class Wanted:
         return frozenset(name for name, value in values.items() if value not in (None, []))
 
     def check(self) -> None:
-        """Raise ``BadParameter`` for what can be told before anything is connected."""
+        """Raise ``BadParameter`` for errors that show before connecting."""
         for text, option in ((self.since, "--since"), (self.until, "--until")):
             if text is not None:
                 parse_since(text, now=0, option=option)
@@ -96,7 +96,7 @@ class Wanted:
             raise typer.BadParameter(f"1 to {MAX_TEXT} characters", param_hint="--error")
 
     def filters(self, states: tuple[State, ...], *, now: int) -> Filters:
-        """The filters; ``states`` are those meant if none is named, ``now`` is in Unix ms."""
+        """The filters; ``states`` are the default, and ``now`` is in Unix ms."""
         until = None if self.until is None else parse_since(self.until, now=now, option="--until")
         return Filters(
             states=tuple(state for state in State if state in (self.state or states)),
@@ -108,7 +108,7 @@ class Wanted:
         )
 
     def ids(self) -> list[str] | None:
-        """The ids of the file, each once; ``None`` without one. Raises ``BadParameter``."""
+        """The ids in the file, each once; ``None`` without a file. Raises ``BadParameter``."""
         if self.from_file is None:
             return None
         unique: dict[str, None] = {}
@@ -120,7 +120,7 @@ class Wanted:
 
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of :class:`Wanted`, which it gets as its argument ``wanted``."""
+    """Give a command the options of :class:`Wanted`, passed as its argument ``wanted``."""
     options = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint)
         for name, hint in get_type_hints(Wanted, include_extras=True).items()
@@ -140,9 +140,12 @@ def filtered(command: Callable[..., None]) -> Callable[..., None]:
 
 
 async def say_bound(registry: Registry, filters: Filters) -> None:
-    """Say on stderr if filters that read a bounded number of tasks leave some unread."""
+    """Warn on stderr if filters with a bounded number of reads left some tasks unread."""
     if filters.bounded and (of := await selection.size(registry, filters)) > NEWEST:
-        complain(f"looked at the newest {NEWEST:,} of {of:,} tasks; --since and --until choose")
+        complain(
+            f"only the newest {NEWEST:,} of {of:,} tasks were read; "
+            "--since and --until choose others"
+        )
 
 
 def read_ids(source: str | None) -> Iterator[str]:

@@ -25,7 +25,7 @@ _OUT_OF_REACH = (RegistryUnavailable, StoreUnavailable, UpstreamThrottled, Upstr
 
 
 class _Commands(TyperGroup):
-    """Turns every expected error into a line on stderr and an exit code."""
+    """The command group; turns every expected error into a line on stderr and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,6 +1,6 @@
 """Commands for operators of the fleet."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def worker(
     from worker.process import name as process_name
     from worker.sandbox.child import worker_command
 
-    settings()  # all that is wrong is said here, and a running `harvester up` is found
+    settings()  # reports wrong settings, and finds a running `harvester up`
     name = f"worker{process_name()}"
     command = worker_command(name, concurrency=concurrency, loglevel=loglevel.value)
     sys.stdout.flush()
@@ -58,7 +58,7 @@ def rebuild(
 ) -> None:
     """Restore records from the manifests in the bucket, after Redis has been lost.
 
-    Records that exist are left as they are. Exit code 1 if a manifest cannot be read.
+    Existing records do not change. Exit code 1 if a manifest cannot be read.
     """
     chosen = settings()
     rebuilt = asyncio.run(_rebuild(chosen))
@@ -156,4 +156,4 @@ def _save_reply(chosen: Settings, reply: Reply, path: Path) -> None:
     except (OSError, ValueError) as error:
         complain(f"{path} was not written: {error}")
         raise typer.Exit(FAILED) from None
-    complain(f"{path} is written. Read it before you pass it on.")
+    complain(f"{path} is written. Read it before you share it.")

@@ -1,6 +1,6 @@
-"""Commands that bring their own servers: up, demo, simulate."""
+"""Commands that start their own servers: up, demo, simulate."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ if TYPE_CHECKING:
 def up(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     directory: Annotated[
-        Path, typer.Option("--dir", file_okay=False, help="Where data, ports and passwords stay.")
+        Path,
+        typer.Option("--dir", file_okay=False, help="Where data, ports and passwords are kept."),
     ] = DIRECTORY,
 ) -> None:
     """Run everything on this machine until Ctrl-C, the page included.
 
-    What is not configured is started: Valkey if REDIS_URL is not set, SeaweedFS if
-    HARVESTER_BUCKET is not set, the simulated upstream if no SPEEDPIX_* variable is. The next
-    start continues with the same data.
+    Starts what is not configured: Valkey if REDIS_URL is not set, SeaweedFS if HARVESTER_BUCKET is
+    not set, the simulated upstream if no SPEEDPIX_* variable is set. The next start continues with
+    the same data.
     """
     from config.settings import environment, load_settings
     from worker.sandbox.up import Installation
 
     out = console(stderr=True)
     environ = environment()
-    load_settings(**_placeholders(environ))  # what is wrong is said before anything is started
+    load_settings(**_placeholders(environ))  # report wrong settings before starting anything
     with _stop_signals() as stopping, contextlib.ExitStack() as stack:
         out.print("Starting …", style="dim")
         installation = Installation(directory, environ, workers=workers, page=True, say=complain)
@@ -62,7 +63,7 @@ def up(
 
 
 def _placeholders(environ: Mapping[str, str]) -> dict[str, str]:
-    """Settings for what will be started, good enough to check the others."""
+    """Placeholder settings for the servers to start, enough to check the other settings."""
     missing: dict[str, str] = {}
     if not REDIS.configured(environ):
         missing |= {"redis_url": "redis://localhost"}
@@ -114,12 +115,12 @@ def _banner(installation: Installation, settings: Settings, workers: int) -> Non
 def pasted(
     file: Path, environ: Mapping[str, str], chosen: Settings, task: str = "TASK_ID"
 ) -> list[str]:
-    """Lines for a shell: the environment from ``file``, each way of submitting, and a look."""
+    """Shell lines to paste: load the environment from ``file``, submit in each way, check."""
     near = str(file)
     with contextlib.suppress(ValueError):
         near = str(file.relative_to(Path.cwd()))
     if "/" not in near:
-        near = f"./{near}"  # a name alone would be looked for like a command
+        near = f"./{near}"  # the shell would search a bare name like a command
     body = json.dumps({"task_ids": [task]})
     bearer = '-H "Authorization: Bearer $HARVESTER_WEB_TOKEN" ' if chosen.web_token else ""
     broker = "$CELERY_BROKER_URL" if environ.get("CELERY_BROKER_URL") else "$REDIS_URL"
@@ -135,7 +136,7 @@ def pasted(
         f"{program()} doctor",
     ]
     if not environ["REDIS_URL"].startswith(("redis://", "rediss://")):
-        del lines[3]  # redis-cli connects to no other kind of address
+        del lines[3]  # redis-cli supports no other kind of address
     return lines
 
 
@@ -183,7 +184,9 @@ def simulate(
     app_secret: Annotated[
         str, typer.Option(envvar="SPEEDPIX_APP_SECRET", help="Secret of that key.")
     ] = "simulator-secret",  # noqa: S107  a published one, for loopback
-    url_ttl: Annotated[float, typer.Option(min=0, help="Seconds that addresses live.")] = 3600,
+    url_ttl: Annotated[
+        float, typer.Option(min=0, help="Seconds for which addresses are valid.")
+    ] = 3600,
     duration: Annotated[
         float, typer.Option(min=0, help="Seconds that a task without a script takes.")
     ] = 5,
@@ -192,7 +195,7 @@ def simulate(
     ] = 0,
     latency: Annotated[float, typer.Option(min=0, help="Seconds that each call takes.")] = 0,
 ) -> None:
-    """Run the simulated upstream alone, for tests of your own (see docs/simulator.md)."""
+    """Run the simulated upstream alone, for your own tests (see docs/simulator.md)."""
     from worker.sandbox.simulator import run
 
     try:

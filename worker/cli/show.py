@@ -1,4 +1,4 @@
-"""What the commands about tasks show to people. Everything foreign is shown as plain text."""
+"""Output of tasks for people. Untrusted texts are shown as plain text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 FEW = 20
-"""As many tasks as are shown one by one where nobody asked for a number."""
+"""The most tasks that are shown one by one by default."""
 
 _LONGEST = 4000
-_USUAL_ID = 26  # characters of an id that the upstream gives
+_USUAL_ID = 26  # characters of the upstream's ids
 
 
 def plain(value: object, style: str = "") -> Text:
-    """Text from elsewhere: one line, no markup, nothing that moves the cursor."""
+    """Untrusted text as one line, without markup or control characters."""
 
     return Text(one_line(str(value), _LONGEST), style=style)
 
@@ -64,7 +64,7 @@ def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
         yield "error", str(record["error"])
     if outage := record.get("held_up_by"):
         since = int(outage["since"])
-        yield "held up", f"the {outage['service']} is out of reach since {moment(since)}"
+        yield "held up", f"the {outage['service']} has been out of reach since {moment(since)}"
     if record.get("last_error"):
         yield "last error", f"{record['last_error']}, {ago(int(record['last_error_at']), now)}"
     if record.get("label"):
@@ -89,7 +89,7 @@ def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
     if record.get("manifest"):
         yield "manifest", str(record["manifest"])
     if "restored" in record:
-        yield "restored", "from its manifest; upstream was not asked"
+        yield "restored", "from its manifest, without a poll"
     for entry in record.get("told") or []:
         done = "done" if entry["done_at"] else f"{entry['attempts']} attempts so far"
         trouble = f" ({entry['last_error']})" if entry["last_error"] else ""
@@ -121,7 +121,7 @@ def last_time(record: Mapping[str, Any]) -> int:
 def tasks_table(records: Sequence[Mapping[str, Any]], now: int) -> Table:
     """A row for each record."""
     table = plain_table()
-    # where it gets narrow an unusually long id is folded, then labels lose their end
+    # in a narrow terminal, unusually long ids are folded, then labels are cut
     table.add_column("task", overflow="fold", min_width=_USUAL_ID)
     table.add_column("state", no_wrap=True, min_width=7)
     table.add_column("reason", overflow="fold")
@@ -162,7 +162,7 @@ def plain_table() -> Table:
 
 
 def bar(out: Console) -> Progress:
-    """A bar for tasks that become final."""
+    """A progress bar for tasks that become final."""
     columns = (
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -173,11 +173,11 @@ def bar(out: Console) -> Progress:
 
 
 class Report:
-    """What became of each task that is waited for.
+    """The outcome of each task that a command waits for.
 
-    Says so as it comes, with a bar on a terminal and a line each otherwise; nothing if ``quiet``.
-    ``states`` are those seen last, ``None`` for an unknown task; ``ended`` holds the reason of each
-    that is final.
+    Prints outcomes as they come, with a bar on a terminal, else one line each; nothing if
+    ``quiet``. ``states`` are the last ones seen, ``None`` for an unknown task; ``ended`` holds the
+    reason of each final task.
     """
 
     def __init__(self, task_ids: Sequence[str], *, quiet: bool) -> None:
@@ -202,7 +202,7 @@ class Report:
             self._bar.stop()
 
     def final(self, task_id: str, state: State, reason: str) -> None:
-        """One more task has ended."""
+        """Note and print that a task has ended."""
         self.ended[task_id] = reason
         self._counts[state] += 1
         if self._quiet:
@@ -218,11 +218,11 @@ class Report:
 
     @property
     def all_stored(self) -> bool:
-        """Whether every task has been seen to be stored."""
+        """Whether every task is stored."""
         return self._counts[State.STORED] == self._total
 
     def documents(self) -> list[dict[str, Any]]:
-        """The same for programs, in the order that the tasks were given in."""
+        """The outcomes as JSON, in the order of the given tasks."""
         return [
             {
                 "task_id": task_id,

@@ -1,6 +1,6 @@
-"""``harvester stats``: the fleet at a glance."""
+"""``harvester stats``: the state of the fleet."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def _stats(chosen: Settings, *, as_json: bool, watch: bool) -> None:
 
 
 def draw(report: Stats, before: Stats | None = None) -> RenderableType:
-    """The report; with the one before it also the calls made a second since then."""
+    """Draw the report; with the previous one, also the calls a second since then."""
     from rich.console import Group
     from rich.table import Table
 
@@ -142,7 +142,7 @@ def _troubles(report: Stats) -> Iterator[tuple[str, str, str]]:
 
 
 def sparkline(history: Histogram) -> str:
-    """A small histogram with its ends and its median; empty without durations."""
+    """A small histogram with its range and median; empty without durations."""
     low, middle, high = (history.quantile(share) for share in (0.01, 0.5, 0.99))
     if low is None or middle is None or high is None:
         return ""

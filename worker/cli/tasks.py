@@ -1,6 +1,6 @@
-"""Commands about tasks: submit, look at, list, wait for, fetch."""
+"""Commands about tasks: submit, status, list, wait, url."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
 _EVERYTHING = 10_000_000
 _PAGE = 100
-_LOOK = 0.5  # seconds between two looks at what is waited for
-_PATIENCE = 15.0  # seconds of an unreachable Redis that waiting outlasts
+_LOOK = 0.5  # seconds between two reads while waiting
+_PATIENCE = 15.0  # seconds for which waiting survives an unreachable Redis
 
 TaskIds = Annotated[list[str], typer.Argument(metavar="ID", help="Task ids.")]
 
@@ -96,11 +96,11 @@ def submit(
     chosen = settings()
     ids = _chain(task_ids or [], read_ids(from_file))
     new: dict[str, bool] = {}
-    refused: dict[Refusal, None] = {}  # each thing once: a refused option comes with every message
+    refused: dict[Refusal, None] = {}  # each once: every message repeats a refused option
     try:
         asyncio.run(_submit(chosen, ids, options, new, refused))
     except RegistryUnavailable:
-        if new:  # of these it is known that they exist
+        if new:  # these are known to exist
             _tell_submitted(new, refused, as_json=as_json)
         raise
     if not as_json:
@@ -164,7 +164,7 @@ async def _submit(
     new: dict[str, bool],
     refused: dict[Refusal, None],
 ) -> None:
-    """Accept ids a message at a time; add which are ``new``, and what was ``refused``."""
+    """Submit ids in batches; adds to ``new`` and ``refused``."""
     from worker.core.submission import MAX_IDS, read_submission
     from worker.wiring import make_policy
 
@@ -252,7 +252,7 @@ def list_tasks(
 async def _list(
     chosen: Settings, wanted: Wanted, ids: Sequence[str] | None, limit: int | None, as_json: bool
 ) -> None:
-    # a time is that of an ending, unless a state says otherwise
+    # times are those of endings, unless a state says otherwise
     timed = wanted.given & {"since", "until"}
     states = tuple(s for s in State if not timed or s in FINAL_STATES)
     async with registry(chosen) as fleet:
@@ -277,9 +277,9 @@ async def _list(
 async def _find(
     fleet: Registry, filters: Filters, ids: Sequence[str] | None, most: int, *, newest_first: bool
 ) -> list[dict[str, Any]]:
-    """Records in the order they are listed in: of the file, newest first, or oldest first.
+    """Records in the order of the list: that of the file, newest first, or oldest first.
 
-    No more of a state is read than there is room for.
+    At most ``most`` records of each state are read.
     """
     documents: list[dict[str, Any]] = []
     if ids is not None:
@@ -321,7 +321,7 @@ async def _find(
 async def passing(
     fleet: Registry, filters: Filters, ids: Sequence[str]
 ) -> AsyncIterator[dict[str, Any]]:
-    """The records of those of some tasks that pass, in order."""
+    """Yield the records of the given tasks that pass, in order."""
     for start in range(0, len(ids), _PAGE):
         for record in await fleet.records(ids[start : start + _PAGE]):
             if record is not None and filters.match(record):
@@ -362,7 +362,7 @@ def wait(
 def _wait_for(
     chosen: Settings, task_ids: Sequence[str], timeout: float | None, *, quiet: bool
 ) -> Report:
-    """Wait and report as it comes, unless ``quiet``."""
+    """Wait, and print outcomes as they come, unless ``quiet``."""
     report = Report(list(dict.fromkeys(task_ids)), quiet=quiet)
     asyncio.run(_wait(chosen, report, timeout))
     return report
@@ -387,7 +387,7 @@ async def _wait(chosen: Settings, report: Report, seconds: float | None) -> None
 
 
 async def _follow(fleet: Registry, report: Report) -> None:
-    """Report each task once it is final, until all are."""
+    """Report each task as it becomes final, until all are."""
     loop = asyncio.get_running_loop()
     answered = loop.time()
     open_ids = report.task_ids
@@ -417,7 +417,7 @@ def url(
     task_id: Annotated[str, typer.Argument(metavar="ID", help="Task id.")],
     expires: Annotated[
         int,
-        typer.Option(metavar="SECONDS", min=1, max=_MAX_EXPIRES, help="How long they work."),
+        typer.Option(metavar="SECONDS", min=1, max=_MAX_EXPIRES, help="How long they are valid."),
     ] = 3600,
     as_json: Json = False,
 ) -> None:

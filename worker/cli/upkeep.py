@@ -1,6 +1,6 @@
 """Upkeep: remove old records, check stored files, export records."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def _purge(
     states: frozenset[State],
     yes: bool,
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """What is chosen, by id, and what became of each id: ``ok`` or why it stays."""
+    """The chosen records by id, and for each id ``ok`` or why it is kept."""
     records: dict[str, dict[str, str]] = {}
     said: dict[str, str] = {}
     async with registry(chosen) as fleet:

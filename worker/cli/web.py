@@ -1,6 +1,6 @@
 """``harvester web``: the HTTP API, the page and the metrics."""
 
-# ruff: noqa: PLC0415  imports stand where they are needed, so that --help is quick
+# ruff: noqa: PLC0415  imports are where they are needed, so that --help is fast
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def web(
 ) -> None:
     """Serve the HTTP API, the page and the metrics.
 
-    Beyond this machine only with HARVESTER_WEB_TOKEN.
+    Other machines can use it only with HARVESTER_WEB_TOKEN.
     """
     import structlog
 
@@ -39,7 +39,7 @@ def web(
 
 
 def make(chosen: Settings, host: str) -> Any:
-    """The application for these settings; ``SettingsError`` if it would be open to everybody."""
+    """The application for these settings; raises ``SettingsError`` if anyone could use it."""
     from worker.web.access import Tokens, is_loopback
     from worker.web.app import make_app
     from worker.web.desk import Desk
@@ -52,13 +52,13 @@ def make(chosen: Settings, host: str) -> Any:
     )
     if not tokens and not is_loopback(host):
         raise SettingsError(
-            f"HARVESTER_WEB_TOKEN is not set: without it only loopback may be listened on, and "
-            f"{host} is not"
+            "HARVESTER_WEB_TOKEN is not set: without it the server may only listen on loopback, "
+            f"and {host} is not"
         )
 
     if {*tokens.read} & {*tokens.full}:
         raise SettingsError(
-            "HARVESTER_WEB_READ_TOKEN is a token that may do everything: set it to another one"
+            "HARVESTER_WEB_READ_TOKEN equals a token that may do everything: set another one"
         )
 
     def open_desk() -> Desk:

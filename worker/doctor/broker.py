@@ -1,4 +1,4 @@
-"""Whether Celery's broker can be reached and used."""
+"""Checks that Celery's broker can be reached and used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def check(settings: Settings) -> Findings:
     problem: Exception | None = None
     try:
         await Aside(1).run(_connect, settings)
-    except Exception as error:  # each transport has its own
+    except Exception as error:  # each transport has its own errors
         problem = error
     if problem is None:
         if same:
@@ -40,13 +40,13 @@ async def check(settings: Settings) -> Findings:
         if not broker.get_secret_value().startswith(BROKER_SCHEMES):
             try:
                 fault = await redis_fault(broker)
-            except RegistryUnavailable:  # its user may not ask; it has answered
+            except RegistryUnavailable:  # its user has no right to INFO, but it answers
                 fault = ""
             if fault:
                 detail, _, remedy = fault.partition(". ")
                 return [bad("Broker", Level.WRONG, detail, remedy)]
         return [Finding(name="Broker", detail="answers")]
-    # of Redis and of RabbitMQ; kombu wraps them in an error of its own
+    # errors of Redis and of RabbitMQ, which kombu wraps in its own
     causes = [cause for cause in (problem, problem.__cause__) if isinstance(cause, Exception)]
     refused = any(
         type(cause).__name__ == "AccessRefused" or isinstance(outage(cause), RegistryUnfit)

@@ -1,4 +1,4 @@
-"""Whether the bucket takes objects, and what its store is seen to do."""
+"""Checks that the bucket accepts objects, and what its store can do."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _STORE_REMEDIES = {
     "clock": "Let NTP set this machine's clock.",
     "region": "Set AWS_REGION to the region of the bucket.",
     "bucket": "Check HARVESTER_BUCKET and AWS_ENDPOINT_URL_S3.",
-    "address": "Check AWS_ENDPOINT_URL_S3: what answers there takes no objects this way.",
-    "options": "Correct HARVESTER_PUT_OPTIONS: without it the store takes the object.",
+    "address": "Check AWS_ENDPOINT_URL_S3: the server there accepts no objects this way.",
+    "options": "Correct HARVESTER_PUT_OPTIONS: without it the store accepts the object.",
 }
-_PROBE_SECONDS = 0.6  # of the check's; what is left is for the remedy
+_PROBE_SECONDS = 0.6  # share of the check's time; the rest is for the remedy
 _OTHER_SECONDS = 0.2
 
 
 async def check(settings: Settings, registry: Registry) -> Findings:
-    """Probe the store, and tell the fleet what was seen if that is all there is to know."""
+    """Probe the store, and share the facts with the fleet if they are complete."""
     place = f"s3://{settings.bucket}/{settings.prefix}"
     store = make_store(settings)
     try:
@@ -71,7 +71,7 @@ def where(settings: Settings) -> str:
 
 
 async def _other_address(settings: Settings) -> str:
-    """What to set if the store takes objects at the bucket's other address; empty if not."""
+    """The setting to use if the store accepts objects in the other address style; else empty."""
     for style in ("virtual", "path"):
         storage = style if settings.storage == "auto" else f"{settings.storage},{style}"
         store = make_store(settings.model_copy(update={"storage": storage}))
@@ -90,7 +90,7 @@ def _describe(place: str, seen: Capabilities) -> Findings:
     findings = [
         Finding(
             name="Bucket",
-            detail=f"{place} at {strip_query(seen.endpoint)}: an object goes in and comes back",
+            detail=f"{place} at {strip_query(seen.endpoint)}: an object was written and read back",
         ),
         Finding(name="Profile", detail=f"{seen.provider}, {seen.addressing} style"),
         _checksums(facts),
@@ -100,10 +100,10 @@ def _describe(place: str, seen: Capabilities) -> Findings:
         detail = {
             Seen.REFUSED: "the store refuses to list open uploads",
             Seen.IGNORED: "the store's list lacks an upload that is open",
-        }.get(facts.listing, "whether open uploads are listed was not seen")
+        }.get(facts.listing, "it was not seen whether open uploads are listed")
         remedy = (
-            "Grant ListBucketMultipartUploads if it is missing; otherwise have a lifecycle rule "
-            "end what a killed worker leaves open."
+            "Grant ListBucketMultipartUploads if it is missing; otherwise let a lifecycle rule "
+            "abort uploads that killed workers leave open."
         )
         findings.append(bad("Uploads", Level.WARNING, detail, remedy))
     if seen.clock_skew is not None:
@@ -112,7 +112,7 @@ def _describe(place: str, seen: Capabilities) -> Findings:
 
 
 def _checksums(facts: Facts) -> Finding:
-    """What proves the bytes of each operation."""
+    """Which check proves the bytes of each operation."""
     said, proven = [], True
     for name, sha256, md5 in (
         ("objects", facts.put_sha256, facts.put_md5),
@@ -128,19 +128,19 @@ def _checksums(facts: Facts) -> Finding:
     detail = "; ".join(said)
     if proven:
         return Finding(name="Checksums", detail=detail)
-    remedy = "Nothing has to be done: such files are read back, which costs their traffic again."
+    remedy = "No action is needed: such files are read back, which costs their traffic again."
     return bad("Checksums", Level.WARNING, detail, remedy)
 
 
 def _conditional(facts: Facts) -> Finding:
-    """Whether objects are written over, as far as was seen."""
+    """Whether objects can be overwritten, as far as known."""
     seen = {"small": facts.put_condition, "large": facts.complete_condition}
     kept = [name for name, each in seen.items() if each is Seen.HONOURED]
     if len(kept) == len(seen):
-        return Finding(name="Conditional", detail="an object is never written over")
-    said = [f"a {name} object is never written over" for name in kept]
+        return Finding(name="Conditional", detail="objects are never overwritten")
+    said = [f"{name} objects are never overwritten" for name in kept]
     unseen = [name for name, each in seen.items() if each is Seen.UNKNOWN]
-    said += [f"whether a {name} one is was not seen" for name in unseen]
+    said += [f"it was not seen whether {name} ones are" for name in unseen]
     if others := [name for name in seen if name not in (*kept, *unseen)]:
-        said.append(f"{' and '.join(others)} ones can be; leases alone keep writers apart")
+        said.append(f"{' and '.join(others)} ones can be; only leases keep writers apart")
     return Finding(name="Conditional", detail="; ".join(said))

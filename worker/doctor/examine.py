@@ -1,4 +1,4 @@
-"""Everything that ``harvester doctor`` looks at. Every check has a deadline of its own."""
+"""All checks of ``harvester doctor``, each with its own deadline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Carry out every check; takes no longer than the slowest one's deadline."""
+    """Run all checks concurrently; takes no longer than one deadline."""
     registry = make_registry(settings)
     redis_host = redis.where(settings.redis_url)
     try:
@@ -49,7 +49,7 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 def _agreed(findings: list[Finding]) -> list[Finding]:
-    """The findings, none of which advises to correct what another one has just seen to work."""
+    """The findings, without remedies for what another finding has just seen to work."""
     if not any(f.name == "Upstream" and f.level is Level.GOOD for f in findings):
         return findings
     disproved = {REMEDIES[kind] for kind in ("credentials", "clock", "request")}
@@ -67,11 +67,11 @@ async def _within(name: str, where: str, check: Awaitable[Findings]) -> Findings
     try:
         async with limit:
             findings = await check
-        if not limit.expired():  # redis-py takes a cancellation for an error of its own at times
+        if not limit.expired():  # redis-py sometimes turns a cancellation into its own error
             return findings
     except TimeoutError:
         pass
-    except Exception as error:  # a check that breaks must not hide what the others found
+    except Exception as error:  # a check that crashes must not hide the other findings
         detail = one_line(f"{where}: {type(error).__name__}: {error}", 300)
         remedy = "Is something else answering there?"
         return [Finding(name=name, level=Level.WRONG, detail=detail, remedy=remedy)]

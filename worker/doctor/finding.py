@@ -11,8 +11,8 @@ from worker.core.figures import span
 from worker.core.redact import one_line
 
 SHOWN = 5
-"""So many findings of a kind are shown; one cause makes many."""
-_SKEW = 60.0  # seconds a clock may be off before it is worth saying
+"""The most findings of one kind that are shown, since one cause makes many."""
+_SKEW = 60.0  # seconds that a clock may be off without a warning
 _MAX_SKEW = 900.0  # signatures are refused beyond it
 
 
@@ -53,12 +53,12 @@ def document(findings: Findings) -> dict[str, Any]:
 
 
 def bad(name: str, level: Level, detail: str, remedy: str) -> Finding:
-    """A finding whose detail may hold foreign text."""
+    """A finding whose detail may contain untrusted text."""
     return Finding(name=name, level=level, detail=one_line(detail), remedy=remedy)
 
 
 def clock(name: str, skew: float, whose: str) -> Finding:
-    """``skew``: seconds by which the other clock is ahead of ours."""
+    """A finding about a clock; ``skew`` is how many seconds it is ahead of this machine's."""
     if abs(skew) <= _SKEW:
         return Finding(name=name, detail="agrees with this machine's")
     way = "behind" if skew > 0 else "ahead of"

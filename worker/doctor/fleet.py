@@ -1,4 +1,4 @@
-"""Whether workers live, and what they say of the services."""
+"""Checks that workers are alive, and reports what they know of the services."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def check(registry: Registry) -> Findings:
-    """Read the fleet once, and say what an operator would want to know of it."""
+    """Read the fleet once, and report its problems."""
     try:
         fleet = await registry.overview()
         stats = await read_stats(registry, fleet)
@@ -34,36 +34,36 @@ async def check(registry: Registry) -> Findings:
         findings.append(_outage(outlook, fleet.now))
     for host in fleet.hosts[:SHOWN]:
         since = span((fleet.now - host.since) / 1000)
-        detail = f"{host.host} accepts none for {since}: {host.trouble}"
+        detail = f"{host.host} has accepted none for {since}: {host.trouble}"
         remedy = "Each is tried for three days; ask the owner of the host."
         findings.append(bad("Webhooks", Level.WARNING, detail, remedy))
     return findings
 
 
 def rate(stats: Stats) -> Finding:
-    """Whether the rate allows each waiting task its look in time."""
+    """Whether the rate lets each waiting task be polled in time."""
     detail = (
         f"{stats.states[State.WAITING]:,} tasks wait; at {stats.rate:g} calls a second each is "
-        f"asked about in {stats.once_round:.0f} s"
+        f"polled once in {stats.once_round:.0f} s"
     )
     if not stats.too_slow:
         return Finding(name="Rate", detail=detail)
     detail = "; ".join([detail, *stats.too_slow])
     remedy = (
-        "Raise HARVESTER_POLL_RATE if the upstream allows it: tasks are seen done that much later, "
-        "and addresses of their files may die meanwhile."
+        "Raise HARVESTER_POLL_RATE if the upstream allows it: completions are noticed that much "
+        "later, and addresses of files may expire meanwhile."
     )
     return bad("Rate", Level.WARNING, detail, remedy)
 
 
 def _outage(outlook: Outlook, now: int) -> Finding:
-    """What the workers say of a service that does not answer them, or refuses every call."""
+    """A finding about a service that does not answer the workers, or refuses every call."""
     if outlook.kind:
         detail = f"waiting for the {outlook.service}: {outlook.trouble}"
         return bad("Circuit", Level.WRONG, detail, outlook.remedy)
     since = outlook.since or now
     detail = (
-        f"the fleet has no usable answer from the {outlook.service} since {moment(since)}, for "
+        f"the fleet has had no usable answer from the {outlook.service} since {moment(since)}, for "
         f"{span((now - since) / 1000)}: {outlook.trouble}"
     )
     return bad("Outage", Level.WRONG, detail, outlook.remedy)

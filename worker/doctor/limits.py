@@ -1,7 +1,7 @@
-"""How long ``harvester doctor`` waits."""
+"""Time limits of ``harvester doctor``."""
 
 DEADLINE = 10.0
 """Seconds that one check may take."""
 
 CALL_SECONDS = 9
-"""Seconds that a call within one may take."""
+"""Seconds that a call within a check may take."""

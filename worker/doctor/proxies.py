@@ -1,4 +1,4 @@
-"""What ``doctor`` says of proxies where a service is out of reach: the fleet uses none."""
+"""The remark about proxies if a service is out of reach: the fleet uses none."""
 
 from __future__ import annotations
 

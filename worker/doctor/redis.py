@@ -1,4 +1,4 @@
-"""Whether Redis can hold the records, and loses none."""
+"""Checks that Redis can hold the records and loses none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from worker.registry.registry import Registry
 
 OLDEST_REDIS = (6, 2)
-_ASIDE = 180.0  # seconds: what is still wrong is set aside once a minute
+_ASIDE = 180.0  # seconds; tasks that are still wrong are set aside once a minute
 
 
 def where(url: SecretStr) -> str:
@@ -29,7 +29,7 @@ def where(url: SecretStr) -> str:
 
 
 async def check(settings: Settings, registry: Registry) -> Findings:
-    """See whether the server answers, takes writes, evicts nothing and survives a restart."""
+    """Check that the server answers, accepts writes, evicts nothing and survives a restart."""
     place = where(settings.redis_url)
     try:
         asked_at = time.time()
@@ -58,7 +58,7 @@ async def check(settings: Settings, registry: Registry) -> Findings:
 
 
 async def _keys(registry: Registry) -> Findings:
-    """What is wrong with single keys of the fleet, if anything is."""
+    """Findings about unusable keys of the fleet."""
     try:
         unusable = await registry.check()
         aside = await registry.set_aside(seconds=_ASIDE)
@@ -70,7 +70,7 @@ async def _keys(registry: Registry) -> Findings:
         remedy = "Give the user of REDIS_URL this key; docs/security.md has the access list."
         if not said:
             remedy = f"Find out what did, then remove the key: redis-cli DEL {key}"
-        detail = one_line(f"{key}: {said or 'something else than the fleet has written it'}", 200)
+        detail = one_line(f"{key}: {said or 'another program has written it'}", 200)
         findings.append(bad("Keys", Level.WRONG, detail, remedy))
     if aside:
         some = ", ".join(aside[:SHOWN])
@@ -84,24 +84,25 @@ async def _keys(registry: Registry) -> Findings:
 
 
 async def _stream(registry: Registry) -> Findings:
-    """Whether the intake stream takes entries; nothing if it does."""
+    """A finding if the intake stream does not accept entries."""
     key = registry.intake.key
     try:
         if not await registry.intake.is_closed():
             return []
     except RegistryUnavailable as error:
-        detail = f"whether {key} takes entries is not known: {error}"
+        detail = f"it is unknown whether {key} accepts entries: {error}"
         remedy = "Allow the workers' Redis user +xinfo|stream."
         return [bad("Intake stream", Level.WARNING, detail, remedy)]
-    detail = f"{key} holds or held the highest id there is: XADD fails"
+    detail = f"{key} has or had an entry with the highest possible id: XADD fails"
     remedy = (
-        f"Workers make it again once it is read to its end. Without them, when empty: DEL {key}"
+        "Workers recreate it once it has been read to its end. Without workers, when it is empty: "
+        f"DEL {key}"
     )
     return [bad("Intake stream", Level.WRONG, detail, remedy)]
 
 
 async def _snapshot_rule(registry: Registry) -> str | None:
-    """When snapshots are made, or ``None`` if the server does not say."""
+    """The rule for snapshots, or ``None`` if the server does not tell."""
     try:
         config: dict[Any, Any] = await registry.redis.config_get("save")
     except RegistryUnavailable:  # hosted servers hide their configuration
@@ -126,12 +127,12 @@ def _eviction(info: Mapping[str, Any]) -> Finding:
         return bad(
             "Eviction",
             Level.WRONG,
-            f"{policy}: a full Redis throws unfinished tasks away",
-            "Set maxmemory-policy noeviction; workers do not start before.",
+            f"{policy}: a full Redis evicts unfinished tasks",
+            "Set maxmemory-policy noeviction; workers do not start until then.",
         )
     if policy.startswith("volatile-"):
-        return Finding(name="Eviction", detail=f"{policy}: may cost finished records only")
-    return Finding(name="Eviction", detail=policy or "not told by the server")
+        return Finding(name="Eviction", detail=f"{policy}: may only evict finished records")
+    return Finding(name="Eviction", detail=policy or "the server does not say")
 
 
 def _persistence(info: Mapping[str, Any], saves: str | None) -> Finding:
@@ -141,7 +142,7 @@ def _persistence(info: Mapping[str, Any], saves: str | None) -> Finding:
     if saves == "":
         detail = "none: a restart of Redis loses every task"
     elif saves is None:
-        detail = "no append-only file; the server does not tell of snapshots"
+        detail = "no append-only file; the server does not say whether it makes snapshots"
     else:
-        detail = f"snapshots only ({saves}): a crash loses what came after the last one"
+        detail = f"snapshots only ({saves}): a crash loses everything after the last one"
     return bad("Persistence", Level.WARNING, detail, remedy)

@@ -1,4 +1,4 @@
-"""``harvester doctor --task``: one real reply, as the fleet reads it, member by member."""
+"""``harvester doctor --task``: shows how the fleet reads one real reply."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from worker.core.samples import Reading, Reply
     from worker.transfer.source import Source
 
-_SHOWN = 20  # files that are tried; a task may have a thousand
+_SHOWN = 20  # files to try; a task may have a thousand
 _AT_ONCE = 4
 _HELP = (
     "Help the project with this reply: harvester doctor --task ID --save FILE writes it without "
@@ -43,7 +43,7 @@ _HELP = (
 
 
 async def examine_reply(settings: Settings, task_id: str) -> tuple[list[Finding], Reply | None]:
-    """Ask once about a task; what was found, and the reply unless there was none."""
+    """Make one call about a task; returns the findings, and the reply if there was one."""
     where = strip_query(settings.speedpix_endpoint)
     loop = asyncio.get_running_loop()
     async with upstream_session() as session:
@@ -98,14 +98,14 @@ def _consequence(reading: Reading) -> str:
         case "doubtful":
             return "Polled again; eight such answers over a minute end the task."
         case "refused":
-            return "A doubt about this id if the upstream answers about others."
+            return "The id is suspect if the upstream answers about others."
         case "blocked":
             return "The circuit would open; no task is to blame."
     return "The task would be polled later."
 
 
 def _members(reply: Reply, reading: Reading) -> list[Finding]:
-    """What the record would hold of it, and what else the reply is made of."""
+    """The members that the record would hold, and the names of the others."""
     findings = []
     if reading.answer is not None:
         for name, value in jsontext.loads(reading.answer.upstream).items():
@@ -148,7 +148,7 @@ async def _files(settings: Settings, reading: Reading) -> list[Finding]:
         tried = [one(planned, url) for planned, url in reading.files[:_SHOWN]]
         findings = list(await asyncio.gather(*tried))
     if left := len(reading.files) - len(findings):
-        findings.append(Finding(name="Files", detail=f"{left:,} more, which were not tried"))
+        findings.append(Finding(name="Files", detail=f"{left:,} more were not tried"))
     return findings
 
 
@@ -163,7 +163,7 @@ async def _file(source: Source, planned: PlannedFile, url: str) -> Finding:
             head = await _head(source, url)
     except (SourceError, TimeoutError) as error:
         why = str(error) or f"no bytes within {limits.DEADLINE:.0f} s"
-        remedy = _FILE_REMEDIES.get(type(error), "The fleet tries such a file again.")
+        remedy = _FILE_REMEDIES.get(type(error), "The fleet retries such a file.")
         return Finding(
             name="File", level=Level.WRONG, detail=one_line(f"{detail}; {why}"), remedy=remedy
         )
@@ -193,7 +193,7 @@ def _life(url: str) -> str:
 def save(reply: Reply, path: Path, secrets: Sequence[str]) -> None:
     """Write a reply without secrets to a new file that only its owner can read.
 
-    Raises ``OSError``, and ``ValueError`` if it would be read otherwise without them.
+    Raises ``OSError``, and ``ValueError`` if the fleet would read it differently without secrets.
     """
     text = samples.to_text(samples.redacted(reply, secrets))
     with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:

@@ -1,4 +1,4 @@
-"""Whether the upstream answers, and takes the app key."""
+"""Checks that the upstream answers and accepts the app key."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from worker.doctor.finding import Findings
     from worker.registry.registry import Registry
 
-_RECENTLY = 300.0  # seconds for which a usable answer to the fleet speaks for the endpoint
+_RECENTLY = 300.0  # seconds for which a usable answer to the fleet proves the endpoint right
 
 
 async def check(settings: Settings, registry: Registry) -> Findings:
-    """Ask about an id that does not exist."""
+    """Make one call about an id that does not exist."""
     where = strip_query(settings.speedpix_endpoint)
     made_up = f"doctor-{secrets.token_hex(10)}"
     async with upstream_session() as session:
@@ -50,7 +50,7 @@ async def check(settings: Settings, registry: Registry) -> Findings:
         else:
             findings = [Finding(name="Upstream", detail=f"{where} accepts the signature")]
             if not isinstance(answer.observation, NotFound):
-                said = f"{where} answered strangely to a task id that does not exist"
+                said = f"{where} gave an unexpected answer about a task id that does not exist"
                 findings = [bad("Upstream", Level.WARNING, said, "Ask the vendor if tasks fail.")]
     if gateway.clock_skew is not None:
         findings.append(clock("Upstream clock", -gateway.clock_skew, "the upstream's"))
@@ -58,7 +58,7 @@ async def check(settings: Settings, registry: Registry) -> Findings:
 
 
 async def _refused(registry: Registry, where: str, error: UpstreamRefused) -> Finding:
-    """What a refusal of one made-up id proves, which depends on what the fleet was answered."""
+    """What a refusal of one made-up id means, given the upstream's answers to the fleet."""
     try:
         ago = await registry.since_usable("upstream")
     except RegistryUnavailable:
