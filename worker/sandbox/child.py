@@ -1,4 +1,4 @@
-"""Processes of our own that end when their parent does."""
+"""Child processes that end when their parent does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _ROOT = str(Path(__file__).parents[2])
 
-# Ends a child when its parent (and its forks) are gone, however they went: the pipe on stdin then
-# closes. (PR_SET_PDEATHSIG would follow the starting thread, and only on Linux.)
+# Ends a child when its parent and all its forks are gone for any reason: the pipe on stdin then
+# closes. (PR_SET_PDEATHSIG would follow the starting thread, and only works on Linux.)
 _WATCH = """
 read -r _
 kill -TERM "$1" || exit
@@ -30,16 +30,16 @@ done
 def worker_command(
     name: str, *, concurrency: int | None = None, loglevel: str = "INFO"
 ) -> list[str]:
-    """The command that runs a Celery worker of this fleet, ``name`` being unique on this host.
+    """The command that runs a Celery worker of this fleet; ``name`` is unique on this host.
 
-    It is ``celery -A worker.app worker``, with ``worker.app`` imported beforehand: Celery looks
-    in the working directory first, and people do have folders named ``worker``.
+    It is ``celery -A worker.app worker``, with ``worker.app`` imported first: Celery would search
+    the working directory first, where a folder may be named ``worker``.
     """
     code = (
-        # the system lets the first process of a container ignore what it has no handler for
+        # the first process of a container ignores signals that it has no handler for
         "import os, signal, sys; "
         "os.getpid() == 1 and signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
-        f"sys.path.append({_ROOT!r}); "  # this very code, even if it is not installed
+        f"sys.path.append({_ROOT!r}); "  # this code, even if it is not installed
         "import worker.app; from celery.__main__ import main; main()"
     )
     command = [sys.executable, "-P", "-c", code, "-A", "worker.app", "--quiet", "worker"]
@@ -48,15 +48,15 @@ def worker_command(
 
 
 def web_command(host: str, port: int) -> list[str]:
-    """The command that serves the page and the HTTP API: ``harvester web`` of this very code."""
+    """The command that serves the page and the HTTP API: ``harvester web`` of this code."""
     code = f"import sys; sys.path.append({_ROOT!r}); from worker.cli.main import main; main()"
     return [sys.executable, "-P", "-c", code, "web", "--host", host, "--port", str(port)]
 
 
 class Child:
-    """A process that ends with this one. ``grace`` is the seconds it gets to end by itself.
+    """A process that ends with this one; ``grace`` is the seconds it has to exit by itself.
 
-    Its output is this process's, unless ``stdout`` or ``stderr`` name another file (as in
+    It shares this process' output, unless ``stdout`` or ``stderr`` name another file (as in
     ``subprocess.Popen``).
     """
 
@@ -94,12 +94,12 @@ class Child:
             raise
 
     def ask_to_end(self, by: signal.Signals = signal.SIGTERM) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if the process still runs."""
         if self.process.poll() is None:
             self.process.send_signal(by)
 
     def end(self, by: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end, wait, and insist after the grace; returns the exit code."""
+        """Send a signal, wait, and kill the process after the grace; returns the exit code."""
         self.ask_to_end(by)
         try:
             self.process.wait(self._grace)

@@ -1,8 +1,8 @@
-"""The whole fleet at work on one machine, watched and checked.
+"""The demo: a whole fleet on one machine, with a check of every result.
 
-Valkey, SeaweedFS, a simulated upstream, two workers, and another application that submits tasks of
-all kinds. What must become of each is known from the simulator's scripts; at the end every record
-and every stored byte is compared with that.
+It runs Valkey, SeaweedFS, a simulated upstream, two workers, and another application that submits
+tasks of all kinds. The simulator's scripts define the outcome of each; at the end the demo compares
+every record and every stored byte with that.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 DEADLINE = 110.0
-"""Seconds after which a task that is not final counts as one that went wrong."""
+"""Seconds after which a task that is not final counts as wrong."""
 
 _APPLICATION = Path(__file__).with_name("demo_app.py")
 _LOOK = 0.25
@@ -47,11 +47,11 @@ _SUBMIT_SECONDS = 30.0
 _FOREIGN = ("HARVESTER_", "SPEEDPIX_", "AWS_", "REDIS_URL", "CELERY_")
 
 
-# -- what is submitted ---------------------------------------------------------------------------
+# -- the jobs ------------------------------------------------------------------------------------
 
 
 def _with(fault: str, kind: str = "png", **knobs: Any) -> list[dict[str, Any]]:
-    """One file that meets a fault; ``times`` says how often."""
+    """One file with a fault; ``times`` says how often."""
     size_of_file = {"size": knobs.pop("size")} if "size" in knobs else {}
     return [{"file": kind, **size_of_file, "faults": [{"fault": fault, **knobs}]}]
 
@@ -110,12 +110,12 @@ def _jobs() -> list[dict[str, Any]]:
     ]
 
 
-# -- what becomes of it --------------------------------------------------------------------------
+# -- the run -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """One task at the end. ``wrong`` says what is not as it must be; empty if nothing."""
+    """One task at the end. ``wrong`` lists what differs from the intended outcome."""
 
     title: str
     record: Mapping[str, Any]
@@ -129,10 +129,10 @@ class JobResult:
 
 
 class Demo:
-    """Everything the demo runs, started and ready; a context manager.
+    """A context manager that starts everything the demo needs.
 
-    Without ``directory`` data and logs are gone at the end. Raises ``SettingsError`` if something
-    it needs is not installed.
+    Without ``directory``, data and logs are removed at the end. Raises ``SettingsError`` if a
+    package is not installed.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -149,7 +149,7 @@ class Demo:
             self.directory = self._make_directory(stack)
             self.logs = self.directory / "log"
             stack.enter_context(_ended_by_sigterm())
-            # neither variables nor a .env file of whoever runs this may reach it
+            # the user's variables and .env file must not affect the demo
             stack.enter_context(_environment_of(_clean_environment()))
             stack.enter_context(contextlib.chdir(self.directory))
             installation = Installation(
@@ -189,7 +189,7 @@ class Demo:
         return self._kept.absolute()
 
     def submit(self) -> dict[str, str]:
-        """Have the other application submit everything; the title of each task id."""
+        """Have the other application submit all jobs; returns the title of each task id."""
         jobs = self.directory / "jobs.json"
         jobs.write_text(json.dumps(_jobs()))
         with (self.logs / "application.log").open("ab") as log:
@@ -216,9 +216,9 @@ class Demo:
     async def follow(
         self, ids: Sequence[str], seen: Callable[[Counter[str], int], None]
     ) -> list[dict[str, Any]]:
-        """Wait until every task is final or time is up; the records, in order.
+        """Wait until every task is final or the time is over; returns the records, in order.
 
-        ``seen`` is called with how many tasks are in each state, and how many of all are final.
+        ``seen`` is called with the number of tasks in each state, and the number of final ones.
         """
         registry = make_registry(self._settings)
         until = time.monotonic() + DEADLINE
@@ -242,7 +242,7 @@ class Demo:
     def judge(
         self, titles: Mapping[str, str], records: Sequence[Mapping[str, Any]]
     ) -> list[JobResult]:
-        """Compare every record, and every stored byte, with what the scripts foretell."""
+        """Compare every record and every stored byte with the outcomes that the scripts define."""
         foretold = self.simulator.oracle()["tasks"]
         with contextlib.closing(self.store.client()) as client:
 
@@ -261,7 +261,7 @@ class Demo:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does."""
+    """Make SIGTERM clean up like Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

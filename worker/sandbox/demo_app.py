@@ -1,11 +1,10 @@
-"""The demo's other application: it has pictures made and hands the task ids in.
+"""The demo's other application: it creates tasks and submits their ids.
 
-It plays a user's own program, so it knows nothing of the harvester but two names: the
-Celery task ``harvester.submit`` and the queue ``harvester``. It calls the upstream through the
-vendor's SDK.
+It represents a user's own program, so it knows only two names of the harvester: the Celery task
+``harvester.submit`` and the queue ``harvester``. It calls the upstream through the vendor's SDK.
 
-The one argument is a JSON file: a list of objects with ``title``, ``inputs`` and ``options``. For
-each a line ``task id, tab, title`` is written. The environment holds ``SPEEDPIX_*``, which the SDK
+The only argument is a JSON file: a list of objects with ``title``, ``inputs`` and ``options``. For
+each, it prints a line ``task id, tab, title``. The environment holds ``SPEEDPIX_*``, which the SDK
 reads, and the broker's address in ``REDIS_URL``.
 """
 

@@ -1,7 +1,7 @@
 """Real servers from the wheels of the extra ``sandbox``: Valkey (Redis) and SeaweedFS (S3).
 
-For development, tests, demonstrations and small installations. Both keep their data in a directory
-and outlive neither ``stop`` nor the process that started them.
+For development, tests, demonstrations and small installations. Both keep their data in a directory.
+They end with ``stop``, or with the process that started them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _HOST = "127.0.0.1"
-# Below every system's range for outgoing connections, so that none of them takes a chosen port.
+# Below every system's range for outgoing connections, so that none of these takes a chosen port.
 _PORTS = range(10_000, 22_000)
 _GRPC = 10_000  # SeaweedFS listens for gRPC at each HTTP port plus this
 _SOCKETS = Path("/tmp")  # noqa: S108  where SeaweedFS puts its gRPC sockets; it has no setting
@@ -45,8 +45,8 @@ _PAUSE = 0.02
 class EmbeddedServer(ABC):
     """A server process bound to loopback, with its data and its log file in ``directory``.
 
-    Usable as a context manager. ``start`` after ``stop`` or ``kill`` comes back on the same port
-    with the same data. Not to be shared between threads.
+    Usable as a context manager. ``start`` after ``stop`` or ``kill`` uses the same port and data.
+    Not thread-safe.
     """
 
     name: str
@@ -72,7 +72,7 @@ class EmbeddedServer(ABC):
 
     @property
     def log_file(self) -> Path:
-        """Where the server's output is written, appended to at every start."""
+        """The file to which every start appends the server's output."""
         return self.directory / f"{self.name}.log"
 
     @property
@@ -86,7 +86,7 @@ class EmbeddedServer(ABC):
         return self._child is not None and self._child.process.poll() is None
 
     def start(self) -> Self:
-        """Start the server and return once it has carried out a real command.
+        """Start the server and return once it has executed a real command.
 
         Raises ``SettingsError`` if its wheel is not installed, ``RegistryUnavailable`` or
         ``StoreUnavailable`` if it does not come up.
@@ -104,20 +104,20 @@ class EmbeddedServer(ABC):
             except HarvesterError:
                 if not fresh or not left:
                     raise
-                self._ports = ()  # somebody else took one of them in between
+                self._ports = ()  # another program took one of them meanwhile
             else:
                 break
         return self
 
     def stop(self) -> None:
-        """Ask the server to end, wait until it has, and insist if it takes too long."""
+        """Send SIGTERM, wait, and kill the server if it takes too long."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the server as a crash would (SIGKILL)."""
+        """End the server like a crash (SIGKILL)."""
         self._end(signal.SIGKILL)
 
-    # -- what a server differs in ----------------------------------------------------------
+    # -- for each server -------------------------------------------------------------------
 
     @abstractmethod
     def _binary(self) -> Path: ...
@@ -130,14 +130,14 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _probe(self) -> None:
-        """Carry out a real command; raise ``_NOT_READY`` or ``OSError`` if it is too early."""
+        """Execute a real command; raise ``_NOT_READY`` or ``OSError`` if it is too early."""
 
     def _environment(self) -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
     @abstractmethod
     def _tidy(self) -> None:
-        """Remove what a killed server leaves outside its directory."""
+        """Remove the files that a killed server leaves outside its directory."""
 
     # -- the process -----------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class EmbeddedServer(ABC):
 class Valkey(EmbeddedServer):
     """A Valkey server (speaks Redis) with an append-only file.
 
-    ``port`` 0 chooses a free one. ``appendfsync`` says how much a loss of power may cost: a second,
+    ``port`` 0 chooses a free one. ``appendfsync`` bounds what a power failure may lose: a second,
     or nothing.
     """
 
@@ -214,7 +214,7 @@ class Valkey(EmbeddedServer):
     @property
     def url(self) -> str:
         """``redis://`` URL of database 0, with the password if there is one."""
-        # redis-cli up to 7.0 takes an empty user for the name of one
+        # redis-cli up to 7.0 treats an empty user as a user name
         login = f"default:{quote(self._password, safe='')}@" if self._password else ""
         return f"redis://{login}{_HOST}:{self.port}/0"
 
@@ -243,7 +243,7 @@ class Valkey(EmbeddedServer):
         return [config.name]
 
     def _tidy(self) -> None:
-        """Nothing: a Valkey writes into its directory only."""
+        """Do nothing: Valkey only writes into its directory."""
 
     def _probe(self) -> None:
         with contextlib.closing(
@@ -253,19 +253,19 @@ class Valkey(EmbeddedServer):
         ) as client:
             if int(client.info("server")["process_id"]) != self.pid:
                 raise ConnectionError(f"another server answers at port {self.port}")
-            client.ping()  # INFO is answered while the data are still being loaded, this is not
+            client.ping()  # unlike INFO, PING fails while the data are being loaded
 
 
 class SeaweedFS(EmbeddedServer):
     """A SeaweedFS server (speaks S3) with one bucket and one pair of credentials.
 
-    ``port`` 0 chooses a free one; a chosen one needs ``port`` + 10000 free too. Credentials that
-    are left empty are made up.
+    ``port`` 0 chooses a free one; a given one needs ``port`` + 10000 free too. Empty credentials
+    are generated.
     """
 
     name = "seaweedfs"
     start_seconds = 60.0
-    # Its volume server can wait for its own S3 gateway; what it acknowledged is in its files.
+    # Its volume server can wait for its own S3 gateway; acknowledged writes are in its files.
     stop_seconds = 3.0
     region = "us-east-1"
 
@@ -303,7 +303,7 @@ class SeaweedFS(EmbeddedServer):
         return self.endpoint
 
     def client(self) -> Any:
-        """A boto3 client with this server's credentials, tries no call twice."""
+        """A boto3 client with this server's credentials and without retries."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -368,7 +368,8 @@ class SeaweedFS(EmbeddedServer):
                 socket_file.unlink(missing_ok=True)
 
     def _probe(self) -> None:
-        # Only a write tells: the port opens, and buckets are listed, before objects can be stored.
+        # Only a write proves it ready: the port opens, and buckets are listed, before objects can
+        # be stored.
         with socket.create_connection((_HOST, self.port), timeout=5):
             pass
         with contextlib.closing(self.client()) as client:

@@ -1,8 +1,8 @@
-"""What ``harvester up`` keeps in its directory, and how other commands find what it runs.
+"""The state that ``harvester up`` keeps in its directory, where other commands find it.
 
-``harvester.json`` (mode 0600) holds the ports and credentials of the embedded servers, so that
-the next start finds the same data at the same address, and, while they run, the environment that
-leads to them. A lock says whether they run.
+``harvester.json`` (mode 0600) holds the ports and credentials of the embedded servers, so that the
+next start finds the same data at the same address, and, while they run, the environment that leads
+to them. A lock says whether they run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIRECTORY = Path("var")
 STATE_FILE = "harvester.json"
 ENVIRONMENT_FILE = "environment"
 _LOCK_FILE = "harvester.lock"
-_LOCK_SECONDS = 1.0  # longer than another command holds it to see whether it is taken
+_LOCK_SECONDS = 1.0  # longer than other commands hold it to check
 
 _OWN_STORE = ("HARVESTER_BUCKET",)
 _STORE = (
@@ -48,16 +48,16 @@ _UPSTREAM = ("SPEEDPIX_ENDPOINT", "SPEEDPIX_APP_KEY", "SPEEDPIX_APP_SECRET")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The variables that lead to one service: ``names``, which are taken together or not at all.
+    """The variables of one service: ``names``, which are used together or not at all.
 
-    One of ``marks`` being set says that somebody has configured a service of their own.
+    If one of ``marks`` is set, the user has configured their own service.
     """
 
     marks: tuple[str, ...]
     names: tuple[str, ...]
 
     def configured(self, environ: Mapping[str, str]) -> bool:
-        """Whether the environment names a service of this kind."""
+        """Whether the environment configures such a service."""
         return any(environ.get(name) for name in self.marks)
 
 
@@ -67,10 +67,10 @@ UPSTREAM = Group(marks=_UPSTREAM, names=(*_UPSTREAM, "HARVESTER_SOURCE_ALLOW_PRI
 
 
 def filled(environ: Mapping[str, str], offered: Mapping[str, str]) -> dict[str, str]:
-    """``environ``, with what is offered for every service that it does not configure.
+    """``environ``, with the ``offered`` variables of every service that it does not configure.
 
-    Somebody's credentials for one store are of no use at another, so the variables of a service
-    stay together. Others are taken one by one.
+    Credentials for one store do not work at another, so the variables of a service stay together.
+    Other variables are filled one by one.
     """
     merged = dict(environ)
     grouped: set[str] = set()
@@ -101,14 +101,14 @@ class Home:
 
     @property
     def environment_file(self) -> Path:
-        """The environment as a file for shells; there while the servers run."""
+        """The environment as a file for shells; it exists while the servers run."""
         return self.directory / ENVIRONMENT_FILE
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory; raises ``SettingsError`` if another process does.
+        """Lock the directory; raises ``SettingsError`` if another process holds it.
 
-        What a shell or another command would find of the running servers is gone at the end.
+        At the end, removes the published environment of the servers.
         """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.directory / _LOCK_FILE).open("a") as lock:
@@ -138,13 +138,15 @@ class Home:
         return {str(name): str(value) for name, value in kept.items()}
 
     def publish(self, environ: Mapping[str, str]) -> None:
-        """Let commands and shells find the servers."""
+        """Publish the environment of the servers for commands and shells."""
         self.save(self.load() | {"environment": dict(environ)})
         lines = (f"{name}={shlex.quote(value)}\n" for name, value in sorted(environ.items()))
         _write_private(self.environment_file, "".join(lines))
 
     def load(self) -> dict[str, Any]:
-        """What was kept; empty at the first time. ``SettingsError`` if it cannot be read."""
+        """The saved state; empty at the first start. Raises ``SettingsError`` if it cannot be
+        read.
+        """
         path = self.directory / STATE_FILE
         try:
             saved = json.loads(path.read_text())
@@ -157,7 +159,7 @@ class Home:
         return saved
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep ``state``, readable by this user only."""
+        """Save ``state``, readable by this user only."""
         _write_private(self.directory / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
 
@@ -170,7 +172,7 @@ def _lock(descriptor: int, how: int) -> bool:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace a file in one step, so that nobody reads half of it."""
+    """Replace a file atomically."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

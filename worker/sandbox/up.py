@@ -1,6 +1,6 @@
 """A whole installation on one machine: embedded servers for what is not configured, and workers.
 
-What is started here ends with the process that started it, however that ends.
+All processes end with the process that started them, for whatever reason that ends.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 BUCKET = "harvester"
-PAGE_PORT = 8080  # unless somebody else has it
+PAGE_PORT = 8080  # unless it is taken
 
 _SHARED = ("HARVESTER_", "SPEEDPIX_", "AWS_", "REDIS_URL", "CELERY_BROKER_URL")
-_LOOK = 0.2  # seconds between two looks at what runs
+_LOOK = 0.2  # seconds between two checks of the processes
 _LONGEST_PAUSE = 30.0
-_SETTLED = 60.0  # a process that lived this long, in seconds, is started again at once
+_SETTLED = 60.0  # seconds; a process that lived this long restarts at once
 _USAGE = 2  # exit code of a worker that cannot start with these settings
 _STOP_MARGIN = 10.0
 
 
 class _Process:
-    """A process that is started again when it ends, later and later if it keeps ending."""
+    """A process that is restarted when it ends, with backoff if it keeps ending."""
 
     def __init__(self, start: Callable[[], Child], what: str = "a worker") -> None:
         self._start = start
@@ -54,9 +54,9 @@ class _Process:
         return self._child
 
     def look(self) -> str:
-        """Start it if it is time to; returns what is worth saying, or nothing.
+        """Start or restart the process if it is time to; returns a message for people, or nothing.
 
-        Raises ``SettingsError`` if it refused its settings.
+        Raises ``SettingsError`` if the process refused its settings.
         """
         now = time.monotonic()
         if self._child is None:
@@ -79,10 +79,10 @@ class _Process:
 class Installation:
     """Servers, workers and the page in ``directory``; a context manager.
 
-    ``environ`` is what is configured; the services it lacks are started, with data, ports and
+    ``environ`` is the configuration; services that it lacks are started, with data, ports and
     credentials kept in ``directory``. ``page`` says whether to serve the page and the HTTP API too.
-    ``logs`` is where each process writes a file; without it they share this process's output.
-    ``say`` is called with what a person should know.
+    ``logs`` is the folder for a log file of each process; without it they share this process'
+    output. ``say`` is called with messages for people.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Installation:
         self.home = Home(directory.absolute())
         self.environ = dict(environ)
         self.grace = grace
-        """Seconds that workers get to hand back their claims."""
+        """Seconds for workers to release their claims."""
         self.url = ""
         """Address of the page and the HTTP API, if they are served."""
         self._count = workers
@@ -136,7 +136,7 @@ class Installation:
         self._stack.close()
 
     def start_workers(self) -> None:
-        """Start the workers, and the page; needs settings that have been checked."""
+        """Start the workers and the page; the settings must have been checked."""
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
         self._processes = [
@@ -150,7 +150,7 @@ class Installation:
         self.look()
 
     def look(self) -> None:
-        """Start again whatever has ended; to be called every now and then.
+        """Restart servers and processes that have ended; call it regularly.
 
         Raises ``SettingsError`` if the workers or the page refuse their settings.
         """
@@ -211,7 +211,7 @@ class Installation:
             port=_still_free(kept.get("port")),
         )
         kept |= {"access_key": server.access_key, "secret_key": server.secret_key}
-        self.home.save(saved)  # before there is data that only these credentials open
+        self.home.save(saved)  # before any data needs these credentials
         self._run(server)
         self.store = server
         kept["port"] = server.port
@@ -255,7 +255,7 @@ class Installation:
             )
 
     def _stop(self) -> None:
-        """Workers first: they hand their claims back to a Redis that is still there."""
+        """Stop the workers first, so that they can release their claims in Redis."""
         children = [each.child for each in self._processes if each.child is not None]
         self._processes = []
         for child in children:
@@ -268,7 +268,7 @@ class Installation:
 
 
 def _page_port(kept: dict[str, Any]) -> int:
-    """The port of the last start if it is free, or else the usual one, or else any."""
+    """The port of the last start if it is free, else the usual one, else any free one."""
     port = _still_free(kept.get("port")) or _still_free(PAGE_PORT)
     if not port:
         with socket.socket() as probe:

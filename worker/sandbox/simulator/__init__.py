@@ -1,7 +1,7 @@
-"""A simulator of the SpeedPix service: signed calls, expiring addresses, scripted mishaps.
+"""A simulator of the SpeedPix service: signed calls, expiring addresses, scripted faults.
 
-It knows nothing of the code that calls it, so that each proves the other. Knobs, answers and
-faults are described in ``docs/simulator.md``.
+It is written independently of the code that calls it, so that each verifies the other.
+``docs/simulator.md`` describes knobs, answers and faults.
 """
 
 from worker.sandbox.simulator.controls import Controls

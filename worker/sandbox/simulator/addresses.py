@@ -1,4 +1,4 @@
-"""Addresses that expire: made and checked in the styles of the object stores."""
+"""Addresses that expire, signed and checked in the styles of object stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ACCESS_KEY = "STS.Simulator"
 def sign(path: str, *, style: str, issued: float, ttl: float, serial: int, secret: str) -> str:
     """The query that makes ``path`` valid for ``ttl`` seconds from ``issued`` (Unix seconds).
 
-    ``serial`` makes two signings of one path within a second differ, as temporary credentials do.
+    ``serial`` makes two signatures of one path within a second differ, like temporary credentials.
     """
     if style == "none":
         return ""
@@ -65,7 +65,7 @@ def sign(path: str, *, style: str, issued: float, ttl: float, serial: int, secre
 
 
 def expiry(path: str, query: Mapping[str, str], *, secret: str) -> float | None:
-    """When the address expires (Unix seconds); ``None`` if it is not signed, or wrongly."""
+    """When the address expires (Unix seconds); ``None`` without a valid signature."""
     if "Signature" in query:
         expires = query.get("Expires", "")
         mac = _mac(secret, path, expires, query.get("security-token", ""))

@@ -1,4 +1,4 @@
-"""Real files, made by code: the same seed gives the same bytes, any size, without keeping them."""
+"""Generated files of any size: the same seed gives the same bytes, without storing them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileKind:
-    """A kind of file: its media type and the extension it usually has (no dot)."""
+    """A kind of file: its media type and usual extension (without the dot)."""
 
     media_type: str
     ext: str
@@ -46,7 +46,7 @@ MEDIA_TYPES = {kind.ext: kind.media_type for kind in KINDS.values()}
 
 
 class Content:
-    """The bytes of one file: ``head``, then filler made on the fly up to ``size``."""
+    """The bytes of one file: ``head``, then generated filler up to ``size``."""
 
     def __init__(self, head: bytes, seed: str, size: int) -> None:
         self._head = head
@@ -86,8 +86,8 @@ class Content:
 def make(kind: str, seed: str, width: int, height: int, size: int) -> Content:
     """A file of ``kind`` for ``seed``, of at least ``size`` bytes.
 
-    ``width`` and ``height`` are pixels and matter for pictures. ``SettingsError`` if a picture is
-    asked for and Pillow is not installed.
+    ``width`` and ``height`` are the pixels of pictures. Raises ``SettingsError`` for a picture if
+    Pillow is not installed.
     """
     digest = hashlib.sha256(f"{seed}:{kind}".encode()).digest()
     if KINDS[kind].picture:

@@ -1,4 +1,4 @@
-"""What can be changed while the simulator runs, for all tasks at once."""
+"""Controls that can be changed while the simulator runs, for all tasks at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controls:
-    """What can be changed while the simulator runs; :data:`CONTROLS` says what each means."""
+    """Settings that can be changed while the simulator runs; :data:`CONTROLS` explains each."""
 
     outage: str = ""
     files_outage: str = ""
@@ -24,12 +24,12 @@ class Controls:
 
 
 CONTROLS = {
-    "outage": "what every call meets: `error` (HTTP 503), `reset`, `hang`, `throttle`, or empty",
-    "files_outage": "what every file meets: `error` (503), `reset`, `hang`, `expired`, or empty",
+    "outage": "fault of every call: `error` (HTTP 503), `reset`, `hang`, `throttle`, or empty",
+    "files_outage": "fault of every file: `error` (503), `reset`, `hang`, `expired`, or empty",
     "rate_limit": "calls a second; further ones are throttled; 0: no limit",
-    "throttle": 'how: `"403"` (`Throttled by USER Flow Control`) or `"429"`',
+    "throttle": 'how calls are throttled: `"403"` (`Throttled by USER Flow Control`) or `"429"`',
     "latency": "seconds every call takes",
-    "url_ttl": "seconds the addresses live, unless the task has a `ttl`",
+    "url_ttl": "seconds for which addresses are valid, unless the task has a `ttl`",
     "clock_offset": "seconds the service's clock is ahead; below 0 behind",
     "app_secret": "the secret that calls must be signed with; never shown",
 }

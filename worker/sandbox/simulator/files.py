@@ -1,4 +1,4 @@
-"""Serves the files, and breaks on the way where a script says so."""
+"""Serves the files, with the faults of their scripts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from worker.sandbox.simulator.content import Content
     from worker.sandbox.simulator.tasks import Task
 
-_HOP = "_hop"  # counts redirects; no part of what is signed
+_HOP = "_hop"  # counts redirects; not signed
 _SLICES = 20  # pieces of a slow body
 _GZIP_LIMIT = 64 << 20
 _PAGE = b"<!doctype html>\n<html><body><h1>Service temporarily unavailable</h1></body></html>\n"
@@ -53,7 +53,7 @@ async def serve(
 
 
 async def _play(delivery: _Delivery, task: Task, number: int) -> web.StreamResponse:
-    """Count the fetch and deliver what the script has for it."""
+    """Count the fetch, and answer as the script says."""
     count = task.fetches.get(number, 0)
     task.fetches[number] = count + 1
     step = step_at(task.script.files[number].faults, count)
@@ -91,11 +91,11 @@ async def reset(request: web.Request) -> web.StreamResponse:
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
-    return web.Response(status=500)  # goes nowhere
+    return web.Response(status=500)  # never sent
 
 
 async def silence() -> web.StreamResponse:
-    """Say nothing until the client leaves, which cancels the handler."""
+    """Send nothing until the client leaves, which cancels the handler."""
     await asyncio.Event().wait()
     return web.Response(status=500)
 
@@ -106,7 +106,7 @@ class _Delivery:
     def __init__(self, request: web.Request, content: Content, etag: str) -> None:
         self._request = request
         self._content = content
-        # As the store has it: told from the address, whatever the bytes are.
+        # As in the store: from the extension in the address, not from the bytes.
         ext = request.raw_path.partition("?")[0].rpartition(".")[2].lower()
         self._headers = {
             "Content-Type": MEDIA_TYPES.get(ext, "application/octet-stream"),
@@ -122,7 +122,7 @@ class _Delivery:
         )
 
     async def plain(self) -> web.StreamResponse:
-        """The file or the range asked for (RFC 9110, section 14)."""
+        """The file or the requested range (RFC 9110, section 14)."""
         wanted = self._range()
         if wanted is None:
             return await self._send(200, self._content.blocks(), self._content.size)
@@ -134,7 +134,7 @@ class _Delivery:
         return await self._send(206, self._content.blocks(start, stop), stop - start)
 
     async def hop(self) -> web.StreamResponse:
-        """A request that a redirect led here."""
+        """Answer a request that comes from a redirect."""
         left = self._request.query[_HOP]
         if left == "loop":
             return self._redirect("loop")
@@ -203,7 +203,7 @@ class _Delivery:
     # -- the bytes ---------------------------------------------------------------------------
 
     async def _part(self, step: Step) -> web.StreamResponse:
-        """Announce what was asked for and send only some of it; the caller breaks off."""
+        """Announce the requested bytes and send only some of them; the caller disconnects."""
         start, stop = self._range() or (0, self._content.size)
         after = (stop - start) // 2 if step.after is None else step.after
         if start:
@@ -225,7 +225,7 @@ class _Delivery:
         response = web.StreamResponse(status=status, headers=self._headers)
         response.content_length = length
         await response.prepare(self._request)
-        with contextlib.suppress(ConnectionError):  # the client has seen enough
+        with contextlib.suppress(ConnectionError):  # the client has left
             for piece in pieces:
                 await response.write(piece)
                 if pause:
@@ -239,7 +239,7 @@ class _Delivery:
         return web.Response(status=302, headers={"Location": str(location)})
 
     def _range(self) -> tuple[int, int] | None:
-        """Start and stop of the one range asked for; ``None`` for the whole file."""
+        """Start and stop of the requested range; ``None`` for the whole file."""
         headers, size = self._request.headers, self._content.size
         if headers.get("If-Range", self._headers["ETag"]) != self._headers["ETag"]:
             return None
@@ -259,7 +259,7 @@ def _etag(task: Task, number: int) -> str:
 
 
 def task_of(path: str, folder: str) -> tuple[str, int] | None:
-    """The task id and the file's number in a path below ``folder``."""
+    """The task id and file number in a path below ``folder``; ``None`` for other paths."""
     if not path.startswith(folder):
         return None
     task_id, _, rest = path.removeprefix(folder).partition("/")

@@ -1,7 +1,8 @@
 """The signature check of Alibaba's API gateway (digest authentication, HMAC-SHA256).
 
-Written from the gateway's documentation, apart from the code that signs, so that each proves the
-other. https://www.alibabacloud.com/help/en/api-gateway/traditional-api-gateway/user-guide/use-digest-authentication-to-call-an-api
+Written from the gateway's documentation, independently of the code that signs, so that each
+verifies the other.
+https://www.alibabacloud.com/help/en/api-gateway/traditional-api-gateway/user-guide/use-digest-authentication-to-call-an-api
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WINDOW = 15 * 60.0  # seconds a timestamp is valid and a nonce must not come again
+WINDOW = 15 * 60.0  # seconds for which a timestamp is valid and a nonce must not be repeated
 _MAX_NONCES = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why the gateway turned a call away. ``code`` is empty where the gateway sends none."""
+    """Why the gateway refused a call. ``code`` is empty if the gateway sends none."""
 
     status: int
     code: str
@@ -30,7 +31,7 @@ class Refusal:
 
 
 class Doorkeeper:
-    """Checks signed calls; remembers nonces for 15 minutes and no longer, the latest 500,000."""
+    """Checks signed calls; remembers the latest 500,000 nonces for 15 minutes."""
 
     def __init__(self, app_key: str, app_secret: str) -> None:
         self._app_key = app_key
@@ -86,7 +87,7 @@ class Doorkeeper:
 
 
 def string_to_sign(method: str, path: str, headers: Mapping[str, str]) -> str:
-    """What the caller must have signed, from the request as it arrived."""
+    """The text that the caller must have signed, from the received request."""
     signed = sorted(
         name.strip().lower()
         for name in headers.get("x-ca-signature-headers", "").split(",")

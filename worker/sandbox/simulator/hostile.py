@@ -1,4 +1,4 @@
-"""Outputs that are too much: what little of a reply can make a reader spend."""
+"""Hostile outputs: small replies that cost a careless reader much time or memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _many_pointers(folder: str) -> _Outputs:
 
 
 def _long_names(_: str) -> _Outputs:
-    """Whoever notes where each text is repeats every name above it for each of them."""
+    """A reader that notes the path of each text repeats all the long names above it."""
     tree: Any = ["text"] * 1000
     for _level in range(24):
         tree = {"n" * 12_000: tree}
@@ -34,4 +34,4 @@ OUTPUTS: dict[str, Callable[[str], _Outputs]] = {
     "many_pointers": _many_pointers,
     "long_names": _long_names,
 }
-"""What a success names as its outputs, by kind; each is given the address of a folder."""
+"""The outputs of a success, by kind; each function gets the address of a folder."""

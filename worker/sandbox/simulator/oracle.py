@@ -1,4 +1,4 @@
-"""What must become of each task, told from its script alone and never from any answer given."""
+"""The required outcome of each task, from its script alone, never from given answers."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ _GONE = frozenset({"expired", "forbidden", "missing", "gone"})
 _REJECTED = frozenset({"oversized", "redirect_to"})
 _DOUBTFUL = frozenset({"html", "empty"})
 _OUTPUT_EXTENSIONS = frozenset({"png", "jpg", "webp", "gif", "svg", "wav", "mp4", "zip"})
-_SURELY_BACK = 2  # dead addresses in a row that no harvester may give up at
-_SURELY_LOST = 5  # … and that every harvester has given up at
+_SURELY_BACK = 2  # dead addresses in a row after which no harvester may give up
+_SURELY_LOST = 5  # … and after which every harvester has given up
 
 
 def foretell(task: Task) -> dict[str, Any]:
-    """How the task must end, its files, and how often it was asked about.
+    """How the task must end, its files, and how often it was polled.
 
-    Supposes default settings, except that the simulator's own host may be copied from. ``state``
-    is ``waiting`` if nothing may ever end it, ``unsure`` where the contract leaves it open.
+    Assumes default settings, except that files may come from the simulator's own host. ``state`` is
+    ``waiting`` if nothing may ever end the task, and ``unsure`` if the contract does not define it.
     """
     files = [
         file
@@ -72,9 +72,9 @@ def foretell(task: Task) -> dict[str, Any]:
 
 
 def references(script: Script) -> dict[int, list[str]]:
-    """For each file that counts as one: JSON Pointers into the first success's ``data``."""
+    """JSON Pointers into the first success's ``data``, for each file that counts."""
     if script.end in OUTPUTS:
-        return {}  # instead of its own
+        return {}  # these replace the script's files
     certain = sure(script)
     by_file: dict[int, list[str]] = {}
     for number, pointer, slot in _places(script):
@@ -88,10 +88,10 @@ def references(script: Script) -> dict[int, list[str]]:
 
 
 def sure(script: Script) -> set[int]:
-    """The files that count as files even if they are never had.
+    """The files that count as files even if they can never be fetched.
 
-    The others are strings in ``result`` that say nothing but a host, and have it in common with no
-    file that is certain: if nothing comes from there, they are texts.
+    The others are plain strings in ``result`` whose host no certain file shares: if they serve no
+    bytes, they are texts.
     """
     certain = {
         number
@@ -103,7 +103,7 @@ def sure(script: Script) -> set[int]:
 
 
 def _looks_like_output(spec: FileSpec, pointer: str) -> bool:
-    """Whether an address of the upstream's that stands alone in ``result`` is an output."""
+    """Whether a plain address at the upstream in ``result`` is an output."""
     above = pointer.split("/")
     if spec.origin or {"info", "parameters"} & set(above):
         return False
@@ -186,7 +186,9 @@ def _expected(script: Script, spec: FileSpec) -> str:
 
 
 def _is_forbidden(origin: str) -> bool:
-    """Whether nothing may be copied from there: no standard port, or no public address."""
+    """Whether copying from this origin is forbidden: a non-standard port or a non-public
+    address.
+    """
     parts = urlsplit(origin)
     if parts.port not in (None, {"http": 80, "https": 443}.get(parts.scheme)):
         return True

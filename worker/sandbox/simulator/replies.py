@@ -1,4 +1,4 @@
-"""What goes out: the envelope, refusals, and the answers that no task changes."""
+"""Replies: the envelope, refusals, and the answers that are the same for every task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENVELOPE = {"Content-Type": "application/json;charset=UTF-8"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What goes out: HTTP status, headers and body, or no answer (``hang``, ``reset``)."""
+    """A reply: HTTP status, headers and body, or no answer (``hang``, ``reset``)."""
 
     status: int = 200
     body: bytes = b""
@@ -49,7 +49,7 @@ def envelope(
 
 
 def dumps(document: Json) -> bytes:
-    """JSON as the service prints it; numbers kept as text stay as they are."""
+    """JSON as the service prints it; numbers kept as text are unchanged."""
     return simplejson.dumps(document, ensure_ascii=False).encode()
 
 
@@ -74,14 +74,14 @@ def gateway_error(status: int, code: str, message: str) -> Reply:
 
 
 def throttled(style: str = "403") -> Reply:
-    """A refusal because of too many calls, in the gateway's older or newer manner."""
+    """A refusal because of too many calls, in the gateway's older or newer form."""
     if style == "429":
         return gateway_error(429, "T429PA", "Throttled by API Flow Control")
     return gateway_error(403, "", "Throttled by USER Flow Control")
 
 
 def at_status(reply: Reply, status: int) -> Reply:
-    """The reply with another HTTP status if it holds an envelope; others stay as they are."""
+    """The reply with another HTTP status if it holds an envelope; others are unchanged."""
     return replace(reply, status=status) if reply.headers is _ENVELOPE else reply
 
 

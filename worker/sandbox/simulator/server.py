@@ -1,4 +1,4 @@
-"""The simulated service: its four calls, its files, and what tests need to steer and judge."""
+"""The simulated service: its four calls, its files, and controls for tests."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _RESULT = "/scc/comfy_get_result"
 _UPLOAD = "/scc/sp_create_temp_file_upload_sign"
 _MOST_NEXT = 10_000
 _STOP_SECONDS = 30.0
-_INVALID = "P_Request_Invalid"  # made up: the vendor's page names no code for this
+_INVALID = "P_Request_Invalid"  # invented: the vendor's page names no code for this
 
 
 @dataclass(slots=True)
 class Counters:
-    """What the whole simulator has seen."""
+    """The counters of the whole simulator."""
 
     calls: int = 0
     polls: int = 0
@@ -55,11 +55,11 @@ class Counters:
 
 
 class Simulator:
-    """A stand-in for the SpeedPix service, in this process.
+    """A simulated SpeedPix service in this process.
 
-    ``port`` 0 takes a free one; it is kept through ``stop`` and ``start``. ``url_ttl`` is in
-    seconds. ``duration`` is how long a task without a script takes, in seconds. The oldest of more
-    than ``max_tasks`` tasks is forgotten. Not to be shared between event loops.
+    ``port`` 0 takes a free one, which ``stop`` and ``start`` keep. ``url_ttl`` is in seconds.
+    ``duration`` is how long a task without a script takes, in seconds. Beyond ``max_tasks`` tasks
+    the oldest are removed. Not to be shared between event loops.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Simulator:
         self._loop = self._thread = None
 
     async def _serve(self, started: Future[None]) -> None:
-        """What the thread of ``with`` does."""
+        """Run the simulator in the thread of ``with``."""
         try:
             await self.start()
         except BaseException as error:
@@ -145,7 +145,7 @@ class Simulator:
         await self.stop()
 
     def _on_loop(self, change: Callable[[], Changed]) -> Changed:
-        """Make a change on the loop that the calls are answered on."""
+        """Make a change on the loop that answers the calls."""
         if self._loop is None or threading.current_thread() is self._thread:
             return change()
 
@@ -161,7 +161,7 @@ class Simulator:
 
     @property
     def app_secret(self) -> str:
-        """The secret that calls must be signed with now."""
+        """The secret with which calls must be signed now."""
         return self.controls.app_secret
 
     @property
@@ -174,7 +174,7 @@ class Simulator:
         }
 
     async def start(self) -> None:
-        """Listen. ``OSError`` if the port is taken."""
+        """Listen; raises ``OSError`` if the port is taken."""
         app = web.Application(client_max_size=_MAX_BODY)
         app.router.add_post(_PROMPT, self._call(self._comfy_prompt))
         app.router.add_post(_PROGRESS, self._call(self._comfy_get_progress))
@@ -202,15 +202,15 @@ class Simulator:
     # -- for tests in the same process -------------------------------------------------------
 
     def submit(self, inputs: Mapping[str, Json] | None = None, *, task_id: str = "") -> str:
-        """Take a task in without a signed call and return its id; ``ScriptError`` if unreadable."""
+        """Add a task without a signed call and return its id; raises ``ScriptError``."""
         script = read_script(dict(inputs or {}), duration=self._duration)
         return self._on_loop(lambda: self._plant(task_id or _new_id(), script).id)
 
     def next(self, *scripts: Mapping[str, Json]) -> None:
-        """Say what the next tasks do, in turn, that are submitted without a script of their own.
+        """Queue scripts for the next tasks that are submitted without one.
 
-        For applications that submit inputs of their own. ``ScriptError`` if one is unreadable, or
-        more than 10,000 would wait; then none is taken.
+        For applications that submit their own inputs. Raises ``ScriptError`` if a script is wrong,
+        or if more than 10,000 would wait; then none is queued.
         """
         read = [read_script({"simulate": each}, duration=self._duration) for each in scripts]
 
@@ -222,11 +222,11 @@ class Simulator:
         self._on_loop(queue)
 
     def finish(self, task_id: str) -> None:
-        """Bring the task to its scripted end now, whatever its duration."""
+        """Bring the task to its scripted end now, before its duration is over."""
         self._tasks[task_id].finished = True
 
     def control(self, **changes: Json) -> None:
-        """Change :class:`Controls`; ``ValueError`` naming an unknown one or a wrong value."""
+        """Change :class:`Controls`; raises ``ValueError`` for an unknown one or a wrong value."""
         check(changes)
 
         def change() -> None:
@@ -236,9 +236,9 @@ class Simulator:
         self._on_loop(change)
 
     def oracle(self) -> dict[str, Json]:
-        """What must become of every task, and what was counted; see ``docs/simulator.md``.
+        """The required outcome of every task, and the counters; see ``docs/simulator.md``.
 
-        Hashes files on the first call, which takes about a second a GiB.
+        Hashes files on the first call, which takes about a second per GiB.
         """
         return {
             "tasks": {task.id: oracle.foretell(task) for task in list(self._tasks.values())},
@@ -246,7 +246,7 @@ class Simulator:
         }
 
     def example(self) -> str:
-        """Plant the example of the vendor's page and return its task id.
+        """Add the example of the vendor's page and return its task id.
 
         A WebP behind an address that ends in ``.png``, once in ``images`` and once in ``result``.
         """
@@ -268,7 +268,7 @@ class Simulator:
     def _call(
         self, answer: Callable[[Json, str], replies.Reply]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Wrap one of the four calls in what the gateway does for all of them."""
+        """Wrap one of the four calls in the gateway's checks."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             counters = self.counters
@@ -292,7 +292,7 @@ class Simulator:
         return handle
 
     def _pass_gateway(self, request: web.Request, body: bytes) -> replies.Reply | None:
-        """Count the call; a reply if it comes no further than the gateway."""
+        """Count the call; returns a reply if the gateway refuses it."""
         controls, now = self.controls, self._now()
         over = self._count_call(now)
         if controls.outage:
@@ -315,7 +315,7 @@ class Simulator:
         return None
 
     def _count_call(self, now: float) -> bool:
-        """Whether this call is one too many for the current second."""
+        """Count a call; returns whether it exceeds the rate limit of the current second."""
         second, count = self._second
         count = count + 1 if int(now) == second else 1
         self._second = (int(now), count)
@@ -474,7 +474,7 @@ def _read(body: bytes, answer: Callable[[Json], replies.Reply]) -> replies.Reply
 
 
 def _require(document: Json, *names: str) -> str:
-    """The first of some members that is a text with anything in it; ``ScriptError`` if none is."""
+    """The first of some members that is a non-empty text; raises ``ScriptError`` if none is."""
     for name in names:
         if isinstance(document.get(name), str) and document[name].strip():
             return str(document[name])
@@ -482,7 +482,7 @@ def _require(document: Json, *names: str) -> str:
 
 
 def _new_id() -> str:
-    """An id like the service's: 26 characters, in the order of submission (ULID)."""
+    """An id like the service's: 26 characters that sort by submission (ULID)."""
     number = (int(time.time() * 1000) << 80) | secrets.randbits(80)
     digits = "0123456789abcdefghjkmnpqrstvwxyz"
     return "".join(digits[(number >> shift) & 31] for shift in range(125, -1, -5))

@@ -1,4 +1,4 @@
-"""The simulator as a program of its own."""
+"""The simulator as a separate program."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def run(
     rate_limit: float = 0.0,
     latency: float = 0.0,
 ) -> None:
-    """Run a simulator until SIGINT or SIGTERM, and say on standard output how to reach it.
+    """Run a simulator until SIGINT or SIGTERM, and print how to reach it.
 
-    ``OSError`` if the port is taken. The vendor's example task is there from the start.
+    Raises ``OSError`` if the port is taken. The vendor's example task exists from the start.
     """
     simulator = Simulator(
         host,

@@ -1,4 +1,4 @@
-"""The tasks: what has happened to each so far, and what its next answer is."""
+"""The tasks: what has happened to each so far, and its next answer."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Task:
     id: str
     script: Script
     submitted_at: float
-    polls: int = 0  # results asked for
+    polls: int = 0  # calls of comfy_get_result
     progress_calls: int = 0
-    true_polls: int = 0  # of them, those that met no scripted answer
+    true_polls: int = 0  # those of them without a scripted answer
     successes: int = 0
     first_success_at: float = 0.0
     finished: bool = False
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """The circumstances of one call: Unix seconds, our origin, how to sign addresses."""
+    """The context of one call: Unix seconds, our origin, and how to sign addresses."""
 
     now: float
     origin: str
@@ -89,7 +89,7 @@ def _result(task: Task, moment: Moment) -> Reply:
 
 
 def get_progress(task: Task, moment: Moment) -> Reply:
-    """The answer to ``comfy_get_progress``; scripted answers are not spent on it."""
+    """The answer to ``comfy_get_progress``; it uses up no scripted answers."""
     task.progress_calls += 1
     status = _status(task, moment.now, task.true_polls)
     script = task.script
@@ -208,7 +208,7 @@ def _succeeded(task: Task, moment: Moment) -> Reply:
 
 
 class _Filler:
-    """Puts freshly signed addresses where the template has slots."""
+    """Fills the slots of a template with freshly signed addresses."""
 
     def __init__(self, task: Task, moment: Moment, serial: int) -> None:
         self._task = task

@@ -1,4 +1,4 @@
-"""Input files: an application has an address signed, and puts the file there."""
+"""Input files: an application gets a signed address and uploads the file there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from aiohttp import web
 from worker.sandbox.simulator import addresses, files
 
 FOLDER = "/comfy/temp/"
-_UPLOAD_TTL = 900.0  # seconds for which a file may be put
+_UPLOAD_TTL = 900.0  # seconds during which the file may be uploaded
 _MOST_BYTES = 256 << 20
 
 
 class Uploads:
-    """The files that were put, in memory; of more than 256 MiB the oldest are forgotten."""
+    """The uploaded files, in memory; beyond 256 MiB the oldest are removed."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
@@ -27,7 +27,7 @@ class Uploads:
     def sign(
         self, name: str, content_type: str, *, origin: str, now: float, ttl: float
     ) -> dict[str, Any]:
-        """The ``data`` of the call: where to put a file, and where it then is.
+        """The ``data`` of the call: where to upload a file, and where to fetch it.
 
         ``now`` is in Unix seconds; the file can be fetched for ``ttl`` seconds.
         """
@@ -43,7 +43,7 @@ class Uploads:
         }
 
     async def put(self, request: web.Request, *, now: float) -> web.StreamResponse:
-        """Keep a file that is put with the content type it was announced with."""
+        """Store an upload with the announced content type."""
         path = request.raw_path.partition("?")[0]
         content_type = request.headers.get("Content-Type", "")
         refusal = self._refusal(f"PUT {content_type} {path}", request, now)
@@ -57,7 +57,7 @@ class Uploads:
         return web.Response(headers={"ETag": _etag(body)})
 
     def get(self, request: web.Request, *, now: float) -> web.StreamResponse:
-        """A file that was put."""
+        """Serve an uploaded file."""
         path = request.raw_path.partition("?")[0]
         refusal = self._refusal(path, request, now)
         if refusal is not None:
