@@ -1,7 +1,7 @@
-"""Settings to Celery's configuration.
+"""Celery's configuration, built from the settings.
 
-Celery carries hints ("look now"); the truth is in Redis. So a message may be lost or doubled, but
-a worker must never hang on a dead broker, stop trying to reach it, or run anything but JSON.
+Celery carries ids and hints; the records are in Redis. So a message may be lost or doubled, but a
+worker must never hang on a dead broker, stop reconnecting to it, or accept anything but JSON.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from config.rules import BROKER_SCHEMES
 from config.settings import Settings
 
 VISIBILITY_TIMEOUT = 3600
-"""Seconds until Redis hands an unacknowledged message out again; messages last under a minute."""
+"""Seconds after which Redis redelivers an unacknowledged message; messages take under a minute."""
 
-# Seconds. A connection that has gone silent is found after up to twice that, and a second.
+# Seconds. A silent connection is detected after at most twice that plus a second.
 _HEALTH_CHECK_INTERVAL = 5
 _AMQP_HEARTBEAT = 30
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
-    """Build what ``Celery.config_from_object`` takes. It holds the broker's password."""
+    """Build the configuration for ``Celery.config_from_object``. It holds the broker's password."""
     name = settings.namespace
     return {
         **_broker(settings),
         "broker_connection_timeout": CONNECT_TIMEOUT,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # A Redis that is full or read-only answers with an error: no reason to exit.
+        # A full or read-only Redis answers with an error, which is no reason to exit.
         "broker_channel_error_retry": True,
         # Fleets and other applications on the same broker must not hear each other's commands.
         "control_exchange": name,
@@ -56,7 +56,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "worker_pool": "threads",
         "worker_concurrency": 4,
         "worker_prefetch_multiplier": 1,
-        # The threads pool cannot cancel a running task; leases decide who goes on.
+        # The threads pool cannot cancel a running task; leases decide which worker continues.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_hijack_root_logger": False,
         "worker_send_task_events": False,
@@ -72,18 +72,18 @@ def _broker(settings: Settings) -> dict[str, Any]:
             "broker_heartbeat": _AMQP_HEARTBEAT,
             "broker_transport_options": {
                 "confirm_publish": True,
-                # A broker that does not answer, while it recovers for example, is asked again.
+                # A broker that does not answer, for example while it recovers, is tried again.
                 "read_timeout": SOCKET_TIMEOUT,
             },
         }
     address = RedisAddress.parse(url)
     options: dict[str, Any] = {
         "visibility_timeout": VISIBILITY_TIMEOUT,
-        "socket_timeout": SOCKET_TIMEOUT,  # the blocking pop is answered every second
+        "socket_timeout": SOCKET_TIMEOUT,  # the blocking pop returns every second
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
         "health_check_interval": _HEALTH_CHECK_INTERVAL,
-        # Each consumer of a database restores what it finds here, by its own timeout.
+        # Each consumer of a database restores the messages in these keys, by its own timeout.
         "unacked_key": f"{settings.namespace}:unacked",
         "unacked_index_key": f"{settings.namespace}:unacked_index",
         "unacked_mutex_key": f"{settings.namespace}:unacked_mutex",

@@ -1,6 +1,6 @@
-"""What is set: ``.env`` under the environment, secrets read from files, Celery's own variables.
+"""Reading the environment: ``.env``, secrets in files, and Celery's own variables.
 
-Nothing here knows which settings there are.
+This module does not know the individual settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from worker.errors import SettingsError
 
 ENV_FILE = ".env"
-# Celery's command reads these too: those of its own options, and five with names of their own.
+# Celery's command also reads these: one for each of its options, and five other names.
 _PAST = re.compile(
     r"CELERY_(?!BROKER_URL(_FILE)?$).*|BROKER_URL|CONFIG_MODULE|LOADER|RESULT_BACKEND|SKIP_CHECKS"
 )
@@ -23,10 +23,11 @@ _SECRET_BYTES = 65_536
 
 
 def read(secrets: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """What is set, and for each of the ``secrets`` whose file is of no use the reason.
+    """The variables that are set, and a reason for each of the ``secrets`` with an unusable file.
 
-    Empty values are left out. A secret in a file (``REDIS_URL_FILE``) gets its own name
-    (``REDIS_URL``). Raises :class:`SettingsError` if ``.env`` is there and cannot be read.
+    Empty values are left out. The content of a secret's file (``REDIS_URL_FILE``) is returned under
+    the secret's name (``REDIS_URL``). Raises :class:`SettingsError` if ``.env`` exists and cannot
+    be read.
     """
     values: dict[str, str] = {}
     faults: dict[str, str] = {}
@@ -35,7 +36,7 @@ def read(secrets: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
             path = layer.pop(f"{name}_FILE", None)
             if path is None and name not in layer:
                 continue
-            values.pop(name, None)  # this layer wins, whichever way it says it
+            values.pop(name, None)  # this layer wins, with a value or a file
             faults.pop(name, None)
             if path is None:
                 continue
@@ -78,23 +79,23 @@ def _dotenv() -> dict[str, str]:
 
 
 def shut_side_doors() -> None:
-    """Have Celery see no variable that goes past the settings; to be called once they are read."""
+    """Hide variables from Celery that would bypass the settings; call it after reading these."""
     for name in list(os.environ):
         if name == "CELERY_BROKER_URL" or _PAST.fullmatch(name):
             del os.environ[name]
 
 
 def goes_past(name: str) -> bool:
-    """Whether Celery would read a variable past the settings.
+    """Whether a variable would bypass the settings.
 
-    It leaves its ``CELERY_LOG_*`` to its children: these are no mistake of an operator's.
+    Celery passes its ``CELERY_LOG_*`` to its children: these are not an operator's mistake.
     """
     foreign = name.startswith(("CELERY_", "BROKER_")) and not name.startswith("CELERY_LOG_")
     return foreign and _PAST.fullmatch(name) is not None
 
 
 def export_aws(values: Mapping[str, str]) -> None:
-    """Give boto3, which reads its own variables, those that are set, and no others."""
+    """Export the given ``AWS_*`` variables for boto3, and remove all others."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         if name not in values:
             del os.environ[name]

@@ -1,4 +1,4 @@
-"""A log handler that never makes its caller wait, even if nobody reads what is written."""
+"""A log handler that never blocks its caller, even if nobody reads the log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import structlog
 
 _MOST_BYTES = 4 * 1024 * 1024
 FLUSH_SECONDS = 2.0
-"""How long the end of the process may wait for lines that are not written yet."""
+"""Seconds that the end of the process may wait for unwritten lines."""
 
 
 class LogWriter(logging.Handler):
     """Writes lines to a file descriptor from its own thread.
 
-    What does not fit into ``most_bytes`` is dropped and counted; the count is logged once there is
-    room again.
+    Lines that do not fit into ``most_bytes`` are dropped and counted; the count is logged once
+    there is room again.
     """
 
     def __init__(self, descriptor: int, *, most_bytes: int = _MOST_BYTES) -> None:
@@ -38,7 +38,7 @@ class LogWriter(logging.Handler):
         self._thread: threading.Thread | None = None  # a fork leaves threads behind
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line in; drops it if too many wait already."""
+        """Queue a line; drops it if too many wait already."""
         try:
             line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         except Exception:
@@ -56,7 +56,7 @@ class LogWriter(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, for two seconds at most."""
+        """Wait until all lines are written, for two seconds at most."""
         with self._changed:
             if threading.current_thread() is not self._thread:
                 self._changed.wait_for(self._idle, FLUSH_SECONDS)
@@ -86,12 +86,12 @@ class LogWriter(logging.Handler):
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:  # a descriptor that another program has set to non-blocking
                 threading.Event().wait(0.05)
-            except OSError:  # the reader is gone: so is the line
+            except OSError:  # the reader is gone, and the line is lost
                 return
 
 
 def flush() -> None:
-    """Give waiting lines a moment before a process ends itself."""
+    """Write waiting lines, before a process ends itself."""
     for handler in logging.getLogger().handlers:
         with contextlib.suppress(ValueError):  # the stream was closed
             handler.flush()

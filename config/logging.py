@@ -1,7 +1,7 @@
-"""Logging: one JSON object a line on stderr, or readable lines on a terminal.
+"""Logging: one JSON object per line on stderr, or readable lines on a terminal.
 
-Records of the standard library (Celery, kombu, botocore …) pass through the same formatter, so
-that redaction, which is its last step before rendering, misses nothing.
+Records of the standard library (Celery, kombu, botocore …) pass through the same formatter, so that
+redaction, its last step before rendering, misses nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 class Redactor:
     """A structlog processor: URLs lose their query and known secrets become ``***``.
 
-    Every value is looked at, nested ones and keys too; what JSON cannot hold becomes its repr.
+    This covers nested values and keys; values that JSON cannot hold become their repr.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -62,8 +62,9 @@ class Redactor:
         return {self.text(str(name)): self._value(value, 0) for name, value in event.items()}
 
     def text(self, text: str) -> str:
-        """One text without queries and secrets, cut off where it is far too long."""
-        # cut before, for speed, and after, since only whole secrets and addresses are recognised
+        """A text without queries and secrets, cut to at most 32 Ki characters."""
+        # cut before redacting, for speed, and after it, since only whole secrets and addresses are
+        # recognised
         text = text[: 16 * _LONGEST]
         if self._secrets is not None:
             text = self._secrets.sub("***", text)
@@ -89,7 +90,7 @@ class Redactor:
 
 
 def _ways(text: str) -> set[str]:
-    """How a secret may be written: as it is, in an address, in JSON, in a repr."""
+    """The ways a secret may be written: plain, in an address, in JSON, in a repr."""
     quoted = {quote(text, safe=""), quote(text), quote_plus(text)}
     lower = {re.sub("%..", lambda match: match[0].lower(), way) for way in quoted}
     return {text, json.dumps(text)[1:-1], repr(text)[1:-1], escape(text)} | quoted | lower
@@ -100,9 +101,9 @@ def configure(
 ) -> None:
     """Send every log record of this process to stderr in the chosen format.
 
-    Also shows warnings and uncaught exceptions as records. Calling it again replaces what was
-    set before. Celery calls it through its ``setup_logging`` signal. In the ``background`` no line
-    makes its caller wait: a service continues although nobody reads its log.
+    Warnings and uncaught exceptions become records too. Calling it again replaces the earlier
+    configuration. Celery calls it through its ``setup_logging`` signal. With ``background``,
+    logging never blocks: a service continues even if nobody reads its log.
     """
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
@@ -119,7 +120,7 @@ def configure(
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addFilter(_no_advice)
     sys.excepthook = _log_uncaught
-    if background:  # these would write to stderr themselves, and wait for its reader
+    if background:  # these would write to stderr themselves, and block on its reader
         threading.excepthook = lambda args: _log_unseen(args.exc_type, args.exc_value, args)
         sys.unraisablehook = lambda args: _log_unseen(args.exc_type, args.exc_value, args)
     structlog.configure(
@@ -137,9 +138,9 @@ def configure(
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
-        """As usual; for what cannot be formatted a line that says so.
+        """Format a record; if that fails, return a line that says so.
 
-        The library would print the record to stderr, secrets included, and wait for its reader.
+        The library would print the record with its secrets to stderr, and block on its reader.
         """
         try:
             return super().format(record)
@@ -159,8 +160,8 @@ def _handler(background: bool) -> logging.Handler:
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    """Drop Celery's advice about a setting that the threads pool cannot follow, which it gives at
-    every reconnection. Celery has all its warnings shown, so they cannot be filtered as such.
+    """Drop Celery's advice at every reconnection about a setting that the threads pool lacks.
+    Celery enables all its warnings, so a warnings filter has no effect.
     """
     return "In Celery 5.1 we introduced" not in record.getMessage()
 
@@ -178,7 +179,7 @@ def _formatter(redactor: Redactor, *, console: bool) -> logging.Formatter:
     rendering: list[Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,  # plain: locals in a traceback may hold secrets
+        structlog.processors.format_exc_info,  # plain, since locals in a traceback may hold secrets
         redactor,
     ]
     if console:
@@ -190,7 +191,7 @@ def _formatter(redactor: Redactor, *, console: bool) -> logging.Formatter:
 
 
 def _escape_controls(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Keep foreign text from moving the terminal's cursor or faking further lines."""
+    """Keep untrusted text from moving the terminal's cursor or faking lines."""
     return {
         _escaped(name): _lines(value)
         if name in {"exception", "stack"}
@@ -206,7 +207,7 @@ def _escaped(text: str) -> str:
 
 
 def _lines(text: object) -> str:
-    """A traceback, indented: no line of it can be taken for a line of the log."""
+    """A traceback, indented so that none of its lines looks like a line of the log."""
     return "\n".join(f"    {_escaped(line)}" for line in str(text).split("\n"))
 
 

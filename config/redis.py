@@ -1,4 +1,4 @@
-"""Where Redis is, and whether that server can be used.
+"""The address of Redis, and whether a server can be used.
 
 One parser serves both sides: the registry's own client (:func:`worker.registry.client.connect`) and
 Celery's broker (:mod:`config.celery`), so that ``REDIS_URL`` means the same to both.
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 SCHEMES = ("redis", "rediss", "redis+sentinel")
 
-SOCKET_TIMEOUT = 5.0  # seconds; a blocking read must ask for less than this
+SOCKET_TIMEOUT = 5.0  # seconds; a blocking read must be shorter
 CONNECT_TIMEOUT = 5.0
-SENTINEL_TIMEOUT = 2.0  # a sentinel answers from memory; the next one is asked after this
+SENTINEL_TIMEOUT = 2.0  # a sentinel answers from memory; the next one is tried after this
 
 _DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379}
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -29,14 +29,14 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
-    """A Redis deployment's address, taken apart. Its repr shows no password."""
+    """The parsed address of a Redis deployment. Its repr shows no password."""
 
     hosts: tuple[tuple[str, int], ...]
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     master_name: str | None = None
-    """Name the sentinels know the primary by; ``None`` without Sentinel."""
+    """The sentinels' name for the primary; ``None`` without Sentinel."""
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
     tls: dict[str, str | bool] | None = None
@@ -92,7 +92,7 @@ class RedisAddress:
 
     @property
     def sentinel_credentials(self) -> dict[str, str]:
-        """What the sentinels themselves ask for, as redis-py's options."""
+        """The credentials of the sentinels themselves, as redis-py's options."""
         named = {"username": self.sentinel_username, "password": self.sentinel_password}
         return {name: text for name, text in named.items() if text}
 

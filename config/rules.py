@@ -1,6 +1,6 @@
-"""What a setting may hold: one rule for each kind of value.
+"""The rules for values of settings, one for each kind of value.
 
-A rule returns what is kept, and raises ``ValueError`` with a message that repeats no secret.
+A rule returns the value to keep, and raises ``ValueError`` with a message that repeats no secret.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def http_url(text: str) -> str:
 
 
 def redis_url(secret: SecretStr) -> SecretStr:
-    """What :class:`RedisAddress` can read."""
+    """An address that :class:`RedisAddress` can parse."""
     RedisAddress.parse(secret.get_secret_value())
     return secret
 
@@ -104,7 +104,7 @@ def put_options(value: object) -> object:
         raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic collects ValueError only
     if unknown := sorted(set(options) - PUT_OPTIONS):
         raise ValueError(
-            f"knows only {', '.join(sorted(PUT_OPTIONS))}; not {', '.join(map(repr, unknown))}"
+            f"accepts only {', '.join(sorted(PUT_OPTIONS))}; not {', '.join(map(repr, unknown))}"
         )
     if wrong := sorted(name for name, text in options.items() if not _filled(text)):
         raise ValueError(f"{', '.join(wrong)} must be a string that is not empty")
@@ -146,7 +146,7 @@ def webhook_secrets(secrets: SecretStr) -> SecretStr:
 
 
 def split(value: object) -> object:
-    """The entries of a text between its commas; anything else as it is."""
+    """The comma-separated entries of a text; anything else is unchanged."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         return value
@@ -168,7 +168,7 @@ def gaps(value: object) -> tuple[float, ...]:
 
 
 def each(rule: Callable[[str], str]) -> AfterValidator:
-    """Apply a rule to every entry; an error says which one is wrong."""
+    """Apply a rule to every entry; an error names the wrong one."""
 
     def check(items: tuple[str, ...]) -> tuple[str, ...]:
         checked = []

@@ -1,6 +1,6 @@
-"""Settings: what an operator may say, read from the environment and a ``.env`` file.
+"""The settings, read from the environment and a ``.env`` file.
 
-Every problem is reported at once, by the name of the variable, and no value of a secret or URL is
+All problems are reported at once, by the names of the variables, and no value of a secret or URL is
 ever repeated. ``docs/settings.md`` holds the same table for people; a test compares the two.
 """
 
@@ -41,17 +41,17 @@ def variable(field: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What is set: ``.env`` of the working directory under the environment, empty values left out.
+    """The variables that are set: the environment over ``.env`` of the working directory.
 
-    A secret in a file (``REDIS_URL_FILE``) stands under its own name (``REDIS_URL``); one that
-    cannot be read is missing here, and :func:`load_settings` says so. Raises
-    :class:`SettingsError` if ``.env`` is there and cannot be read.
+    Empty values are left out. The content of a secret's file (``REDIS_URL_FILE``) is under the
+    secret's name (``REDIS_URL``); an unreadable one is missing here, and :func:`load_settings`
+    reports it. Raises :class:`SettingsError` if ``.env`` exists and cannot be read.
     """
     return read(secret_variables())[0]
 
 
 def secret_variables() -> tuple[str, ...]:
-    """The variables that may be given as ``<NAME>_FILE``, the path of a file that holds them."""
+    """The variables that may be given as ``<NAME>_FILE``, the path of a file with the value."""
     own = [name for name, f in Settings.model_fields.items() if "SecretStr" in str(f.annotation)]
     return (*map(variable, own), "SPEEDPIX_APP_KEY", *_AWS_SECRETS)
 
@@ -75,23 +75,23 @@ class _Environment(PydanticBaseSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Everything an operator sets, checked. Times are seconds, sizes bytes.
+    """The checked settings. Times are seconds, sizes bytes.
 
-    Build it with :func:`load_settings`, whose errors name the variables.
+    Build them with :func:`load_settings`, whose errors name the variables.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     speedpix_endpoint: Endpoint = Field(
         "https://openai.edu-aliyun.com",
-        description="Address of the upstream. The name is the one of the vendor's SDK.",
+        description="Address of the upstream. The vendor's SDK uses the same name.",
     )
     speedpix_app_key: Annotated[str, AfterValidator(rules.token)] = Field(
-        description="Access key of the upstream. The name is the one of the vendor's SDK.",
+        description="Access key of the upstream. The vendor's SDK uses the same name.",
         examples=["your-access-key"],
     )
     speedpix_app_secret: SecretStr = Field(
-        description="Secret of that access key. The name is the one of the vendor's SDK.",
+        description="Secret of that access key. The vendor's SDK uses the same name.",
         examples=["your-access-secret"],
     )
     redis_url: Annotated[SecretStr, AfterValidator(rules.redis_url)] = Field(
@@ -157,15 +157,13 @@ class Settings(BaseSettings):
     )
     copy_deadline: Seconds = Field(
         21_600,
-        description="Seconds after the upstream's success for which files that keep failing are "
-        "tried.",
+        description="Seconds after the upstream's success during which failing files are retried.",
     )
     fresh_address_gaps: Annotated[tuple[float, ...], BeforeValidator(rules.gaps)] = Field(
         (0, 15, 30),
-        description="Comma-separated waits in seconds, one before each fresh address that is "
-        "asked for when a file's address answers 403, 404 or 410, or sends an error in place of "
-        "the file. If the last one answers so too, the file is lost. 1 to 10 numbers from 0 to "
-        "3600.",
+        description="Comma-separated waits in seconds, one before each request for a fresh address "
+        "after a file's address answers 403, 404 or 410, or sends an error instead of the file. "
+        "If the last fresh address does so too, the file is lost. 1 to 10 numbers from 0 to 3600.",
         examples=["0,15,30"],
     )
     unknown_task_grace: float = Field(
@@ -221,8 +219,8 @@ class Settings(BaseSettings):
         2_592_000,
         ge=0,
         le=rules.TEN_YEARS,
-        description="Seconds a final record stays in Redis after telling has settled; `0` keeps it "
-        "for ever. The manifest in the bucket stays.",
+        description="Seconds for which a final record stays in Redis after its callbacks are "
+        "settled; `0` keeps it for ever. The manifest in the bucket stays.",
     )
     content_types: Annotated[
         tuple[str, ...],
@@ -231,18 +229,18 @@ class Settings(BaseSettings):
         AfterValidator(rules.some),
     ] = Field(
         ("*",),
-        description="Comma-separated globs of content types, told from the bytes, that may be "
-        "stored.",
+        description="Comma-separated globs of content types that may be stored. The bytes of a "
+        "file tell its type.",
         examples=["image/*,video/mp4"],
     )
     shutdown_grace: Seconds = Field(
         30,
-        description="Seconds after SIGTERM by which a worker has handed back its claims and gone.",
+        description="Seconds after SIGTERM within which a worker releases its claims and exits.",
     )
     heartbeat: Path | None = Field(
         None,
         description="File that a worker touches about once a second while its event loop runs, for "
-        "liveness probes; each worker needs one of its own.",
+        "liveness probes; each worker needs its own.",
         examples=["/run/harvester/heartbeat"],
     )
     events_maxlen: int = Field(
@@ -307,7 +305,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _trim(cls, values: dict[str, object]) -> dict[str, object]:
-        """Text loses outer white space (files mounted as secrets end in a newline)."""
+        """Strip outer white space (files mounted as secrets end in a newline)."""
         trimmed = {
             name: value.strip() if isinstance(value, str) else value
             for name, value in values.items()
@@ -328,7 +326,7 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> frozenset[str]:
-        """Every text in these settings that must never be printed."""
+        """Every secret in these settings, which must never be printed."""
         texts = {self.speedpix_app_secret.get_secret_value()}
         if self.webhook_secret is not None:
             texts.update(self.webhook_secret.get_secret_value().split())
@@ -347,11 +345,11 @@ class Settings(BaseSettings):
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; ``overrides`` (by field name) win over the environment.
 
-    ``AWS_*`` variables found only in ``.env`` are exported to this process, since boto3 reads
-    its own; empty ones count as unset; ``AWS_REGION`` also serves as ``AWS_DEFAULT_REGION``,
-    the only one of the two that boto3 heeds.
+    ``AWS_*`` variables from ``.env`` are exported to this process, since boto3 reads the
+    environment; empty ones count as unset. ``AWS_REGION`` also sets ``AWS_DEFAULT_REGION``, the
+    only one of the two that boto3 reads.
 
-    Raises :class:`SettingsError` with one message that lists everything that is wrong.
+    Raises :class:`SettingsError` with one message that lists all problems.
     """
     values, faults = read(secret_variables())
     for field in overrides:
@@ -367,8 +365,8 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """One warning for each ``HARVESTER_*`` variable that no setting answers to, and for each that
-    would go past the settings.
+    """One warning for each unknown ``HARVESTER_*`` variable, and for each that would bypass the
+    settings.
     """
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
@@ -382,18 +380,18 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
 
 
 def _explain(errors: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:
-    """One message; ``files`` are secrets whose file is of no use, and why."""
+    """One message; ``files`` are secrets with an unusable file, and why."""
     problems = {name: f"- {name}: {why}" for name, why in files.items()}
     for error in errors:
         if error["type"] == "default_factory_not_called":
-            continue  # Celery's broker defaults to REDIS_URL, which is at fault itself
+            continue  # Celery's broker defaults to REDIS_URL, which has its own error
         field = str(error["loc"][0])
         if field not in Settings.model_fields:
             problems[field] = f"- {field}: no such setting"
             continue
         name = variable(field)
         if name in files:
-            continue  # "is not set" would be the second word about one fault
+            continue  # "is not set" would report the same fault twice
         line = f"- {name}: {_fault(error)}"
         if examples := Settings.model_fields[field].examples:
             line += f". Example: {name}={examples[0]}"
@@ -415,5 +413,5 @@ def _fault(error: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     text = str(error["msg"]).replace("Input should be", "must be")
-    # Numbers and choices only: whatever else is wrong may be a secret in the wrong place.
+    # Only numbers and choices are shown: another wrong value may be a misplaced secret.
     return f"{text} (got {error['input']!r:.60})" if kind.endswith(_SHOWN_ERRORS) else text

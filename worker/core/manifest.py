@@ -145,7 +145,7 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
     schema = document.get("schema")
     _checked("schema", type(schema) is int and schema >= 1)
     if schema > SCHEMA:
-        raise NewerSchemaError(f"of schema {schema}; this version knows {SCHEMA}")
+        raise NewerSchemaError(f"schema {schema} is newer than this version's, {SCHEMA}")
     record: dict[str, str] = {}
     for name in _ORDER:
         if name not in document:
@@ -163,10 +163,10 @@ def record_from_manifest(body: bytes, task_id: str) -> dict[str, str]:
                 value = _with_addresses(value)
             record[name] = jsontext.dumps(value)
     if record.get("task_id") != task_id:
-        raise ValueError("of another task")
+        raise ValueError("belongs to another task")
     state = record.get("state")
     if state not in set(State) or not State(state).final:
-        raise ValueError("not of a final state")
+        raise ValueError("its state is not final")
     required = _REQUIRED if state == State.FAILED else (*_REQUIRED, "files")
     for name in required:
         _checked(name, name in record)

@@ -190,8 +190,8 @@ def choose(storage: str, endpoint: str) -> tuple[str, Provider]:
             columns["parts"] = min(max(1, int(match[1])), MOST_PARTS)
         else:
             raise ValueError(
-                f"knows no {word[:40]!r}: it is auto or one of {', '.join(sorted(PROVIDERS))}, "
-                f"and then any of {', '.join(_COLUMNS)}, parts=1000, joined by commas"
+                f"unknown word {word[:40]!r}: use auto or one of {', '.join(sorted(PROVIDERS))}, "
+                f"then any of {', '.join(_COLUMNS)}, parts=1000, separated by commas"
             )
     if name == "auto":
         host = _host(endpoint)

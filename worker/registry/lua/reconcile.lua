@@ -2,7 +2,7 @@
 -- or 'fetch'; if another program has broken that, work in 'copy' decides what comes next.
 -- Index entries without a record are dropped.
 -- ARGV: ns, state ('waiting' or 'copying'), first rank, count
--- Returns {how many were looked at, how many were put back}.
+-- Returns {how many were checked, how many were queued}.
 local first, count = tonumber(ARGV[3]), tonumber(ARGV[4])
 local ids = redis.call('ZRANGE', index_key(ARGV[2]), first, first + count - 1)
 local now, back = now_ms(), 0
