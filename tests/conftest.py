@@ -1,6 +1,6 @@
 """Real servers and a simulated upstream for every test.
 
-Each pytest-xdist worker is a process of its own and starts its own servers.
+Each pytest-xdist worker is a separate process with its own servers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worker.sandbox.simulator import Simulator
 
 pytest_plugins = ["tests.bounds"]
 
-# machines are shared: how long one example takes says nothing
+# machines are shared: the time of one example means nothing
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
 
@@ -34,7 +34,7 @@ _FOREIGN = ("AWS_", "HARVESTER_", "SPEEDPIX_", "REDIS_URL", "CELERY_BROKER_URL")
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees credentials or settings of the machine it runs on."""
+    """Hide credentials and settings of this machine from every test."""
     for name in list(os.environ):
         if name.startswith(_FOREIGN):
             monkeypatch.delenv(name)
@@ -45,7 +45,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kept_logging() -> Iterator[None]:
-    """Leave logging as it was: the handlers, levels and hooks are those of pytest."""
+    """Restore logging after a test: handlers, levels and hooks are pytest's."""
     root = logging.getLogger()
     handlers, level, hook = list(root.handlers), root.level, sys.excepthook
     levels = {
@@ -66,20 +66,20 @@ def kept_logging() -> Iterator[None]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_logging: None) -> None:
-    """For commands: an empty working directory; logging is left as it was."""
+    """For commands: an empty working directory; logging is restored afterwards."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine takes its time to load boto3; that is no sign of a service out of reach."""
+    """Extend the doctor's deadlines: a busy machine takes long to load boto3."""
     for name in ("DEADLINE", "CALL_SECONDS"):
         monkeypatch.setattr(f"worker.doctor.limits.{name}", BOUND)
 
 
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """One running Valkey for the whole run. Tests that stop or kill it start it again."""
+    """One running Valkey for the whole run. Tests that stop or kill it restart it."""
     server = Valkey(tmp_path_factory.mktemp("valkey"))
     server.start()
     yield server
@@ -88,7 +88,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def redis_url(valkey: Valkey) -> str:
-    """URL of the empty Valkey."""
+    """URL of the emptied Valkey."""
     valkey.start()
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
@@ -97,7 +97,7 @@ def redis_url(valkey: Valkey) -> str:
 
 @pytest.fixture(name="redis")
 async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the empty Valkey, as the registry makes its own."""
+    """A client of the emptied Valkey, made like the registry's."""
     client = Client.from_url(redis_url, decode_responses=True, protocol=2, socket_timeout=BOUND)
     yield client
     await client.aclose()
@@ -105,13 +105,13 @@ async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def namespace() -> str:
-    """A ``HARVESTER_NAMESPACE`` nobody else uses."""
+    """A ``HARVESTER_NAMESPACE`` that nobody else uses."""
     return f"t{uuid.uuid4().hex[:10]}"
 
 
 @pytest.fixture(scope="session")
 def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
-    """One running SeaweedFS for the whole run. Tests that stop or kill it start it again."""
+    """One running SeaweedFS for the whole run. Tests that stop or kill it restart it."""
     server = SeaweedFS(tmp_path_factory.mktemp("seaweedfs"), "media")
     server.start()
     yield server
@@ -120,7 +120,7 @@ def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS
 
 @pytest.fixture
 def bucket(store_server: SeaweedFS) -> Iterator[BucketEnv]:
-    """The one real bucket. It is not emptied: use task ids or prefixes of your own."""
+    """The real bucket. It is not emptied: use unique task ids or prefixes."""
     store_server.start()
     client = store_server.client()
     yield BucketEnv(

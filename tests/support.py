@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-# A failure shows as the bound reached, so it is far above what a busy machine needs. The timeout
+# A failing test waits until this bound, which is far above what a busy machine needs. The timeout
 # of a test in pyproject.toml is longer.
 BOUND = 240
 
@@ -31,7 +31,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketEnv:
-    """A real bucket: how to reach it, and a boto3 client that does."""
+    """A real bucket: its address and credentials, and a boto3 client."""
 
     endpoint: str
     access_key: str
@@ -75,14 +75,14 @@ class Clock:
 
 
 def point_to(patch: pytest.MonkeyPatch, endpoint: str, *, secret: str = "SK") -> None:
-    """Have boto3 find a store that a test plays, and some credentials."""
+    """Point boto3 to a store that a test plays, with some credentials."""
     patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
     patch.setenv("AWS_ACCESS_KEY_ID", "AK")
     patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
 
 
 def reported(reporter: pytest.TerminalReporter, name: str) -> list[Any]:
-    """What the tests of a run have put into their reports under a name."""
+    """The values that the tests of a run have reported under a name."""
     return [
         value
         for reports in reporter.stats.values()
@@ -96,7 +96,9 @@ def reported(reporter: pytest.TerminalReporter, name: str) -> list[Any]:
 async def eventually(
     condition: Callable[[], Awaitable[Found] | Found], *, seconds: float = BOUND, what: str = ""
 ) -> Found:
-    """Await until ``condition()`` is truthy and return its value; ``AssertionError`` if never."""
+    """Wait until ``condition()`` is truthy and return its value; raises ``AssertionError`` if
+    never.
+    """
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -110,10 +112,10 @@ async def eventually(
 
 
 async def joined(task: asyncio.Task[Found]) -> Found:
-    """The result of a task that was told to end by a flag.
+    """The result of a task that ends because a flag was set.
 
-    It is not cancelled: ``asyncio.wait_for`` of Python 3.11, which redis-py uses, loses a
-    cancellation now and then, and whoever waits for the task then waits for ever.
+    It is not cancelled: ``asyncio.wait_for`` of Python 3.11, which redis-py uses, sometimes loses a
+    cancellation, and the caller would wait for ever.
     """
     await asyncio.wait([task], timeout=BOUND)
     assert task.done(), f"{task.get_name()} did not end: {task.get_stack()}"
@@ -148,7 +150,7 @@ async def signed_call(
     app_secret: str = "",
     headers: dict[str, str] | None = None,
 ) -> httpx.Response:
-    """POST ``/scc/<call>``, signed by the vendor's SDK; ``headers`` overwrite what it made."""
+    """POST ``/scc/<call>``, signed by the vendor's SDK; ``headers`` overwrite the SDK's."""
     path = f"/scc/{call}"
     sdk = speedpix.Client(simulator.app_key, app_secret or simulator.app_secret, simulator.endpoint)
     body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
@@ -158,7 +160,7 @@ async def signed_call(
 
 
 async def ask_result(simulator: Simulator, task_id: str) -> Any:
-    """One signed ``comfy_get_result``; the reply's JSON."""
+    """The JSON reply to one signed ``comfy_get_result``."""
     response = await signed_call(simulator, "comfy_get_result", {"taskId": task_id})
     assert response.status_code == 200, response.headers
     return response.json()
@@ -166,14 +168,14 @@ async def ask_result(simulator: Simulator, task_id: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """How a command ended, and everything it printed."""
+    """The exit code of a command, and everything it printed."""
 
     code: int
     said: str
 
 
 async def run(*arguments: str, environ: dict[str, str], cwd: Path, seconds: float = BOUND) -> Ran:
-    """Run Python with ``arguments`` in a process of its own, for ``seconds`` at most."""
+    """Run Python with ``arguments`` in a separate process, for ``seconds`` at most."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, cwd=cwd, env={"PYTHONPATH": str(ROOT), **environ},
         stdin=asyncio.subprocess.DEVNULL,
@@ -192,6 +194,6 @@ async def command(
 
 
 def needs(program: str, found: object) -> pytest.MarkDecorator:
-    """Skip a test where a program is not installed, except in CI: there it fails for want of it."""
+    """Skip a test if a program is not installed; in CI the test then fails instead."""
     absent = not found and "CI" not in os.environ
     return pytest.mark.skipif(absent, reason=f"{program} is not installed")

@@ -1,7 +1,7 @@
 """Fixtures of the fault matrix, and the table of its results.
 
-Sizes are those of the matrix when ``FAULTS`` is ``full``, and small otherwise. Results
-are also written to the file ``FAULTS_RESULTS``, one JSON object a line.
+Sizes are those of the matrix if ``FAULTS`` is ``full``, else small. Results also go to the file
+``FAULTS_RESULTS``, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from worker.sandbox.simulator import Simulator
 
 _HERE = Path(__file__).parent
 _ALWAYS = {"test_workers.py", "test_oracle.py"}
-# the other rows take many minutes even at small sizes: they run where FAULTS is set
+# the other rows take many minutes even at small sizes: they only run if FAULTS is set
 collect_ignore = (
     []
     if os.environ.get("FAULTS")
@@ -39,7 +39,7 @@ _COLUMNS = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "faults: a row of the fault matrix (see docs/faults.md)")
-    if target := os.environ.get("FAULTS_RESULTS"):  # found out now, not after half an hour
+    if target := os.environ.get("FAULTS_RESULTS"):  # fail now, not after half an hour
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).open("a").close()
 

@@ -1,4 +1,4 @@
-"""What integration tests of commands and of the web share."""
+"""Fixtures that integration tests of commands and of the web share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def settings(
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, str]:
-    """The environment of commands and workers, set."""
+    """Set the environment of commands and workers."""
     chosen = environ(simulator, redis_url, bucket, namespace, HARVESTER_UNKNOWN_TASK_GRACE="0")
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)

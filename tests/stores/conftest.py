@@ -1,4 +1,4 @@
-"""The table of the stores, printed after a run."""
+"""Prints the table of the stores after a run."""
 
 from __future__ import annotations
 

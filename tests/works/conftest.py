@@ -1,4 +1,4 @@
-"""The works under test."""
+"""The fixture of the works under test."""
 
 from __future__ import annotations
 
