@@ -161,6 +161,7 @@ def _handler(background: bool) -> logging.Handler:
 
 def _no_advice(record: logging.LogRecord) -> bool:
     """Drop Celery's advice at every reconnection about a setting that the threads pool lacks.
+
     Celery enables all its warnings, so a warnings filter has no effect.
     """
     return "In Celery 5.1 we introduced" not in record.getMessage()

@@ -365,9 +365,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """One warning for each unknown ``HARVESTER_*`` variable, and for each that would bypass the
-    settings.
-    """
+    """A warning for each ``HARVESTER_*`` variable that is unknown or would bypass the settings."""
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):

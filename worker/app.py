@@ -113,8 +113,9 @@ def _logging(loglevel: int, **_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _name(instance: Any, **_: Any) -> None:
-    """Give workers of one host different names, unless ``--hostname`` does: each has its own queue
-    for remote control, which RabbitMQ gives to one connection only.
+    """Give workers of one host different names, unless ``--hostname`` does.
+
+    Each has its own queue for remote control, which RabbitMQ gives to one connection only.
     """
     if instance.hostname == nodenames.default_nodename(None):
         instance.hostname = nodenames.default_nodename(f"celery-{process.name()}@")
@@ -133,8 +134,10 @@ def _check(**_: Any) -> None:
 
 
 class _StartEngine(bootsteps.StartStopStep):
-    """Starts the engine after Celery's signal handlers: a SIGTERM before that ends the process at
-    once, and its claims would last until their leases end.
+    """Starts the engine after Celery's signal handlers.
+
+    A SIGTERM before that ends the process at once, and its claims would last until their leases
+    end.
     """
 
     def include_if(self, parent: Any) -> bool:

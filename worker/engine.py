@@ -325,9 +325,7 @@ class _Watchdog(threading.Thread):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts that run on the loop; the wiring builds them there, and they are closed at the
-    end.
-    """
+    """The parts that run on the loop, built there by the wiring and closed at the end."""
 
     registry: Registry
     works: Sequence[Work]
@@ -419,7 +417,7 @@ class Engine:
         _Watchdog(max(_STALL, 2 * parts.registry.lease)).start()
         running = [asyncio.create_task(drain.run()) for drain in self._drains.values()]
         running.append(asyncio.create_task(self._tick(parts, over)))
-        gc.freeze()  # modules and parts live as long as the process: looking again costs a seventh
+        gc.freeze()  # modules and parts live as long as the process: scanning them costs a seventh
         self._ready.set()
         log.info("engine.started", worker=self.name)
         stopping = asyncio.create_task(self._stop.wait())

@@ -82,8 +82,8 @@ class Reach:
                 self._keep(name, _Heard(well=self._clock()))
 
     def expect(self, service: str, *, answer: bool = True) -> None:
-        """Note that an ``answer`` is due from now on, so that silence is trouble, or no longer
-        due.
+        """Note that an ``answer`` is due from now on, so that silence is trouble, or not any
+        longer.
         """
         with self._lock:
             if answer:
@@ -112,9 +112,7 @@ class Reach:
 
     @contextmanager
     def asking(self, service: str, patience: float = SILENCE) -> Iterator[Asked]:
-        """A call during the block; without progress for ``patience`` seconds it counts as
-        trouble.
-        """
+        """A call; without progress for ``patience`` seconds it counts as trouble."""
         asked = Asked(self._clock, patience, self._clock())
         with self._lock:
             self._asked.setdefault(service, {})[asked] = None

@@ -6,9 +6,7 @@ from enum import StrEnum
 
 
 class ActionAnswer(StrEnum):
-    """The answer of a script. If the task's state rules the action out, the answer is that
-    state.
-    """
+    """The answer of a script; or, if the task's state rules the action out, that state."""
 
     OK = "ok"
     UNKNOWN = "unknown"

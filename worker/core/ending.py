@@ -43,9 +43,7 @@ def of_files(outcomes: Mapping[int, outputs.FileOutcome]) -> Ending:
 def for_reason(
     reason: Reason, error: str, count: int, outcomes: Mapping[int, outputs.FileOutcome]
 ) -> Ending:
-    """The end of a task that stops early: those of its ``count`` files without an outcome are
-    lost.
-    """
+    """The end of a task that stops early; those of ``count`` files without an outcome are lost."""
     lost = outputs.FileOutcome(error=error, reason=reason)
     every = {number: outcomes.get(number, lost) for number in range(count)}
     stored = sum(1 for outcome in every.values() if outcome.stored)

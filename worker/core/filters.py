@@ -93,9 +93,7 @@ class Filters:
 
 
 def time_of(record: Mapping[str, str]) -> int:
-    """When a task ended, or was submitted if it has not ended: Unix milliseconds, as in its
-    index.
-    """
+    """When a task ended, or was submitted if it has not; Unix milliseconds, as in its index."""
     text = record.get("finished_at") or record.get("submitted_at") or ""
     return int(text) if text.isascii() and text.isdecimal() else 0  # another program wrote it
 

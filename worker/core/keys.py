@@ -34,9 +34,7 @@ def safe_segment(segment: str) -> str:
 
 
 def pointer_segments(ref: str) -> list[str]:
-    """The unescaped segments of a JSON Pointer (RFC 6901); raises ``ValueError`` if it is
-    invalid.
-    """
+    """The unescaped segments of a JSON Pointer (RFC 6901); ``ValueError`` if it is invalid."""
     if not ref.startswith("/"):
         raise ValueError("not a JSON Pointer to a member")
     return [part.replace("~1", "/").replace("~0", "~") for part in ref[1:].split("/")]

@@ -169,9 +169,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What was refused (``task_id``, ``option …``), its value in a form that is safe to show, and
-    why.
-    """
+    """What was refused (``task_id``, ``option …``), its value in a safe form, and why."""
 
     what: str
     value: str

@@ -151,11 +151,10 @@ def origin(url: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a text in which every URL, in any encoding, has lost its query, fragment and user
-    name.
+    """Return a text in which every URL has lost its query, fragment and user name.
 
-    Errs on the side of cutting too much: text directly after a query is cut with it, and so is a
-    value after a name like ``token``.
+    This includes encoded URLs. It errs on the side of cutting too much: text directly after a query
+    is cut with it, and so is a value after a name like ``token``.
     """
     if _SCHEME_END.search(text):
         text = _TOKEN.sub(_redact_token, text)

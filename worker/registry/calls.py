@@ -40,9 +40,7 @@ class Calls(Base):
         await self._scripts.call("throttle", self.poll_rate, self._burst)
 
     async def trip(self, circuit: str, *, kind: str, message: str, probe: bool) -> bool:
-        """Open a circuit (or lengthen its gap after a failed probe); returns whether it was
-        closed.
-        """
+        """Open a circuit, or lengthen its gap after a failed probe; whether it was closed."""
         return bool(await self._scripts.call("trip", circuit, kind, message, int(probe)))
 
     async def postpone(self, circuit: str) -> None:

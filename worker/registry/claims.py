@@ -225,9 +225,7 @@ class Claims(Base):
         calls: int = 0,
         restored: bool = False,
     ) -> None:
-        """End the run: write record, index, event and the due entry for callbacks; or raise
-        LeaseLost.
-        """
+        """End the run: record, index, event and due entry for callbacks; or raise ``LeaseLost``."""
         said = await self._scripts.call(
             "finish",
             job.task_id,

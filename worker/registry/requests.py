@@ -25,8 +25,7 @@ class Requests(View):
     async def ask(
         self, action: Action, task_ids: Sequence[str], *, until: int | None = None
     ) -> dict[str, str]:
-        """The answer for each task: an :class:`ActionAnswer`, or the state that rules the action
-        out.
+        """Each task's answer: an :class:`ActionAnswer`, or the state that rules the action out.
 
         With ``until`` (Unix milliseconds of Redis), runs that ended later, or for a cancel began
         later, are not touched (``CHANGED``), and a task that was notified since then counts as
@@ -65,15 +64,11 @@ class Requests(View):
         return (await self.ask(Action.CANCEL, [task_id]))[task_id]
 
     async def notify(self, task_id: str) -> str:
-        """Call a final task's callbacks again; returns ``ok``, ``unknown``, ``nobody`` or its
-        state.
-        """
+        """Call a final task's callbacks again: ``ok``, ``unknown``, ``nobody`` or its state."""
         return (await self.ask(Action.NOTIFY, [task_id]))[task_id]
 
     async def look(self, task_ids: Sequence[str]) -> dict[str, Look]:
-        """Have waiting tasks polled at once, at a quarter of the rate; returns each task's
-        answer.
-        """
+        """Have waiting tasks polled at once, at a quarter of the rate; each task's answer."""
         said: dict[str, Look] = {}
         for start in range(0, len(task_ids), CHUNK):
             chunk = task_ids[start : start + CHUNK]

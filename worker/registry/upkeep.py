@@ -22,9 +22,7 @@ class Upkeep(Base):
     """The registry's maintenance."""
 
     async def tick(self, worker: str) -> None:
-        """Note that a worker lives, with its reports and counts; remove silent workers and old
-        records.
-        """
+        """Note that a worker lives, with its reports; remove silent workers and old records."""
         await self.now()
         counts, heard = self.tally.take(), self.reach.take()
         try:
@@ -93,9 +91,7 @@ class Upkeep(Base):
         return unusable
 
     async def set_aside(self, *, seconds: float) -> list[str]:
-        """The tasks set aside in the last ``seconds``: another program has overwritten their
-        keys.
-        """
+        """The tasks set aside in the last ``seconds``: others have overwritten their keys."""
         since = await self.now() - round(seconds * 1000)
         ids: Any = await self.redis.zrangebyscore(self.key("aside"), since, "+inf")
         return list(ids)

@@ -144,9 +144,7 @@ class Home:
         _write_private(self.environment_file, "".join(lines))
 
     def load(self) -> dict[str, Any]:
-        """The saved state; empty at the first start. Raises ``SettingsError`` if it cannot be
-        read.
-        """
+        """The saved state; empty at the first start. ``SettingsError`` if it cannot be read."""
         path = self.directory / STATE_FILE
         try:
             saved = json.loads(path.read_text())

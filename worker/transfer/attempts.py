@@ -83,8 +83,7 @@ class Attempts:
         extras: Sequence[Extra] = (),
         progress: Callable[[], None] = nothing,
     ) -> tuple[Answer, Sequence[Extra]]:
-        """Send a request with these extras, or with fewer; returns the answer and the extras it
-        had.
+        """Send a request with these extras or fewer; returns the answer and the extras sent.
 
         After a refusal that may concern an extra, the request is repeated without it, beginning
         with the one that the complaint names. An extra counts as refused only if the request

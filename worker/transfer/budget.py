@@ -229,8 +229,8 @@ class Room:
         )
 
     async def again(self, size: int) -> None:
-        """Release everything and wait in line for ``size`` bytes; the caller must free what it
-        held.
+        """Release everything, which the caller must not use any longer, and wait for ``size``
+        bytes.
         """
         self.release()
         self._begun = True

@@ -116,9 +116,7 @@ _OPTION = re.compile(r"storage[ -]?class|encryption|\bkms\b|\bacl\b|tagging", re
 
 
 def is_conflict(complaint: Complaint) -> bool:
-    """Whether the store refused a conditional write because the object exists or is being
-    written.
-    """
+    """Whether a conditional write was refused: the object exists or is being written."""
     return complaint.status in (409, 412) or complaint.code in _CONFLICT_CODES
 
 
@@ -143,9 +141,7 @@ def may_be_unknown(complaint: Complaint) -> bool:
 
 
 def may_fail(complaint: Complaint) -> bool:
-    """Whether this may be how a store that fails over an unknown feature answers, as in an
-    outage.
-    """
+    """Whether a store may answer so to an unknown feature, as in an outage."""
     if complaint.code in _BLOCKED or complaint.code in _BUSY or is_conflict(complaint):
         return False
     return complaint.status == 403 or (

@@ -213,9 +213,7 @@ class Guard:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Checks each address as aiohttp parses it, since aiohttp skips the resolver for numeric
-    hosts.
-    """
+    """Checks each address as aiohttp parses it, which skips the resolver for numeric hosts."""
 
     def __init__(self, guard: Guard, resolver: AbstractResolver, context: ssl.SSLContext) -> None:
         super().__init__(

@@ -25,9 +25,7 @@ class _Progress:
         self._next = 1
 
     def turned(self, first: object) -> None:
-        """Note a page that begins with ``first``; raises ``StoreRefused`` if the list repeats
-        itself.
-        """
+        """Note a page that begins with ``first``; ``StoreRefused`` if the list repeats itself."""
         self._pages += 1
         self._empty = 0 if first else self._empty + 1
         if self._empty > _EMPTY_PAGES or (first and first == self._mark):

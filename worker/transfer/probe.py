@@ -150,9 +150,7 @@ class _Look:
         self.works = True
 
     async def _blame(self, answer: Answer) -> None:
-        """Raise the error of a plain PUT; if it succeeds without the options, these are to
-        blame.
-        """
+        """Raise the error of a plain PUT; blame the options if it succeeds without them."""
         error = self._store.error(answer.complaint, "put_object", self._key)
         if self._store.options and not isinstance(error, StoreUnavailable):
             without = await self._put({}, options=False)

@@ -152,9 +152,7 @@ def _named_as(kind: FileType, named: str) -> FileType:
 
 
 def is_error(head: bytes, kind: FileType, promise: Promise) -> bool:
-    """Whether the bytes are an error page instead of the file: hosts send those with status 200
-    too.
-    """
+    """Whether an error page came instead of the file: hosts send these with status 200 too."""
     if kind.content_type == _XML.content_type and _ERROR_START.match(_content(head)):
         return True
     if promise.what is What.SEALED:

@@ -180,9 +180,7 @@ class Source:
         raise SourceFault(f"more than {MAX_REDIRECTS} redirects")
 
     def _onward(self, url: str, target: str) -> str:
-        """The target of a redirect: never from https to plain http, even if the guard allows
-        that.
-        """
+        """The target of a redirect: never from https to http, even if the guard allows that."""
         if not url.startswith("https:") or not target.startswith("http:"):
             return target
         try:

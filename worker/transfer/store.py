@@ -102,9 +102,7 @@ class ObjectStore:
         return self._attempts.surprise
 
     def vouches(self, checksum: str) -> bool:
-        """Whether the store has checked the bytes of an object for which it returns this
-        SHA-256.
-        """
+        """Whether the store checks the bytes of objects for which it returns such a SHA-256."""
         fact = self.facts.part_sha256 if "-" in checksum else self.facts.put_sha256
         return fact is Seen.HONOURED
 

@@ -70,8 +70,7 @@ class Gateway:
 
     @property
     def clock_skew(self) -> float | None:
-        """Seconds by which this machine's clock is ahead of the upstream's; negative if it is
-        behind.
+        """Seconds by which this machine's clock is ahead of the upstream's; negative if behind.
 
         Computed from the ``Date`` of the last reply (RFC 9110, section 6.6.1), so exact to a second
         or two; ``None`` if there was none.

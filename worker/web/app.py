@@ -377,9 +377,7 @@ async def _fleet_fault(desk: Desk) -> str:
 
 
 async def _store_fault(desk: Desk) -> str:
-    """Why the store does not answer; empty if it does. Reads like a manifest, with the same
-    rights.
-    """
+    """Why the store does not answer; empty if it does. Needs no more rights than a manifest."""
     if time.monotonic() - desk.store_seen < READY_FOR:
         return ""
     try:

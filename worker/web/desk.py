@@ -50,9 +50,7 @@ class Desk:
     fault: str = ""
 
     async def overview(self) -> Overview:
-        """The fleet; raises ``RegistryUnavailable`` if Redis takes too long, before clients give
-        up.
-        """
+        """The fleet; ``RegistryUnavailable`` if Redis takes so long that clients would give up."""
         reading = asyncio.ensure_future(self.registry.overview())
         await asyncio.wait([reading], timeout=_PATIENCE)
         if reading.done():

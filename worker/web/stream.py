@@ -38,8 +38,7 @@ async def respond(
     glance: Callable[[Overview], dict[str, Any]],
     unavailable: Callable[[], dict[str, Any]],
 ) -> StreamingResponse:
-    """A stream that begins after the entry ``last``, or now. Raises ``Problem`` if there are too
-    many.
+    """A stream that begins after the entry ``last``, or now; ``Problem`` if there are too many.
 
     ``unavailable`` is the document to send while Redis does not answer.
     """

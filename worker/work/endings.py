@@ -41,9 +41,7 @@ class Endings:
         self._wake = wake
 
     async def restore_if_stored(self, claim: Claim) -> bool:
-        """End the run with the record of an existing ``stored`` manifest; returns whether there is
-        one.
-        """
+        """End the run with the record of a ``stored`` manifest; returns whether there is one."""
         there = await self._manifest(claim)
         if there is None or there["state"] != State.STORED:
             return False
@@ -51,8 +49,7 @@ class Endings:
         return True
 
     async def end(self, claim: Claim, how: Ending, plan: Sequence[PlannedFile], data: str) -> str:
-        """Write the manifest, then the record, event and due entry; returns the outcome in one
-        word.
+        """Write the manifest, then the record, event and due entry; returns the outcome.
 
         ``data`` is the upstream's reply as JSON text, or empty.
         """

@@ -113,9 +113,7 @@ class PollWork:
         return await self._apply(claim, polling.failed(outcome, faults, gap, chance=self._chance()))
 
     async def _refused(self, claim: Claim, error: UpstreamRefused) -> str:
-        """Handle a refusal of this id or of every call: the answers about other ids decide
-        which.
-        """
+        """Handle a refusal; answers about other ids decide whether it concerns this id or all."""
         job = claim.job
         token = secrets.token_hex(8)
         verdict = await insist(lambda: self._registry.suspect(job.task_id, token))
@@ -198,9 +196,7 @@ class PollWork:
         return step.outcome
 
     async def _durations(self, label: str) -> Durations | None:
-        """The durations of a label; ``None`` if Redis does not answer, since no poll waits for
-        them.
-        """
+        """The durations of a label; ``None`` if Redis does not answer: polls go without them."""
         now = asyncio.get_running_loop().time()
         kept = self._known.get(label)
         if kept is not None and now < kept[0]:

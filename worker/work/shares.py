@@ -144,9 +144,7 @@ class Speed:
 
     @property
     def slow(self) -> bool:
-        """Whether the host has sent less than the floor over the last window. Starts a new
-        window.
-        """
+        """Whether the host was slower than the floor in the last window; starts a new window."""
         if self._begun is None:
             return False
         self.reading(True)

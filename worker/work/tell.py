@@ -37,9 +37,7 @@ _LARGE = 256 * 1024
 
 
 class Channel(Protocol):
-    """One way to call back. ``TellRejected`` settles the callback; any other error means a
-    retry.
-    """
+    """One way to call back; raises ``TellRejected``, or any other error for a retry."""
 
     async def tell(self, callback: Mapping[str, str], record: Mapping[str, Any]) -> None:
         """Deliver the record, with its JSON fields decoded exactly (numbers may be ``RawJSON``)."""

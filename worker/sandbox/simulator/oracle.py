@@ -186,9 +186,7 @@ def _expected(script: Script, spec: FileSpec) -> str:
 
 
 def _is_forbidden(origin: str) -> bool:
-    """Whether copying from this origin is forbidden: a non-standard port or a non-public
-    address.
-    """
+    """Whether no file may come from an origin: a non-standard port or non-public address."""
     parts = urlsplit(origin)
     if parts.port not in (None, {"http": 80, "https": 443}.get(parts.scheme)):
         return True
