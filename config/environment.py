@@ -16,7 +16,7 @@ from worker.errors import SettingsError
 
 ENV_FILE = ".env"
 # Celery's command also reads these: one for each of its options, and five other names.
-_PAST = re.compile(
+_BYPASSING = re.compile(
     r"CELERY_(?!BROKER_URL(_FILE)?$).*|BROKER_URL|CONFIG_MODULE|LOADER|RESULT_BACKEND|SKIP_CHECKS"
 )
 _SECRET_BYTES = 65_536
@@ -78,20 +78,20 @@ def _dotenv() -> dict[str, str]:
     return {name: value for name, value in values.items() if value and value.strip()}
 
 
-def shut_side_doors() -> None:
+def hide_bypassing_variables() -> None:
     """Hide variables from Celery that would bypass the settings; call it after reading these."""
     for name in list(os.environ):
-        if name == "CELERY_BROKER_URL" or _PAST.fullmatch(name):
+        if name == "CELERY_BROKER_URL" or _BYPASSING.fullmatch(name):
             del os.environ[name]
 
 
-def goes_past(name: str) -> bool:
+def bypasses_settings(name: str) -> bool:
     """Whether a variable would bypass the settings.
 
     Celery passes its ``CELERY_LOG_*`` to its children: these are not an operator's mistake.
     """
     foreign = name.startswith(("CELERY_", "BROKER_")) and not name.startswith("CELERY_LOG_")
-    return foreign and _PAST.fullmatch(name) is not None
+    return foreign and _BYPASSING.fullmatch(name) is not None
 
 
 def export_aws(values: Mapping[str, str]) -> None:

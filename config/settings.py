@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config import rules
-from config.environment import export_aws, goes_past, read
+from config.environment import bypasses_settings, export_aws, read
 from config.redis import RedisAddress
 from config.rules import BROKER_SCHEMES, BaseUrl, Endpoint, Hosts, Seconds
 from worker.core.keys import check_prefix
@@ -369,7 +369,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     known = [variable(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
-        if goes_past(name):
+        if bypasses_settings(name):
             warnings.append(f"{name} is not a setting and is ignored")
         if name.startswith("HARVESTER_") and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]

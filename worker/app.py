@@ -24,7 +24,7 @@ from celery.utils import nodenames
 from config import log_writer
 from config import logging as log_config
 from config.celery import celery_config
-from config.environment import shut_side_doors
+from config.environment import hide_bypassing_variables
 from config.settings import environment, load_settings, unknown_settings
 from worker import broker, memory, process, wiring
 from worker.engine import Engine, Parts
@@ -42,7 +42,7 @@ except SettingsError as error:
 log_config.configure(settings, background=True)
 for warning in unknown_settings(environment()):
     log.warning("settings.unknown", message=warning)
-shut_side_doors()
+hide_bypassing_variables()
 process.heed_signals()
 
 memory.give_back()
@@ -124,7 +124,7 @@ def _name(instance: Any, **_: Any) -> None:
 @signals.worker_init.connect
 def _check(**_: Any) -> None:
     try:
-        process.open_enough_files()
+        process.raise_file_limit()
         asyncio.run(wiring.refuse_unfit_redis(settings))
     except SettingsError as error:
         log.critical("settings.unsafe", error=str(error))

@@ -34,7 +34,7 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{name()}"
 
 
-def open_enough_files(needed: int = FILES) -> None:
+def raise_file_limit(needed: int = FILES) -> None:
     """Raise the limit on open files to what a worker needs.
 
     Raises ``SettingsError`` if the system does not allow that many.

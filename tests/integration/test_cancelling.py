@@ -67,7 +67,7 @@ async def follow_feed(registry: Registry) -> None:
 
 async def follow_stream(registry: Registry) -> None:
     events = stream._events(registry, "0-0", lambda _: {}, dict)
-    async for _ in stream._outspoken(events, str):
+    async for _ in stream._with_silence(events, str):
         pass
 
 

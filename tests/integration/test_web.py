@@ -343,7 +343,7 @@ async def test_silence_of_redis_is_said_and_costs_no_event(
             closed.set()
 
     silent = "event: unavailable\n\n"
-    said = stream._outspoken(source(), lambda: silent)
+    said = stream._with_silence(source(), lambda: silent)
     assert await anext(said) == "first"
     assert [await anext(said) for _ in range(3)] == [silent] * 3
     goes_on.set()

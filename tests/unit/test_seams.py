@@ -434,7 +434,7 @@ def calls(store: ObjectStore) -> dict[str, Callable[[], Call]]:
 
 
 LOCAL = {
-    "close", "ready", "endpoint", "provider", "presign_get", "presign_files", "say_what_is_missing",
+    "close", "ready", "endpoint", "provider", "presign_get", "presign_files", "log_what_is_missing",
 }  # fmt: skip
 
 

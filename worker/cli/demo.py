@@ -166,7 +166,6 @@ def _total(out: Console, outcomes: Sequence[JobResult], took: float) -> None:
 
 
 def _show_logs(out: Console, logs: Path) -> None:
-    """Print the last lines of every log."""
     for log in sorted(logs.glob("*.log")):
         out.print(f"\nThe end of {log}:", style="bold")
         for line in log.read_text(errors="replace").splitlines()[-15:]:

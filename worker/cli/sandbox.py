@@ -183,7 +183,7 @@ def simulate(
     ] = "simulator",
     app_secret: Annotated[
         str, typer.Option(envvar="SPEEDPIX_APP_SECRET", help="Secret of that key.")
-    ] = "simulator-secret",  # noqa: S107  a published one, for loopback
+    ] = "simulator-secret",  # noqa: S107  public, for loopback only
     url_ttl: Annotated[
         float, typer.Option(min=0, help="Seconds for which addresses are valid.")
     ] = 3600,

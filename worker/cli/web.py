@@ -66,7 +66,7 @@ def make(chosen: Settings, host: str) -> Any:
             registry=make_registry(chosen),
             store=make_store(chosen),
             policy=make_policy(chosen),
-            probe_key=make_layout(chosen).manifest_key("-readiness"),  # no id begins so,
+            probe_key=make_layout(chosen).manifest_key("-readiness"),  # no id begins with -
         )
 
     return make_app(open_desk, tokens=tokens, version=version("comfy-harvester"))

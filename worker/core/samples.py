@@ -244,7 +244,6 @@ class _Alias:
         return self._named(stem) + dot + ending if plain else self._named(safe)
 
     def text(self, text: str) -> str:
-        """A text without secrets and ids."""
         for secret in self._secrets:
             text = text.replace(secret, "secret")
         if text == self._task_id or len(self._task_id) >= 8:

@@ -158,7 +158,6 @@ def _listed(task_ids: object, refusals: list[Refusal]) -> Sequence[Json]:
 
 
 def _refuse_id(value: object, task_prefix: str, policy: Policy) -> str:
-    """Why an id is refused, or empty."""
     if not isinstance(value, str):
         return "must be a string"
     if not TASK_ID.fullmatch(value):

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from celery import Celery
 
 from config.celery import celery_config
-from config.environment import shut_side_doors
+from config.environment import hide_bypassing_variables
 from config.rules import BROKER_SCHEMES
 from worker.core.redact import one_line
 from worker.doctor import limits, redis
@@ -27,7 +27,7 @@ async def check(settings: Settings) -> Findings:
     """Connect once, as a producer does."""
     same = settings.celery_broker_url == settings.redis_url
     variable = "REDIS_URL" if same else "CELERY_BROKER_URL"
-    shut_side_doors()
+    hide_bypassing_variables()
     problem: Exception | None = None
     try:
         await Aside(1).run(_connect, settings)

@@ -57,7 +57,6 @@ def rate(stats: Stats) -> Finding:
 
 
 def _outage(outlook: Outlook, now: int) -> Finding:
-    """A finding about a service that does not answer the workers, or refuses every call."""
     if outlook.kind:
         detail = f"waiting for the {outlook.service}: {outlook.trouble}"
         return bad("Circuit", Level.WRONG, detail, outlook.remedy)

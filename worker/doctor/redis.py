@@ -58,7 +58,6 @@ async def check(settings: Settings, registry: Registry) -> Findings:
 
 
 async def _keys(registry: Registry) -> Findings:
-    """Findings about unusable keys of the fleet."""
     try:
         unusable = await registry.check()
         aside = await registry.set_aside(seconds=_ASIDE)

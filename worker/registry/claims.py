@@ -30,7 +30,6 @@ def _whole(text: str | int) -> int:
 
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    """The jobs by the claim that they belong to."""
     by_token: dict[str, list[Job]] = {}
     for job in jobs:
         by_token.setdefault(job.token, []).append(job)

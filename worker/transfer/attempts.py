@@ -120,7 +120,6 @@ class Attempts:
         return await self._wire.send(call, {**params, **more}, body, progress=progress)
 
     def _may_blame(self, extras: Sequence[Extra], answer: Answer, call: str) -> bool:
-        """Whether a request may have failed because of one of these extras."""
         if answer.well(call):
             return False
         # some stores answer unknown features with a server error or a denial
@@ -129,13 +128,12 @@ class Attempts:
         return complaints.may_be_unknown(complaint) or (untried and complaints.may_fail(complaint))
 
     async def _learn(self, extra: Extra) -> None:
-        """Note that a request succeeded only without this extra."""
         self._refused.add(extra.fact)
         self._facts = self._facts.without(self._refused)
         self.surprise.set()
-        await self.say_what_is_missing()
+        await self.log_what_is_missing()
 
-    async def say_what_is_missing(self) -> None:
+    async def log_what_is_missing(self) -> None:
         """Log the features that the store lacks, once each, unless its row already says so."""
         row, facts = (await self._wire.ready()).provider, self._facts
         if row.sha256 and facts.put_sha256 in _LACKS and self._first("checksums"):

@@ -411,7 +411,6 @@ class Copier:
 
     @contextlib.asynccontextmanager
     async def _upload(self, file: _File) -> AsyncIterator[Upload]:
-        """An upload that is aborted if the block raises."""
         opening = asyncio.ensure_future(
             self._store.create_upload(
                 file.key,
@@ -425,7 +424,7 @@ class Copier:
             upload = await asyncio.shield(opening)
         except asyncio.CancelledError:
             # the upload may be open already, and only the answer contains its id
-            await self._see_to(self._abort_opened(opening))
+            await self._finish_anyway(self._abort_opened(opening))
             raise
         try:
             yield upload
@@ -434,7 +433,7 @@ class Copier:
             raise
 
     async def _abort(self, upload: Upload) -> None:
-        await self._see_to(self._try_abort(upload))
+        await self._finish_anyway(self._try_abort(upload))
 
     async def _abort_opened(self, opening: asyncio.Future[Upload]) -> None:
         with contextlib.suppress(StoreError):
@@ -446,7 +445,7 @@ class Copier:
         except StoreError as error:
             log.warning("upload.not_aborted", key=upload.key, error=str(error))
 
-    async def _see_to(self, work: Coroutine[None, None, None]) -> None:
+    async def _finish_anyway(self, work: Coroutine[None, None, None]) -> None:
         """Finish work even if this copy is cancelled again, with a bounded wait."""
         task = asyncio.create_task(work)
         self._aborting.add(task)

@@ -245,12 +245,10 @@ class _Handler(ResponseHandler):
         self._idle = 0
 
     def set_response_params(self, **params: Any) -> None:
-        """Begin a response."""
         self._payload, self._idle = None, 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes."""
         before = self._payload, self._arrived()
         super().data_received(data)
         after = self._payload, self._arrived()
@@ -263,7 +261,6 @@ class _Handler(ResponseHandler):
             self.set_exception(HttpProcessingError(message="too many bytes without a body"))
 
     def _arrived(self) -> int:
-        """The bytes of the body received so far."""
         return getattr(self._payload, "total_bytes", 0)
 
 

@@ -77,7 +77,7 @@ async def probe(store: ObjectStore, prefix: str, *, seconds: float = SECONDS) ->
         if not look.works:
             raise StoreUnavailable("the store does not answer: no answer in time") from None
     store.facts = look.facts
-    await store.say_what_is_missing()
+    await store.log_what_is_missing()
     name, row = await store.provider()
     return Capabilities(
         provider=name,

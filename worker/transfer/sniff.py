@@ -182,7 +182,6 @@ def _is_text(head: bytes, kind: FileType) -> bool:
 
 
 def _is_wide(start: bytes) -> bool:
-    """Whether this is text in UTF-16."""
     if start[:2] not in _WIDE_BOMS:
         return False
     for cut in (0, 2):  # the last character may be cut off

@@ -106,9 +106,9 @@ class ObjectStore:
         fact = self.facts.part_sha256 if "-" in checksum else self.facts.put_sha256
         return fact is Seen.HONOURED
 
-    async def say_what_is_missing(self) -> None:
+    async def log_what_is_missing(self) -> None:
         """Log the features that the store lacks, once each, unless its row already says so."""
-        await self._attempts.say_what_is_missing()
+        await self._attempts.log_what_is_missing()
 
     # -- whole objects ------------------------------------------------------------------------
 
@@ -398,7 +398,6 @@ class ObjectStore:
     # -- errors -------------------------------------------------------------------------------
 
     def _expect(self, answer: Answer, call: str, key: str) -> None:
-        """Raise unless the request succeeded."""
         if not answer.well(call):
             raise self.error(answer.complaint, call, key)
         self._heard(call)

@@ -84,7 +84,7 @@ class Access:
             await self._app(scope, receive, send)
             return
 
-        async def dressed(message: Message) -> None:
+        async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -97,11 +97,11 @@ class Access:
 
         refused = self._refuse(scope, Headers(scope=scope))
         if refused is None:
-            await self._app(scope, receive, dressed)
+            await self._app(scope, receive, with_headers)
             return
         status, detail = refused
         extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        await problem(status, detail, extra)(scope, receive, dressed)
+        await problem(status, detail, extra)(scope, receive, with_headers)
 
     def _refuse(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         path = scope["path"]

@@ -86,7 +86,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
     return Access(app, tokens)
 
 
-def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  one route after the other
+def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  a list of routes
     # Access checks the token before any route; this is for the OpenAPI document
     bearer = [Depends(HTTPBearer(auto_error=False, description="HARVESTER_WEB_TOKEN"))]
     routes = APIRouter(

@@ -118,7 +118,6 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _look(self) -> None:
-        """Enter the request's present phase."""
         if self._busy and self._phase in ("head", "idle"):
             self._enter("body")
         if self._busy and self._phase == "body" and not self.cycle.more_body:

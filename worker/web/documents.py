@@ -380,7 +380,6 @@ def complete(document: dict[str, Any]) -> None:
 
 
 def _never_null(schema: dict[str, Any]) -> None:
-    """Remove null from the types of a schema."""
     kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
     if len(kinds) == 1:
         schema |= kinds[0]

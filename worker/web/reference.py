@@ -100,7 +100,6 @@ def _content(holder: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """The type of a schema, in words, as HTML."""
     if "$ref" in schema:
         name = escape(schema["$ref"].removeprefix(_REF))
         return f'<a href="#{name}">{name}</a>'

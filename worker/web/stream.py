@@ -53,13 +53,15 @@ async def respond(
         return _event("unavailable", unavailable())
 
     return StreamingResponse(
-        _outspoken(_events(registry, start, glance, unavailable), silent),
+        _with_silence(_events(registry, start, glance, unavailable), silent),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _outspoken(source: AsyncGenerator[str], silent: Callable[[], str]) -> AsyncGenerator[str]:
+async def _with_silence(
+    source: AsyncGenerator[str], silent: Callable[[], str]
+) -> AsyncGenerator[str]:
     """Yield the items of ``source``, and ``silent()`` while there are none.
 
     A frozen Redis, or one behind a link that drops everything, raises no error for long.

@@ -339,7 +339,6 @@ class CopyWork:
         return without
 
     async def _fresh_addresses(self, claim: Claim) -> list[FoundFile] | InVain:
-        """Poll the upstream again, within the rate."""
         token = secrets.token_hex(8)
         wait, allowed, probe = await insist(lambda: self._registry.take_call(token))
         if not allowed:

@@ -86,7 +86,7 @@ class Learning:
         text: Any = None if surprised else await self._registry.redis.get(key)
         if text is not None:
             self._store.facts = Facts.from_json(text)
-            await self._store.say_what_is_missing()
+            await self._store.log_what_is_missing()
         elif await self._registry.redis.set(f"{key}:lock", "1", nx=True, ex=_PROBE_LOCK):
             seen = (await probe(self._store, self._prefix)).facts
             log.info("store.probed", unknown=seen.unknown, **_by_name(seen))

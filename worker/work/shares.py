@@ -116,7 +116,7 @@ class Lanes:
         prompt = asyncio.get_running_loop().time() - began < LINGERS
         allowed = self._prompt.pop(target, FEW)
         allowed = min(self._slots, 2 * allowed) if prompt else allowed // 2
-        if prompt or allowed >= FEW:  # one slow answer does not end a host's good standing
+        if prompt or allowed >= FEW:  # one slow answer does not demote a host
             self._prompt[target] = allowed
         if len(self._prompt) > _KNOWN:
             del self._prompt[next(iter(self._prompt))]

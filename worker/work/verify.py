@@ -90,7 +90,6 @@ async def _task(store: ObjectStore, manifests: Manifests, task_id: str, verified
 
 
 async def _file(store: ObjectStore, file: Json, verified: Verified) -> str:
-    """What is wrong with an object; empty if nothing."""
     head = await store.head(file["key"])
     if head is None:
         return "is gone"

@@ -72,7 +72,7 @@ end
 
 -- Puts the task in one due set only, also if a cancel or the search for lost tasks has moved it
 -- while its owner was late.
-local function stand_in(kind, id, at)
+local function move_to(kind, id, at)
   for _, other in ipairs({'poll', 'copy', 'fetch', 'tell'}) do
     if other ~= kind then redis.call('ZREM', due_key(other), id) end
   end

@@ -18,7 +18,7 @@ while i <= #ARGV do
     settle(id, ARGV[3])
     local at = now + tonumber(ARGV[4])
     if at > now then redis.call('HSET', work_key(id), 'held', ms(at)) end
-    stand_in(ARGV[2], id, at)
+    move_to(ARGV[2], id, at)
   end
   if owner ~= 'lost' then count = count + 1 end
   i = last + 1

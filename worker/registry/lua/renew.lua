@@ -8,7 +8,7 @@ for i = 5, #ARGV do
   if not work or work[1] ~= ARGV[3] then
     out[#out + 1] = 'lost'
   else
-    stand_in(ARGV[2], ARGV[i], now + tonumber(ARGV[4]))
+    move_to(ARGV[2], ARGV[i], now + tonumber(ARGV[4]))
     out[#out + 1] = work[2] and 'cancel' or 'ok'
   end
 end

@@ -64,5 +64,5 @@ if ARGV[9] ~= '' then
   redis.call('HINCRBY', ns .. ':counters', 'found_lag_ms', ARGV[10])
 end
 settle(id, token)
-stand_in(to, id, now + delay)
+move_to(to, id, now + delay)
 return 'ok'

@@ -101,7 +101,7 @@ def make(kind: str, seed: str, width: int, height: int, size: int) -> Content:
 
 def _picture(kind: str, digest: bytes, width: int, height: int) -> bytes:
     try:
-        from PIL import Image  # noqa: PLC0415  part of the extra, not needed for other files
+        from PIL import Image  # noqa: PLC0415  in an extra, for pictures only
     except ImportError as exc:
         raise SettingsError(
             "the simulator paints pictures with Pillow, which is not installed here: "

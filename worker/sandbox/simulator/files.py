@@ -101,8 +101,6 @@ async def silence() -> web.StreamResponse:
 
 
 class _Delivery:
-    """One response to one GET."""
-
     def __init__(self, request: web.Request, content: Content, etag: str) -> None:
         self._request = request
         self._content = content

@@ -67,7 +67,7 @@ class Simulator:
         host: str = "127.0.0.1",
         port: int = 0,
         app_key: str = "simulator",
-        app_secret: str = "simulator-secret",  # noqa: S107  a published one, for loopback
+        app_secret: str = "simulator-secret",  # noqa: S107  public, for loopback only
         url_ttl: float = 3600,
         *,
         duration: float = 0.0,
@@ -133,7 +133,6 @@ class Simulator:
         self._loop = self._thread = None
 
     async def _serve(self, started: Future[None]) -> None:
-        """Run the simulator in the thread of ``with``."""
         try:
             await self.start()
         except BaseException as error:

@@ -12,7 +12,7 @@ def run(
     host: str = "127.0.0.1",
     port: int = 0,
     app_key: str = "simulator",
-    app_secret: str = "simulator-secret",  # noqa: S107  a published one, for loopback
+    app_secret: str = "simulator-secret",  # noqa: S107  public, for loopback only
     url_ttl: float = 3600,
     *,
     duration: float = 5.0,

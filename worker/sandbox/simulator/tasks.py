@@ -217,7 +217,6 @@ class _Filler:
         self._numbers = {spec.name: n for n, spec in enumerate(task.script.files)}
 
     def fill(self, value: Json) -> Json:
-        """``value`` with every slot replaced."""
         if isinstance(value, Slot):
             return self._slot(value)
         if isinstance(value, dict):
