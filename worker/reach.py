@@ -82,9 +82,7 @@ class Reach:
                 self._keep(name, _Heard(well=self._clock()))
 
     def expect(self, service: str, *, answer: bool = True) -> None:
-        """Note that an ``answer`` is due from now on, so that silence is trouble, or not any
-        longer.
-        """
+        """Note whether an ``answer`` is due from now on; if so, silence is trouble."""
         with self._lock:
             if answer:
                 self._due.setdefault(service, self._clock())

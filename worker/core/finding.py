@@ -207,7 +207,7 @@ def _entries(node: list[Json]) -> _Steps:
 
 
 def _places(name: str, node: Json) -> Iterator[_Place]:
-    """Yield each string that begins as an address, and each object without one, in order.
+    """Yield each string that begins as an address, and each object that lacks one, in order.
 
     All are at or below the member ``name``. The path to the current one is kept once, so that many
     long names cost little memory.

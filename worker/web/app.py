@@ -265,12 +265,12 @@ def _routes(*, with_token: bool) -> tuple[Any, Any]:  # noqa: PLR0915  a list of
 
     @probes.get("/healthz", responses=answers(documents.Health))
     async def get_health() -> Response:
-        """This process answers."""
+        """Check that this process answers."""
         return answer({"alive": True})
 
     @probes.get("/readyz", responses=answers(documents.Readiness, 503))
     async def get_readiness(desk: AtDesk) -> Response:
-        """Redis and the store answer, and a worker has ticked within 15 s."""
+        """Check that Redis and the store answer, and that a worker has ticked within 15 s."""
         async with desk.looking:
             if time.monotonic() - desk.looked >= _LOOKED_FOR:
                 faults = await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
@@ -373,7 +373,7 @@ async def _fleet_fault(desk: Desk) -> str:
         fleet = await desk.registry.overview()
     except RegistryUnavailable as error:
         return f"Redis: {error}"
-    return "" if fleet.alive else "no worker has ticked lately"
+    return "" if fleet.alive else "no worker has ticked recently"
 
 
 async def _store_fault(desk: Desk) -> str:

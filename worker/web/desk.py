@@ -56,7 +56,7 @@ class Desk:
         if reading.done():
             return reading.result()
         reading.cancel()
-        error = RegistryUnavailable(f"Redis gives no answer within {_PATIENCE:.0f} s")
+        error = RegistryUnavailable(f"Redis did not answer within {_PATIENCE:.0f} s")
         self.registry.reach.failed(Service.REDIS, error)
         raise error
 
@@ -122,7 +122,7 @@ def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "Unknown task",
         409: "Not possible in the task's state",
         413: "Too large",
-        422: "Something in the request is refused",
+        422: "Part of the request is refused",
         503: "Redis or the store is out of reach",
     }
     return {status: {"description": texts[status], **_PROBLEM} for status in statuses}

@@ -151,7 +151,7 @@ class _Snapshot(Collector):
             value=len(fleet.hosts),
         )
         info = GaugeMetricFamily(
-            "harvester_worker_info", "A worker that ticked lately", labels=["worker", "version"]
+            "harvester_worker_info", "A worker that ticked recently", labels=["worker", "version"]
         )
         for name in fleet.alive:
             info.add_metric([name, fleet.versions.get(name, "")], 1)
@@ -162,7 +162,7 @@ class _Snapshot(Collector):
             value=price(fleet.behind),
         )
         yield GaugeMetricFamily(
-            "harvester_workers", "Workers that ticked lately", value=len(fleet.alive)
+            "harvester_workers", "Workers that ticked recently", value=len(fleet.alive)
         )
 
 

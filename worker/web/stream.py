@@ -49,7 +49,7 @@ async def respond(
     start = last or await registry.newest_event()
 
     def silent() -> str:
-        registry.reach.failed(Service.REDIS, f"Redis gives no answer within {_SILENT:.0f} s")
+        registry.reach.failed(Service.REDIS, f"Redis did not answer within {_SILENT:.0f} s")
         return _event("unavailable", unavailable())
 
     return StreamingResponse(
