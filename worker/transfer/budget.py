@@ -229,9 +229,7 @@ class Room:
         )
 
     async def again(self, size: int) -> None:
-        """Release everything, which the caller must not use any longer, and wait for ``size``
-        bytes.
-        """
+        """Release everything, which must no longer be used, and wait for ``size`` bytes."""
         self.release()
         self._begun = True
         self._wanted = min(size, self._budget.total)
