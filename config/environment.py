@@ -1,6 +1,7 @@
 """Reading the environment: ``.env``, secrets in files, and Celery's own variables.
 
-This module does not know the individual settings.
+This module does not know the individual settings. pydantic-settings reads ``.env`` and a folder of
+secrets too, but no file that a variable names (``REDIS_URL_FILE``), as Docker's images have it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""JSON that keeps every number exactly as it was written."""
+"""JSON that keeps every number exactly as it was written.
+
+The standard library's parser writes ``1.10`` as ``1.1`` and ``1e400`` as ``Infinity``.
+"""
 
 from __future__ import annotations
 

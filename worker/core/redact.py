@@ -1,4 +1,8 @@
-"""Addresses without their secrets: no query, fragment or user name reaches a log or a record."""
+"""Addresses without their secrets: no query, fragment or user name reaches a log or a record.
+
+``urllib.parse`` splits an address that stands alone. These are found within any text, encoded,
+cut off or misspelt.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The type of a file, from its first bytes."""
+"""The type of a file, from its first bytes.
+
+puremagic alone gives 19 of the 38 samples of ``tests/unit/test_sniff.py`` the registered type. It
+knows no error page from a text, and tells files in one container (MP4, Ogg, zip) apart by the first
+name in its table.
+"""
 
 from __future__ import annotations
 
