@@ -1,9 +1,8 @@
 """Real servers from the wheels of the extra ``sandbox``: Valkey (Redis) and SeaweedFS (S3).
 
-The libraries that start servers for tests need Docker, or servers that are installed already.
-
 For development, tests, demonstrations and small installations. Both keep their data in a directory.
-They end with ``stop``, or with the process that started them.
+They end with ``stop``, or with the process that started them. The libraries that start servers for
+tests need Docker, or servers that are installed already.
 """
 
 from __future__ import annotations
