@@ -18,6 +18,8 @@ from worker.cli import events, stats, tasks
 from worker.registry import feed
 from worker.registry.registry import Registry
 from worker.web import stream
+from worker.web.desk import Desk
+from worker.wiring import make_policy, make_store
 
 FEW = 8  # commands of one round of any loop
 
@@ -66,8 +68,12 @@ async def follow_feed(registry: Registry) -> None:
 
 
 async def follow_stream(registry: Registry) -> None:
-    events = stream._events(registry, "0-0", lambda _: {}, dict)
-    async for _ in stream._with_silence(events, str):
+    chosen = load_settings()
+    desk = Desk(
+        registry=registry, store=make_store(chosen), policy=make_policy(chosen), probe_key="none"
+    )
+    events = stream._events(desk, "0-0")
+    async for _ in stream._outspoken(events, str):
         pass
 
 

@@ -10,7 +10,7 @@ from worker.doctor.finding import Level
 from worker.doctor.fleet import ticking
 from worker.registry.records import ALIVE, DueSet, Overview
 from worker.web import metrics
-from worker.web.app import glance
+from worker.web.fleet import glance
 
 NOW = 1_700_000_000_000
 JUST_ALIVE, JUST_SILENT = round(NOW - ALIVE * 1000), round(NOW - ALIVE * 1000) - 1

@@ -34,8 +34,8 @@ ENDS_OTHERWISE = {
     "worker/transfer/pages.py:uploads": "the last page, or one seen before",
     "worker/transfer/wire.py:send": "a second failure",
     "worker/cli/bulk.py:_batches": "the last page",
-    "worker/web/app.py:get_task": "its deadline",
-    "worker/web/stream.py:_with_silence": "the end of what it listens to",
+    "worker/web/tasks.py:get_task": "its deadline",
+    "worker/web/stream.py:_outspoken": "the end of what it listens to",
     "worker/work/claim.py:insist": "its deadline",
 }
 

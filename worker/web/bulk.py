@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
@@ -19,14 +19,11 @@ from worker.core.filters import NEWEST, Action
 from worker.core.redact import one_line
 from worker.registry import selection
 from worker.web import documents
-from worker.web.desk import AtDesk, answer, answers, body
+from worker.web.desk import AtDesk, Desk, answer, answers
 from worker.web.problems import Problem
 from worker.web.queries import BulkQuery, GroupQuery
 
-if TYPE_CHECKING:
-    from worker.registry.registry import Registry
-
-_READ = 2000  # most tasks that one call reads
+_READ = 2000  # tasks that one call looks at, to find those it changes
 _SAMPLE = 20
 _MAX_BODY = 128 * 1024  # 500 of the longest ids, and the same in white space
 
@@ -69,7 +66,7 @@ async def retry_tasks(
     Without ``reason``, tasks that were canceled or whose content was rejected are skipped, unless
     their ids are given.
     """
-    return await _act(request, desk.registry, Action.RETRY, query)
+    return await _act(request, desk, Action.RETRY, query)
 
 
 @routes.post("/api/bulk/cancel", **_ASKED)
@@ -80,19 +77,19 @@ async def cancel_tasks(
 
     Only tasks that began before the first call are canceled. Workers write the endings.
     """
-    return await _act(request, desk.registry, Action.CANCEL, query)
+    return await _act(request, desk, Action.CANCEL, query)
 
 
 @routes.post("/api/bulk/notify", **_ASKED)
 async def notify_tasks(
     request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
-    """Call the callbacks of final tasks that ended before the first call again, 500 per call."""
-    return await _act(request, desk.registry, Action.NOTIFY, query)
+    """Tell the callbacks of final tasks again, 500 a call, those that ended before the first."""
+    return await _act(request, desk, Action.NOTIFY, query)
 
 
-async def _act(request: Request, registry: Registry, action: Action, query: BulkQuery) -> Response:
-    ids = await _ids(request)
+async def _act(request: Request, desk: Desk, action: Action, query: BulkQuery) -> Response:
+    registry, ids = desk.registry, _ids(await desk.body(request, _MAX_BODY))
     if ids is None and not query.any:
         raise Problem(422, "give a filter, such as state, or task_ids")
     filters = query.filters_of(action, await registry.now())
@@ -138,13 +135,12 @@ def _cursor(text: str | None) -> tuple[int, tuple[int, str] | None]:
     return int(read), (int(at), task_id)
 
 
-async def _ids(request: Request) -> list[str] | None:
-    """The ids in the body, each once; ``None`` without a body. Raises ``Problem`` 413 and 422."""
-    read = await body(request, _MAX_BODY)
-    if not read:
+def _ids(body: bytes) -> list[str] | None:
+    """The ids in a body, each once; ``None`` without a body. Raises ``Problem`` 422."""
+    if not body:
         return None
     try:
-        return list(dict.fromkeys(documents.BulkIds.model_validate_json(read).task_ids))
+        return list(dict.fromkeys(documents.BulkIds.model_validate_json(body).task_ids))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"

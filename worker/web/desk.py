@@ -38,7 +38,10 @@ TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task i
 
 @dataclass(kw_only=True)
 class Desk:
-    """The connections and state of the routes; made on the loop."""
+    """What the routes work with; made on the loop.
+
+    ``streams`` are open now; ``received`` are bytes of bodies that have begun to arrive.
+    """
 
     registry: Registry
     store: ObjectStore
@@ -48,6 +51,8 @@ class Desk:
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     looked: float = field(default=-math.inf)
     fault: str = ""
+    streams: int = 0
+    received: int = 0
 
     async def overview(self) -> Overview:
         """The fleet; ``RegistryUnavailable`` if Redis takes so long that clients would give up."""
@@ -56,9 +61,13 @@ class Desk:
         if reading.done():
             return reading.result()
         reading.cancel()
-        error = RegistryUnavailable(f"Redis did not answer within {_PATIENCE:.0f} s")
+        raise self.silent(_PATIENCE)
+
+    def silent(self, seconds: float) -> RegistryUnavailable:
+        """Note that Redis has given no answer for so long; the error that says so."""
+        error = RegistryUnavailable(f"Redis gives no answer within {seconds:.0f} s")
         self.registry.reach.failed(Service.REDIS, error)
-        raise error
+        return error
 
     def redis_alone(self) -> Outlook:
         """What is known of Redis while it does not answer."""
@@ -68,13 +77,32 @@ class Desk:
         """The members of a document that report that Redis is out of reach."""
         return {"services": {Service.REDIS: self.redis_alone().document()}}
 
+    async def body(self, request: Request, most: int) -> bytes:
+        """A request's body.
+
+        Raises ``Problem`` 413 as soon as it is larger than ``most``, and 503 if there are too many
+        at once.
+        """
+        read = bytearray()
+        try:
+            async for chunk in request.stream():
+                read += chunk
+                self.received += len(chunk)
+                if len(read) > most:
+                    raise Problem(413, f"the body is larger than {most} bytes")
+                if self.received > _BODIES:
+                    raise Problem(503, "too many bodies arrive at once")
+            return bytes(read)
+        finally:
+            self.received -= len(read)
+
     async def close(self) -> None:
         """Close the connections."""
         await self.store.close()
         await self.registry.close()
 
 
-def _desk(request: Request) -> Desk:
+async def _desk(request: Request) -> Desk:  # FastAPI would run it in a thread without async
     desk: Desk = request.app.state.desk
     return desk
 
@@ -85,30 +113,6 @@ AtDesk = Annotated[Desk, Depends(_desk)]
 def answer(value: Any, status: int = 200) -> Response:
     """A JSON answer that keeps every digit."""
     return Response(jsontext.dumps(value), status, media_type="application/json")
-
-
-_received = 0  # bytes of bodies that have begun to arrive, of all connections
-
-
-async def body(request: Request, most: int) -> bytes:
-    """The request's body.
-
-    Raises ``Problem`` 413 as soon as it is larger than ``most`` bytes, and 503 if too many bodies
-    arrive at once.
-    """
-    global _received  # noqa: PLW0603  a process has one loop
-    read = bytearray()
-    try:
-        async for chunk in request.stream():
-            read += chunk
-            _received += len(chunk)
-            if len(read) > most:
-                raise Problem(413, f"the body is larger than {most} bytes")
-            if _received > _BODIES:
-                raise Problem(503, "too many bodies arrive at once")
-        return bytes(read)
-    finally:
-        _received -= len(read)
 
 
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": documents.reference(documents.Problem)}}}

@@ -15,9 +15,9 @@ from worker.core.redact import one_line
 from worker.errors import InvalidSubmission, RegistryUnavailable, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
-    from fastapi import FastAPI, Request
+    from fastapi import Request
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -48,40 +48,42 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error as a problem."""
+async def _said(_: Request, error: Problem) -> Response:
+    return problem(error.status, str(error), **error.more)
 
-    @app.exception_handler(Problem)
-    async def said(_: Request, error: Problem) -> Response:
-        return problem(error.status, str(error), **error.more)
 
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return problem(
-                405, f"method {request.method} is not allowed", {"Allow": _allowed(request)}
-            )
-        return problem(error.status_code, str(error.detail), error.headers)
+async def _refused(request: Request, error: HTTPException) -> Response:
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"method {request.method} is not allowed"
+        return problem(405, detail, {"Allow": _allowed(request)})
+    return problem(error.status_code, str(error.detail), error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        said = (
-            f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()
-        )
-        return problem(422, one_line("; ".join(said), 500))
 
-    @app.exception_handler(InvalidSubmission)
-    async def invalid(_: Request, error: InvalidSubmission) -> Response:
-        return problem(422, str(error))
+async def _malformed(_: Request, error: RequestValidationError) -> Response:
+    said = (f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors())
+    return problem(422, one_line("; ".join(said), 500))
 
-    @app.exception_handler(RegistryUnavailable)
-    async def away(_: Request, error: RegistryUnavailable) -> Response:
-        return problem(503, f"Redis: {error}", {"Retry-After": "5"})
 
-    @app.exception_handler(Exception)  # the server logs it with its traceback
-    async def broken(_: Request, error: Exception) -> Response:
-        return problem(500, f"a defect of harvester web: {type(error).__name__}")
+async def _invalid(_: Request, error: InvalidSubmission) -> Response:
+    return problem(422, str(error))
 
-    @app.exception_handler(StoreError)
-    async def no_store(_: Request, error: StoreError) -> Response:
-        return problem(503, f"store: {error}", {"Retry-After": "5"})
+
+async def _away(_: Request, error: RegistryUnavailable | StoreError) -> Response:
+    what = "Redis" if isinstance(error, RegistryUnavailable) else "store"
+    return problem(503, f"{what}: {error}", {"Retry-After": "5"})
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    return problem(500, f"a defect of harvester web: {type(error).__name__}")
+
+
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    Problem: _said,
+    HTTPException: _refused,
+    RequestValidationError: _malformed,
+    InvalidSubmission: _invalid,
+    RegistryUnavailable: _away,
+    StoreError: _away,
+    Exception: _broken,  # the server logs it with its traceback
+}
+"""How each error is answered: as a problem."""

@@ -6,20 +6,20 @@ import asyncio
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-from starlette.responses import StreamingResponse
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response, StreamingResponse
 
-from worker.core.services import Service
 from worker.errors import RegistryUnavailable
 from worker.registry import feed
+from worker.web.desk import AtDesk, Desk, problem_answers
+from worker.web.fleet import glance
 from worker.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
-
-    from worker.registry.records import Overview
-    from worker.registry.registry import Registry
 
 _MOST = 200
 """The most streams of one process."""
@@ -28,32 +28,38 @@ ENTRY = "^[0-9]{1,19}(-[0-9]{1,19})?$"
 """Entry ids of the event stream, whose numbers have 64 bits."""
 
 _STATS = 2.0  # seconds between two stats
-_SILENT = 3.0  # seconds without an answer after which Redis counts as out of reach
-_open = 0
+_SILENT = 3.0  # seconds without a word from Redis after which it counts as out of reach
+
+routes = APIRouter()
 
 
-async def respond(
-    registry: Registry,
-    last: str | None,
-    glance: Callable[[Overview], dict[str, Any]],
-    unavailable: Callable[[], dict[str, Any]],
-) -> StreamingResponse:
-    """A stream that begins after the entry ``last``, or now; ``Problem`` if there are too many.
+@routes.get(
+    "/api/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **problem_answers(422),
+    },
+)
+async def follow_events(
+    request: Request,
+    desk: AtDesk,
+    after: Annotated[
+        str | None, Query(pattern=ENTRY, description="Entry id; default: from now on.")
+    ] = None,
+) -> Response:
+    """Endings as server-sent events, and the stats every two seconds.
 
-    ``unavailable`` is the document to send while Redis does not answer.
+    ``Last-Event-ID`` takes up where a lost connection ended.
     """
-    if _open >= _MOST:
+    if desk.streams >= _MOST:
         raise Problem(503, f"{_MOST} streams are open already")
+    last = request.headers.get("last-event-id") or after
     if last is not None and not re.fullmatch(ENTRY, last):
         raise Problem(422, "Last-Event-ID is not an entry id of the event stream")
-    start = last or await registry.newest_event()
-
-    def silent() -> str:
-        registry.reach.failed(Service.REDIS, f"Redis did not answer within {_SILENT:.0f} s")
-        return _event("unavailable", unavailable())
-
+    start = last or await desk.registry.newest_event()
     return StreamingResponse(
-        _with_silence(_events(registry, start, glance, unavailable), silent),
+        _outspoken(_events(desk, start), partial(_silent, desk)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -81,30 +87,33 @@ async def _with_silence(
         await source.aclose()
 
 
-async def _events(
-    registry: Registry,
-    last: str,
-    glance: Callable[[Overview], dict[str, Any]],
-    unavailable: Callable[[], dict[str, Any]],
-) -> AsyncGenerator[str]:
-    global _open  # noqa: PLW0603  a process has one loop
-    _open += 1
+async def _events(desk: Desk, last: str) -> AsyncGenerator[str]:
+    desk.streams += 1
     loop = asyncio.get_running_loop()
     due = loop.time()
     try:
-        async for page in feed.follow(registry, last, patience=math.inf):
+        async for page in feed.follow(desk.registry, last, patience=math.inf):
             if page is None:
-                yield _event("unavailable", unavailable())
+                yield _unavailable(desk)
             for entry, fields in page or ():
                 yield f"id: {entry}\nevent: final\ndata: {json.dumps(fields)}\n\n"
             if loop.time() >= due:
                 due = loop.time() + _STATS
                 try:
-                    yield _event("stats", glance(await registry.overview()))
+                    yield _event("stats", glance(await desk.registry.overview()))
                 except RegistryUnavailable:
-                    yield _event("unavailable", unavailable())
+                    yield _unavailable(desk)
     finally:
-        _open -= 1
+        desk.streams -= 1
+
+
+def _silent(desk: Desk) -> str:
+    desk.silent(_SILENT)
+    return _unavailable(desk)
+
+
+def _unavailable(desk: Desk) -> str:
+    return _event("unavailable", desk.without_redis())
 
 
 def _event(name: str, document: dict[str, Any]) -> str:

@@ -1,0 +1,98 @@
+"""The routes about the fleet: its state, its endings over time, its metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from worker.core import services
+from worker.core.schedule import price
+from worker.errors import RegistryUnavailable
+from worker.registry import endings
+from worker.web import documents, metrics
+from worker.web.access import may_act
+from worker.web.desk import AtDesk, answer, answers
+from worker.web.problems import Problem
+
+if TYPE_CHECKING:
+    from worker.registry.records import Overview
+
+routes = APIRouter()
+
+
+@routes.get("/api/stats", responses=answers(documents.Fleet))
+async def get_stats(request: Request, desk: AtDesk) -> Response:
+    """The fleet at a glance."""
+    try:
+        fleet = glance(await desk.overview())
+    except RegistryUnavailable as error:
+        raise Problem(503, str(error), **desk.without_redis()) from error
+    return answer({**fleet, "may_act": may_act(request.scope)})
+
+
+@routes.get("/api/endings", responses=answers(documents.Endings, 422))
+async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
+    """How many tasks ended when, in 60 equal spans; the last one includes now."""
+    seen = await endings.look(desk.registry, span.minutes)
+    return answer(
+        {
+            "now": seen.now,
+            "begin": seen.begin,
+            "step": seen.step,
+            "counts": dict(seen.counts),
+        }
+    )
+
+
+@routes.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def get_metrics(desk: AtDesk) -> Response:
+    """The fleet's metrics, for Prometheus."""
+    try:
+        text = metrics.exposition(await desk.overview())
+    except RegistryUnavailable:  # the figure that says so has to arrive all the same
+        text = metrics.without_redis(desk.redis_alone())
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def glance(fleet: Overview) -> dict[str, Any]:
+    """The fleet's state as a JSON document."""
+    alive = frozenset(fleet.alive)
+    return {
+        "now": fleet.now,
+        "tasks": dict(fleet.counts),
+        "due": {
+            kind: {"size": size, "late_seconds": round(late, 3)}
+            for kind, (size, late) in fleet.due.items()
+        },
+        "workers": [
+            {
+                "name": name,
+                "last_tick": tick,
+                "alive": name in alive,
+                "version": fleet.versions.get(name, ""),
+            }
+            for name, tick in sorted(fleet.workers.items())
+        ],
+        "rate": {
+            "limit": fleet.rate,
+            "factor": round(fleet.rate_factor, 3),
+            "price": round(price(fleet.behind), 3),
+        },
+        "circuits": {
+            name: {
+                "kind": fields.get("kind", ""),
+                "message": fields.get("message", ""),
+                "opened_at": int(fields.get("opened_at") or 0),
+            }
+            for name, fields in fleet.circuits.items()
+        },
+        "clock_step": fleet.clock_step,
+        "counters": dict(sorted(fleet.counters.items())),
+        **services.glance(fleet.services, fleet.hosts, fleet.intake),
+    }
