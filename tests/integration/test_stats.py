@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from rich.console import Console
 
 from tests.fleet import idle_environ
@@ -64,6 +65,26 @@ async def test_what_the_fleet_did_is_shown(registry: Registry) -> None:
     Console(width=100, file=shown).print(draw(found, found))
     assert "1 waiting · 1 copying" in shown.getvalue()
     assert "poster" in shown.getvalue()
+
+
+async def test_the_fleet_is_read_in_two_round_trips(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.submit([replace(submission(f"t{n}"), label=f"l{n % 3}") for n in range(9)])
+    await registry.claim(DueSet.COPY, limit=1, in_hand=0, slots=1)
+    trips, send = 0, AbstractConnection.send_packed_command
+
+    async def sending(self: Any, *args: Any, **options: Any) -> None:
+        nonlocal trips
+        trips += 1
+        await send(self, *args, **options)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", sending)
+    found = await registry.overview()
+    assert len(found.lines) == 3
+    assert trips == 2
+    await registry.held_up("t1")
+    assert trips == 3
 
 
 async def test_labels_that_are_behind_are_shown(registry: Registry) -> None:

@@ -12,7 +12,7 @@ from worker.core.answers import ActionAnswer, why
 from worker.core.looks import Look
 from worker.core.manifest import SCHEMA
 from worker.core.models import State
-from worker.registry import lines, overview, scripts, view
+from worker.registry import overview, scripts, view
 
 
 def own(name: str) -> str:
@@ -37,7 +37,7 @@ def test_every_answer_has_its_words(answer: str) -> None:
 
 
 def test_numbers_are_those_of_the_scripts() -> None:
-    assert re.findall(r"^local shift = (\d+)$", own("claim"), re.M) == [f"{lines._SHIFT}"]
+    assert re.findall(r"^local shift = (\d+)$", own("claim"), re.M) == [f"{overview._SHIFT}"]
     weights = re.findall(r"HINCRBY', key, field, (\d+)\)", own("save"))
     assert weights == [f"{view._DURATION_WEIGHT}"]
     pauses = re.findall(r"\b(\d{6,})\b", own("heard").partition("local function note(")[2])

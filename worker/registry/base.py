@@ -80,8 +80,11 @@ class Base:
     async def now(self) -> int:
         """Redis time in Unix milliseconds."""
         begun = self.clock.begin()
-        seconds, micros = await self.redis.time()
-        now = int(seconds) * 1000 + int(micros) // 1000
+        return self.heard(await self.redis.time(), begun)
+
+    def heard(self, time: tuple[int, int], begun: float) -> int:
+        """Redis time in Unix milliseconds, from the answer to a ``TIME`` asked at ``begun``."""
+        now = time[0] * 1000 + time[1] // 1000
         self.clock.heard(now, begun)
         return now
 

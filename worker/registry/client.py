@@ -76,12 +76,17 @@ def outage(error: Exception) -> RegistryUnavailable | None:
 
 
 async def each_answer(pipe: Pipeline) -> list[Any]:
-    """The answers of a pipeline; ``None`` where another program has overwritten the key."""
-    answers = await pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception) and WRONG_TYPE not in str(answer):
-            raise answer
-    return [None if isinstance(answer, Exception) else answer for answer in answers]
+    """The answers of a pipeline; ``None`` where something else has overwritten the key."""
+    return [kept(answer) for answer in await pipe.execute(raise_on_error=False)]
+
+
+def kept(answer: Any) -> Any:
+    """One answer of a pipeline, as in :func:`each_answer`; raises any other error that it is."""
+    if not isinstance(answer, Exception):
+        return answer
+    if WRONG_TYPE not in str(answer):
+        raise answer
+    return None
 
 
 @contextmanager

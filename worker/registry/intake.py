@@ -7,12 +7,9 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from redis.exceptions import ResponseError
-
 from worker.core import jsontext
 from worker.core.redact import one_line
 from worker.core.submission import MAX_BODY_BYTES
-from worker.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,13 +99,6 @@ class Stream:
         """Take back the strike that an entry got with :meth:`take`: its worker has not died."""
         # a full Redis accepts this command too
         await self._redis.hdel(self._strikes, f"{entry.id}/{entry.strikes + 1}")
-
-    async def length(self) -> int | None:
-        """The number of entries still to be read; ``None`` if Redis does not tell."""
-        try:
-            return int(await self._redis.xlen(self.key))
-        except (RegistryUnavailable, ResponseError):  # a key of another type, or a missing right
-            return None
 
     async def is_closed(self) -> bool:
         """Whether an entry has the highest possible id, so that ``XADD`` accepts no other."""

@@ -34,16 +34,19 @@ class View(Base):
     async def held_up(self, task_id: str) -> Outlook | None:
         """The service that a task waits for, if it is out of reach."""
         kinds = (DueSet.POLL, DueSet.COPY, DueSet.FETCH)
-        now = await self.now()
+        begun = self.clock.begin()
         async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
             for kind in kinds:
                 pipe.zscore(self.key("due", kind), task_id)
             for name in CIRCUITS:
                 pipe.hgetall(self.key("circuit", name))
             pipe.hgetall(self.key("services"))
-            *answers, fields = await pipe.execute()
+            time, *answers, fields = await pipe.execute()
         due, circuits = answers[: len(kinds)], answers[len(kinds) :]
-        outlooks = judge(now, fields, dict(zip(CIRCUITS, circuits, strict=True)))
+        outlooks = judge(
+            self.heard(time, begun), fields, dict(zip(CIRCUITS, circuits, strict=True))
+        )
         for kind, at in zip(kinds, due, strict=True):
             outlook = outlooks[Service(CIRCUIT_OF[kind])]
             if at is not None and outlook.since is not None:
