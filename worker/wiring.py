@@ -62,8 +62,7 @@ async def build(settings: Settings, app: Celery, wake: Callable[[DueSet], None])
     upstream = upstream_session()
     gateway = make_gateway(settings, upstream, reach=registry.reach)
     files, source = make_source(settings)
-    store = make_store(settings)
-    store.wire.reach = registry.reach
+    store = make_store(settings, reach=registry.reach)
     copier = Copier(
         source,
         store,
@@ -156,7 +155,7 @@ def copy_slots(memory_budget: int) -> int:
     return max(1, min(COPY_SLOTS, memory_budget // PART_BYTES))
 
 
-def make_store(settings: Settings) -> ObjectStore:
+def make_store(settings: Settings, *, reach: Reach | None = None) -> ObjectStore:
     """The bucket; credentials and endpoint come from boto3's chain."""
     return ObjectStore(
         settings.bucket,
@@ -164,6 +163,7 @@ def make_store(settings: Settings) -> ObjectStore:
         presign_endpoint=settings.presign_endpoint or "",
         put_options=settings.put_options,
         deadline=min(DEADLINE, 0.75 * settings.lease),
+        reach=reach,
     )
 
 

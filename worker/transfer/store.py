@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from worker.core.providers import Provider
+    from worker.reach import Reach
     from worker.transfer.complaints import Complaint
 
 _TRUST_SECONDS = 600.0
@@ -39,9 +40,10 @@ _METADATA = "x-amz-meta-"
 class ObjectStore:
     """One bucket.
 
-    ``put_options`` are boto3 parameters for every object. No request takes longer than ``deadline``
-    seconds, except for :meth:`digest`. ``facts`` are set by the probe, or read from the fleet's;
-    :meth:`surprise` is set when a request reveals a new one. Every method may raise
+    ``put_options`` are boto3 parameters for every object. No request takes longer than
+    ``deadline`` seconds, except for :meth:`digest`. ``reach`` is told of each answer. ``facts`` are
+    what the store was seen to do; whoever learns of them sets them, and :meth:`surprise` is set
+    when a request teaches one. Every method may raise
 
     - :class:`StoreBlocked`: credentials, clock, region, address, options or bucket are wrong; no
       object is to blame;
@@ -57,11 +59,16 @@ class ObjectStore:
         presign_endpoint: str = "",
         put_options: Mapping[str, str] | None = None,
         deadline: float = wire.DEADLINE,
+        reach: Reach | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.bucket = bucket
         self.wire = Wire(
-            bucket, storage=storage, presign_endpoint=presign_endpoint, deadline=deadline
+            bucket,
+            storage=storage,
+            presign_endpoint=presign_endpoint,
+            deadline=deadline,
+            reach=reach,
         )
         self.options = dict(put_options or {})
         self._attempts = Attempts(self.wire)

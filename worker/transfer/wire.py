@@ -86,10 +86,11 @@ class Wire:
         storage: str = "auto",
         presign_endpoint: str = "",
         deadline: float = DEADLINE,
+        reach: Reach | None = None,
     ) -> None:
         self.bucket = bucket
         self.deadline = deadline
-        self.reach = Reach()
+        self.reach = reach or Reach()
         self.signer: Signer | None = None
         self._store = storage, presign_endpoint
         self._session: aiohttp.ClientSession | None = None
