@@ -22,6 +22,7 @@ from tests.works.house import BUSY, GONE, PART, PRIVATE, House, T, clip, picture
 from worker.core.machine import REFUSALS
 from worker.errors import StoreBlocked, StoreRefused, StoreUnavailable
 from worker.http import host_of
+from worker.registry.clock import Clock
 from worker.registry.records import DueSet
 from worker.work import shares
 from worker.work.copy import CopyWork
@@ -40,6 +41,10 @@ def jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "teal").save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+async def huge(call: Caller) -> None:
+    await call.send("200 OK", "Content-Length: 999999999")
 
 
 # -- keys and uploads -------------------------------------------------------------------------
@@ -266,10 +271,23 @@ async def test_an_object_that_the_store_refuses_is_given_up_alone(house: House) 
     assert ["key" in file for file in files(record)] == [False, True]
 
 
+@pytest.mark.parametrize("sent", [GONE, huge], ids=["gone", "rejected"])
+async def test_a_clock_that_has_just_stepped_loses_no_file(house: House, sent: Script) -> None:
+    await house.copying(house.file("/0", sent))
+    house.registry.clock = stepped = Clock()
+    for at in (0, 90_000_000):
+        stepped.heard(at, stepped.begin())
+    for _ in range(3):
+        assert await house.step(DueSet.COPY) == "again"
+    house.registry.clock = Clock(settled=0)
+    assert (await house.to_the_end())["state"] == "failed"
+
+
 async def test_rejected_files_do_not_hold_up_the_others(house: House) -> None:
-    huge = house.file("/huge", lambda call: call.send("200 OK", "Content-Length: 999999999"))
     away = house.file("/away", lambda call: call.send("302 Found", f"Location: {PRIVATE}"))
-    await house.copying(PRIVATE, "ftp://a/b", huge, house.file("/ok"), away, house.file("/too"))
+    await house.copying(
+        PRIVATE, "ftp://a/b", house.file("/huge", huge), house.file("/ok"), away, house.file("/too")
+    )
     assert await house.step(DueSet.COPY) == "partial"
     record = await house.record()
     assert record["reason"] == "files_rejected"

@@ -395,7 +395,7 @@ class CopyWork:
             try:
                 stored = await self._copied(copy, ClaimedFile(claim, number))
             except SourceRejected as error:
-                late, chance = self._late(claim) and claim.clock.steady, self._chance()
+                late, chance = self._late(claim), self._chance()
                 rejected = files.on_rejected(
                     number, str(error), self._gaps, late=late, chance=chance
                 )
@@ -474,11 +474,8 @@ class CopyWork:
         claim, files = task.claim, task.files
         if isinstance(verdict, machine.TryAgain):
             verdict = replace(verdict, delay=max(verdict.delay, least))
-        if (
-            isinstance(verdict, machine.GiveUp)
-            and verdict.reason is not Reason.FILES_REJECTED
-            and not claim.clock.steady
-        ):
+        timely = claim.clock.steady or files.plan[number].rejected  # by its address alone
+        if isinstance(verdict, machine.GiveUp) and not timely:
             verdict = files.put_off(number, verdict.error, self._gaps.unsettled)
         claim.unsaved.notes |= files.follow(number, verdict, claim.now)
         task.failed = number
