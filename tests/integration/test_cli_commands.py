@@ -393,8 +393,8 @@ async def test_records_are_exported_verified_and_purged(
         assert len((await run("export")).stdout.splitlines()) == 4
         refused = await run("purge", never, "nobody", "--yes")
         assert refused.exit_code == 1
-        assert f"{never}: is waiting" in refused.stderr
-        assert "nobody: was not found" in refused.stderr
+        assert f"{never} is waiting" in refused.stderr
+        assert "nobody was not found" in refused.stderr
         done = await run("purge", good, bad, "--yes")
         assert (done.exit_code, done.stdout.splitlines()[-1]) == (
             0,

@@ -113,7 +113,7 @@ def _act(action: Action, task_ids: list[str] | None, wanted: Wanted, how: _How) 
 _DONE = {
     Action.RETRY: ("queued for retry", "nothing to retry"),
     Action.CANCEL: ("cancellation requested", "nothing to cancel"),
-    Action.NOTIFY: ("callbacks queued", "no callbacks yet"),
+    Action.NOTIFY: ("callbacks queued", "nothing to send"),
 }
 
 
@@ -131,10 +131,6 @@ def _report(action: Action, said: Mapping[str, str], *, as_json: bool) -> None:
         for task_id, answer in said.items():
             if answer == ActionAnswer.OK:
                 print(f"{task_id}\t{done}")
-            elif answer == ActionAnswer.UNKNOWN:
-                complain(f"{task_id} {why(answer)}")
-            elif answer == ActionAnswer.NOBODY:
-                complain(f"{task_id}: {why(answer)}")
             else:
                 complain(f"{task_id} {why(answer)}; {not_done}")
     if failed:

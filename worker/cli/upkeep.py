@@ -129,7 +129,7 @@ def _show_purge(
         print_json({"purged": yes, "tasks": tasks, "kept": staying})
         return
     for task_id, answer in staying.items():
-        complain(f"{task_id}: {why(answer)}")
+        complain(f"{task_id} {why(answer)}")
     if len(going) <= FEW:
         for task_id in going:
             record = records[task_id]

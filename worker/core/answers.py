@@ -17,7 +17,7 @@ class ActionAnswer(StrEnum):
 
 _WHY: dict[str, str] = {
     ActionAnswer.UNKNOWN: "was not found",
-    ActionAnswer.NOBODY: "no callback is registered",
+    ActionAnswer.NOBODY: "has no registered callback",
     ActionAnswer.CHANGED: "has changed meanwhile",
     ActionAnswer.TELLING: "has a callback that is not settled",
 }

@@ -187,7 +187,4 @@ def _summary(record: Mapping[str, str]) -> dict[str, Any]:
 def _done(task_id: str, said: str) -> Response:
     if said == ActionAnswer.OK:
         return answer({"task_id": task_id, "done": True}, 202)
-    if said == ActionAnswer.UNKNOWN:
-        raise Problem(404, f"{task_id} {why(said)}")
-    reason = why(said) if said == ActionAnswer.NOBODY else f"the task {why(said)}"
-    raise Problem(409, f"{task_id}: {reason}")
+    raise Problem(404 if said == ActionAnswer.UNKNOWN else 409, f"{task_id} {why(said)}")
