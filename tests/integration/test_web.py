@@ -435,11 +435,14 @@ async def test_redis_away_is_said(
             answer = await web.get(path)
             assert answer.status_code == 503
             assert "Redis" in answer.json()["detail"]
-        redis = (await web.get("/api/stats")).json()["services"]["redis"]
-        assert redis["out_of_reach_since"] <= redis["trouble_at"]
-        assert "out of reach" in redis["trouble"]
-        assert redis["remedy"]
-        assert redis["meanwhile"]
+        for path in ("/api/stats", "/api/events", "/api/tasks/t1"):
+            answer = await web.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            redis = answer.json()["services"]["redis"]
+            assert redis["out_of_reach_since"] <= redis["trouble_at"]
+            assert "out of reach" in redis["trouble"]
+            assert redis["remedy"]
+            assert redis["meanwhile"]
         answer = await web.get("/metrics")
         assert answer.status_code == 200
         assert 'harvester_out_of_reach{service="redis"} 1.0' in answer.text

@@ -447,13 +447,14 @@ async def test_redis_out_of_reach_greys_the_figures(
         valkey.kill()
         worst = page.locator(".incident.worst")
         await expect(worst).to_contain_text("Redis is out of reach")
+        await expect(worst).to_contain_text("correct REDIS_URL")
         await expect(worst).to_contain_text("The figures below are from")
         await expect(page.locator("#live")).to_have_text("Redis is out of reach")
         await expect(page.locator("#count-failed strong")).to_have_text("8")
         assert await page.locator("#count-failed strong").evaluate(ink) != fresh
         assert await problems(page) == []
         async with tab(browser, base) as late:  # opened meanwhile
-            await expect(late.locator(".incident.worst")).to_contain_text("Redis is out of reach")
+            await expect(late.locator(".incident.worst")).to_contain_text("correct REDIS_URL")
             await expect(late.locator("#counts")).to_be_hidden()
         valkey.start()
         await expect(page.locator("#live")).to_have_text("live")
@@ -629,10 +630,15 @@ async def test_everything_works_by_keyboard(browser: Browser, base: str) -> None
         await expect(page.locator("#list a.id").first).to_be_focused()
 
 
-async def test_chinese_is_spoken_to_those_who_read_it(browser: Browser, base: str) -> None:
+async def test_chinese_is_spoken_to_those_who_read_it(
+    browser: Browser, base: str, registry: Registry
+) -> None:
+    await registry.trip("upstream", kind="clock", message="off", probe=False)
     async with tab(browser, base, locale="zh-CN") as page:
         await expect(page.locator("#count-waiting")).to_contain_text("等待中")
         await expect(page.locator("#groups")).to_contain_text("上游执行失败")
         await expect(page.locator("#failed time").first).to_contain_text("前")
+        for said in ("上游认为 worker 的时钟不准", "用 NTP 校准", "照常接收 ID"):
+            await expect(page.locator("#incidents")).to_contain_text(said)
     async with tab(browser, base, locale="fr-FR") as page:
         await expect(page.locator("#count-waiting")).to_contain_text("waiting")

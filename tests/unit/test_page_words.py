@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from worker.core import services
 from worker.core.models import Reason, State
 
 STATIC = Path(__file__).parents[2] / "worker/web/static"
@@ -35,6 +36,12 @@ def said() -> set[str]:
     }
     found |= set(re.findall(r"data-t>([^<]+)<", document))
     found |= set(re.findall(r'data-(?:label|hint)="([^"]+)"', document))
+    texts = (
+        services.REMEDIES,
+        services._REACH,
+        services._MEANWHILE,
+    )  # shown as the server says them
+    found |= {text for by_name in texts for text in by_name.values()}
     return found | set(reasons().values()) | set(State)
 
 

@@ -37,11 +37,12 @@ _APART = {Service.STORE: STORE_READS, Service.BROKER: REPLIES}
 
 REMEDIES = MappingProxyType(
     {
-        "credentials": "Correct SPEEDPIX_APP_KEY and SPEEDPIX_APP_SECRET.",
-        "clock": "Let NTP set this machine's clock; signatures hold for 15 minutes.",
+        "credentials": "Correct SPEEDPIX_APP_KEY or SPEEDPIX_APP_SECRET, then restart the workers.",
+        "clock": "Let NTP set the machines' clocks; signatures hold for 15 minutes.",
         "account": "Settle it with the vendor: balance, quota, or a barred account.",
         "request": "Correct SPEEDPIX_ENDPOINT.",
-        "store": "Correct the bucket's settings; the fleet tries again by itself.",
+        "store": "Correct what the message names, and restart the workers if it is a setting; "
+        "harvester doctor tries each step.",
     }
 )
 """What to do about an open circuit, by its kind."""
@@ -50,7 +51,7 @@ _REACH = {
     Service.STORE: "Check AWS_ENDPOINT_URL_S3, the network and the store's own log.",
     Service.REDIS: "Start it, make room in it, or correct REDIS_URL.",
     Service.BROKER: "Start it, or correct CELERY_BROKER_URL.",
-    Service.WEBHOOKS: "Ask the owners of the hosts; `harvester stats` names them.",
+    Service.WEBHOOKS: "Ask the owners of the hosts; harvester stats names them.",
 }
 _MEANWHILE = {
     Service.UPSTREAM: "Ids are accepted, and files are copied while their addresses work. Waiting "

@@ -14,7 +14,6 @@ from worker.registry import endings
 from worker.web import documents, metrics
 from worker.web.access import may_act
 from worker.web.desk import AtDesk, answer, answers
-from worker.web.problems import Problem
 
 if TYPE_CHECKING:
     from worker.registry.records import Overview
@@ -25,11 +24,7 @@ routes = APIRouter()
 @routes.get("/api/stats", responses=answers(documents.Fleet))
 async def get_stats(request: Request, desk: AtDesk) -> Response:
     """The fleet at a glance."""
-    try:
-        fleet = glance(await desk.overview())
-    except RegistryUnavailable as error:
-        raise Problem(503, str(error), **desk.without_redis()) from error
-    return answer({**fleet, "may_act": may_act(request.scope)})
+    return answer({**glance(await desk.overview()), "may_act": may_act(request.scope)})
 
 
 @routes.get("/api/endings", responses=answers(documents.Endings, 422))

@@ -42,7 +42,7 @@ async def _fleet_fault(desk: Desk) -> str:
     try:
         fleet = await desk.overview()
     except RegistryUnavailable as error:
-        return f"Redis: {error}"
+        return str(error)
     return "" if fleet.alive else "no worker has ticked lately"
 
 

@@ -12,7 +12,8 @@ from starlette.routing import Match
 
 from worker.core import jsontext
 from worker.core.redact import one_line
-from worker.errors import InvalidSubmission, RegistryUnavailable, StoreError
+from worker.core.services import Service
+from worker.errors import InvalidSubmission, RegistryUnavailable, RegistryUnconfirmed, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -68,9 +69,15 @@ async def _invalid(_: Request, error: InvalidSubmission) -> Response:
     return problem(422, str(error))
 
 
-async def _away(_: Request, error: RegistryUnavailable | StoreError) -> Response:
-    what = "Redis" if isinstance(error, RegistryUnavailable) else "store"
+async def _away(_: Request, error: RegistryUnconfirmed | StoreError) -> Response:
+    what = "store" if isinstance(error, StoreError) else "Redis"
     return problem(503, f"{what}: {error}", {"Retry-After": "5"})
+
+
+async def _no_redis(request: Request, error: RegistryUnavailable) -> Response:
+    desk = request.app.state.desk
+    desk.registry.reach.failed(Service.REDIS, error)
+    return problem(503, str(error), {"Retry-After": "5"}, **desk.without_redis())
 
 
 async def _broken(_: Request, error: Exception) -> Response:
@@ -82,7 +89,8 @@ HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, An
     HTTPException: _refused,
     RequestValidationError: _malformed,
     InvalidSubmission: _invalid,
-    RegistryUnavailable: _away,
+    RegistryUnavailable: _no_redis,
+    RegistryUnconfirmed: _away,
     StoreError: _away,
     Exception: _broken,  # the server logs it with its traceback
 }

@@ -4,16 +4,16 @@ import { ask, complain, make, settle } from "./dom.js";
 import { t } from "./words.js";
 
 const WORDS = {
-  retry: () => [t("Retry"), t("queued for retry")],
-  cancel: () => [t("Cancel"), t("cancellation requested")],
-  notify: () => [t("Send callbacks again"), t("callbacks queued")],
-  look: () => [t("Poll now"), t("polled as soon as possible")],
+  retry: [t("Retry"), t("queued for retry")],
+  cancel: [t("Cancel"), t("cancellation requested")],
+  notify: [t("Send callbacks again"), t("callbacks queued")],
+  look: [t("Ask now"), t("asked about as soon as possible")],
 };
 let after = () => {};
 export const afterwards = (call) => { after = call; };
 
 export function action(id, name, spot) {
-  const [label, done] = WORDS[name]();
+  const [label, done] = WORDS[name];
   const said = make("span", "", { role: "status", class: "dim" });
   const button = make("button", label, { type: "button", "data-action": name, onclick: async () => {
     if (button.getAttribute("aria-disabled")) return;

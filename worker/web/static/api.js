@@ -25,7 +25,7 @@ export async function api(path, options = {}) {
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
   const said = problem.detail || response.statusText || String(response.status);
-  if (response.status !== 401) throw Object.assign(new Error(said), { status: response.status });
+  if (response.status !== 401) throw Object.assign(new Error(said), { status: response.status, services: problem.services });
   refused(Boolean(token));
   throw new Refused(token ? t("The token is wrong.") : said);
 }

@@ -6,13 +6,13 @@ import { count, number, t } from "./words.js";
 const STEPS = 2000; // calls at most, of 500 tasks each
 const WORDS = {
   retry: {
-    label: () => t("Retry all"), title: (n) => count(n, "Retry {n} task?", "Retry {n} tasks?"), yes: () => t("Retry all"),
-    text: () => t("Each starts again as a new run and keeps the files it has. Tasks that fail from now on are not affected."),
+    label: t("Retry all"), title: (n) => count(n, "Retry {n} task?", "Retry {n} tasks?"),
+    text: t("Each starts again as a new run and keeps the files it has. Tasks that fail from now on are left alone."),
     done: (n) => count(n, "{n} task queued for retry", "{n} tasks queued for retry"),
   },
   cancel: {
-    label: () => t("Cancel all"), title: (n) => count(n, "Cancel {n} task?", "Cancel {n} tasks?"), yes: () => t("Cancel all"),
-    text: () => t("They end as failed, with the reason canceled. Files that are stored by then stay."),
+    label: t("Cancel all"), title: (n) => count(n, "Cancel {n} task?", "Cancel {n} tasks?"),
+    text: t("They end as failed, with the reason canceled. Files that are stored by then stay."),
     done: (n) => count(n, "cancellation of {n} task requested", "cancellation of {n} tasks requested"),
   },
 };
@@ -22,7 +22,7 @@ export const afterwards = (call) => { after = call; };
 // A button that does `name` to all tasks of a filter, which `about` describes. Pressing it calls `filter`.
 export function forAll(name, filter, spot, about, amount = null) {
   const words = WORDS[name];
-  const label = amount === null ? words.label() : `${words.label()} (${number(amount)})`;
+  const label = amount === null ? words.label : `${words.label} (${number(amount)})`;
   const button = make("button", label, { type: "button", "data-bulk": name, onclick: async () => {
     if (button.getAttribute("aria-disabled")) return;
     button.setAttribute("aria-disabled", "true");
@@ -41,7 +41,7 @@ async function run(name, filter, spot, about) {
   const call = async (more) => (await post(`/api/bulk/${name}?${new URLSearchParams([...filter, ...Object.entries(more)])}`)).json();
   const plan = await call({ dry_run: "true" });
   if (!plan.done) return say(spot, t("nothing to do"));
-  const sure = await ask(WORDS[name].title(plan.done) + (plan.next ? ` ${t("There are more, which are included.")}` : ""), `${about}. ${WORDS[name].text()}`, WORDS[name].yes());
+  const sure = await ask(WORDS[name].title(plan.done) + (plan.next ? ` ${t("There are more, which are included.")}` : ""), `${about}. ${WORDS[name].text}`, WORDS[name].label);
   if (!sure) return undefined;
   let done = 0, left = 0, cursor = null;
   try {

@@ -6,29 +6,12 @@ import { clock, exact, number, reason, span, t, table } from "./words.js";
 import { action } from "./actions.js";
 import { describe } from "./list.js";
 
-// -- incidents: the worst one first and largest ---------------------------------------------------
-const RESTART = () => t("Correct the settings and restart the workers; harvester doctor checks each step.");
-const CIRCUITS = table({
-  "upstream:credentials": () => [t("The upstream refuses the app key"), t("Correct SPEEDPIX_APP_KEY or SPEEDPIX_APP_SECRET, then restart the workers.")],
-  "upstream:clock": () => [t("The upstream refuses the workers' clocks"), t("Set the workers' clocks (NTP).")],
-  "upstream:account": () => [t("The upstream refuses the account"), t("It is overdue, out of quota or barred: settle it with the vendor.")],
-  "upstream:request": () => [t("The upstream refuses every request"), t("Check SPEEDPIX_ENDPOINT.")],
-  "store:store": () => [t("The store refuses the workers"), RESTART()],
-});
-const SILENT = table({
-  upstream: () => [t("The upstream does not answer"), t("Check SPEEDPIX_ENDPOINT and the network; the fleet recovers by itself.")],
-  store: () => [t("The store does not answer"), t("Check AWS_ENDPOINT_URL_S3, the network and the store's own log.")],
-  redis: () => [t("Redis refuses writes"), t("Start it, make room in it, or correct REDIS_URL.")],
-  broker: () => [t("The broker does not answer"), t("Start it, or correct CELERY_BROKER_URL.")],
-  webhooks: () => [t("No webhook gets through"), t("Ask the owners of the hosts.")],
-});
-const MEANWHILE = table({
-  upstream: () => t("No task ends because of this. Files whose addresses are known are still copied."),
-  store: () => t("No task ends because of this. The upstream is still polled; files and endings wait."),
-  redis: () => t("No task ends. No task is accepted, and no work begins."),
-  broker: () => t("Polling, copying and webhooks continue. Celery messages and replies wait."),
-  webhooks: () => t("Everything else continues. Each webhook is retried for three days."),
-  workers: () => t("Nothing is lost. Tasks are accepted and wait."),
+// -- incidents: the worst one first, and largest --------------------------------------------------
+const TITLES = table({
+  "upstream": t("The upstream does not answer"), "upstream:credentials": t("The upstream refuses the app key"), "upstream:clock": t("The upstream refuses the workers' clocks"),
+  "upstream:account": t("The upstream refuses the account"), "upstream:request": t("The upstream refuses every request"),
+  "store": t("The store does not answer"), "store:store": t("The store refuses the workers"),
+  "redis": t("Redis takes no writes"), "broker": t("The broker does not answer"), "webhooks": t("No webhook gets through"),
 });
 
 // Sets the connection's trouble, or null.
@@ -44,16 +27,15 @@ function incidents(known) {
   const fleet = trouble ? null : known; // earlier troubles are outdated
   const found = trouble ? [{ ...trouble, asOf: known?.now }] : [];
   if (fleet && !fleet.workers.some((worker) => worker.alive)) {
-    found.push({ title: t("No worker is alive"), remedy: t("Start one: harvester worker"), meanwhile: MEANWHILE.workers(),
+    found.push({ title: t("No worker is alive"), remedy: t("Start one: harvester worker"), meanwhile: t("Nothing is lost. Tasks are accepted and wait."),
       since: Math.max(0, ...fleet.workers.map((worker) => worker.last_tick)) });
   }
   const out = Object.entries(fleet?.services || {}).filter(([, service]) => service.out_of_reach_since);
   for (const [name, service] of out) {
-    const [title, remedy] = (service.kind ? CIRCUITS[`${name}:${service.kind}`] : SILENT[name])?.()
-      || [t("No call to the {name} can succeed", { name }), service.remedy];
+    const title = TITLES[[name, service.kind].filter(Boolean).join(":")] ?? t("No call to the {name} can succeed", { name });
     const hosts = name === "webhooks" ? (fleet.webhook_hosts || []).map((one) => `${one.host}: ${one.trouble}`) : [];
-    found.push({ title, detail: hosts.join(" · ") || service.trouble, remedy, since: service.out_of_reach_since,
-      meanwhile: MEANWHILE[name]?.() || service.meanwhile, mild: name === "webhooks" });
+    found.push({ title, detail: hosts.join(" · ") || service.trouble, remedy: t(service.remedy), since: service.out_of_reach_since,
+      meanwhile: t(service.meanwhile), mild: name === "webhooks" });
   }
   if (fleet?.clock_step) found.push({ title: t("The clock of Redis has stepped"), detail: fleet.clock_step, remedy: t("Set its machine's clock (NTP)."), mild: true });
   draw("incidents", found, () => $("incidents").replaceChildren(...found.map((one, n) => make("section", [
@@ -69,8 +51,8 @@ function incidents(known) {
 }
 
 // -- figures --------------------------------------------------------------------------------------
-const WORKERS = 20; // shown at most, silent ones first
-const DUE = table({ poll: () => t("polling the upstream"), copy: () => t("copying"), fetch: () => t("fetching files"), tell: () => t("callbacks") });
+const WORKERS = 20; // as many are shown, silent ones first
+const DUE = table({ poll: t("asking the upstream"), copy: t("copying"), fetch: t("fetching files"), tell: t("callbacks") });
 
 export function show(fleet) {
   latest = fleet;
@@ -96,7 +78,7 @@ export function tiles() {
 
 function figures(fleet) {
   draw("due", fleet.due, () => $("due").tBodies[0].replaceChildren(...Object.entries(fleet.due).map(([name, set]) => make("tr", [
-    make("th", DUE[name]?.() || name, { scope: "row" }), make("td", number(set.size), { class: "number" }),
+    make("th", DUE[name] || name, { scope: "row" }), make("td", number(set.size), { class: "number" }),
     make("td", set.late_seconds < 1 ? t("no") : span(set.late_seconds), { class: `number${set.late_seconds > 60 ? " state failed" : ""}` }),
   ]))));
   const silent = fleet.workers.filter((worker) => !worker.alive), living = fleet.workers.filter((worker) => worker.alive);
@@ -143,35 +125,12 @@ export async function endings() {
 }
 
 // -- what failed ----------------------------------------------------------------------------------
-const NEWEST = 200, SHOWN = 5;
-const filterOf = (group) => [
-  ...(group.state ? [group.state] : ["failed", "partial"]).map((name) => ["state", name]), ["reason", group.reason], ...(group.group ? [["group", group.group]] : []),
-];
-
-// Counted by the server; if it cannot, `among` counts the newest.
-async function counted() {
-  try {
-    return await read("/api/groups?state=failed&state=partial");
-  } catch (error) {
-    if (error.status !== 404) throw error;
-    return null;
-  }
-}
-
-function among(page) {
-  const groups = new Map();
-  for (const task of page.tasks) {
-    const group = groups.get(task.reason) || { reason: task.reason, count: 0, newest: task.finished_at, error: task.error };
-    group.count += 1;
-    groups.set(task.reason, group);
-  }
-  return { groups: [...groups.values()].sort((a, b) => b.count - a.count), read: page.tasks.length, of: page.next ? Infinity : 0 };
-}
+const SHOWN = 5;
+const filterOf = (group) => [["state", group.state], ["reason", group.reason], ...(group.group ? [["group", group.group]] : [])];
 
 export async function failures() {
-  const answer = await counted();
-  const page = await read(`/api/tasks?state=failed&state=partial&limit=${answer ? SHOWN + 1 : NEWEST}`);
-  const { groups, read: looked, of: all, until } = answer || among(page);
+  const { groups, read: looked, of: all } = await read("/api/groups?state=failed&state=partial");
+  const page = await read(`/api/tasks?state=failed&state=partial&limit=${SHOWN + 1}`);
   $("groups-note").textContent = all > looked ? t("Of the newest {count}:", { count: number(looked) }) : "";
   const shown = groups.map((group) => ({ ...group, error: page.tasks.length > SHOWN ? group.error : "" }));
   const key = (group) => `group ${group.state} ${group.reason} ${group.group}`;
@@ -181,7 +140,7 @@ export async function failures() {
       make("a", reason(group.reason), { href: `/tasks?${new URLSearchParams(filterOf(group))}` }), " ", group.reason ? make("code", group.reason) : "",
       make("p", [group.error, group.error ? " · " : "", moment(group.newest)], { class: "dim" }),
     ]),
-    until ? forAll("retry", () => filterOf(group), "groups", describe(new URLSearchParams(filterOf(group))), group.count) : "",
+    forAll("retry", () => filterOf(group), "groups", describe(new URLSearchParams(filterOf(group))), group.count),
   ]));
   const tasks = page.tasks.slice(0, SHOWN);
   $("h-latest").hidden = $("failed").hidden = !tasks.length;

@@ -5,7 +5,7 @@ import { count, clock, number, reason, REASONS, t, table } from "./words.js";
 import { forAll } from "./bulk.js";
 
 const STEP = 50, MOST = 1000;
-const WITHIN = table({ "1h": [3600e3, () => t("last hour")], "1d": [86400e3, () => t("last 24 hours")], "7d": [7 * 86400e3, () => t("last 7 days")] });
+const WITHIN = table({ "1h": [3600e3, t("last hour")], "1d": [86400e3, t("last 24 hours")], "7d": [7 * 86400e3, t("last 7 days")] });
 const PARTS = ["state", "reason", "label", "error", "within", "view", "group"];
 const FIELDS = ["reason", "label", "error", "within", "view"]; // in the form; a group comes from a link
 let filter = new URLSearchParams();
@@ -16,7 +16,7 @@ for (const name of STATES) {
   $("states").append(make("label", [make("input", "", { type: "checkbox", name: "state", value: name }), state(name)]));
 }
 $("reason").append(make("option", t("any"), { value: "" }), ...Object.keys(REASONS).map((name) => make("option", reason(name), { value: name })));
-$("within").append(make("option", t("any time"), { value: "" }), ...Object.entries(WITHIN).map(([value, [, words]]) => make("option", words(), { value })));
+$("within").append(make("option", t("any time"), { value: "" }), ...Object.entries(WITHIN).map(([value, [, words]]) => make("option", words, { value })));
 
 // Sets the form and the list to the filter in an address.
 export function open(search) {
@@ -42,7 +42,7 @@ export const address = () => {
 export function describe(filter) {
   return [
     filter.getAll("state").map((name) => t(name)).join(` ${t("or")} `), filter.has("reason") && reason(filter.get("reason")),
-    filter.has("label") && `${t("Label")} ${filter.get("label")}`, filter.has("error") && `“${filter.get("error")}”`, WITHIN[filter.get("within")]?.[1](), filter.has("group") && t("one kind of error"),
+    filter.has("label") && `${t("Label")} ${filter.get("label")}`, filter.has("error") && `“${filter.get("error")}”`, WITHIN[filter.get("within")]?.[1], filter.has("group") && t("one kind of error"),
   ].filter(Boolean).join(" · ");
 }
 
@@ -62,10 +62,8 @@ function wanted() {
 export async function load(more = false) {
   const turn = ++loading;
   const page = await read(`/api/tasks?${wanted()}&limit=${STEP}${more ? `&cursor=${encodeURIComponent(next)}` : ""}`);
-  if (turn !== loading) return; // another filter was chosen meanwhile
-  // an older server ignores this filter, and returns everything
-  const found = page.tasks.filter((task) => !filter.has("reason") || task.reason === filter.get("reason"));
-  tasks = more ? [...tasks, ...found] : found;
+  if (turn !== loading) return; // another filter was asked for meanwhile
+  tasks = more ? [...tasks, ...page.tasks] : page.tasks;
   next = page.next;
   since = 0;
   show();

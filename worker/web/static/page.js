@@ -108,13 +108,13 @@ setInterval(tick, 1000);
 setInterval(() => { if (signedIn && !document.hidden && document.body.dataset.view === "overview") figures(); }, 15_000);
 
 function lost(error) {
-  const redis = !error || (error.status === 503 && error.message.startsWith("Redis"));
+  const redis = error.services?.redis; // a problem, or an event, that is about Redis
   const title = redis ? t("Redis is out of reach") : t("No connection to the fleet");
   live(title);
   fleet.connection({
-    title, detail: error?.message, since: clock.now(),
-    remedy: redis ? t("Start Redis, or correct REDIS_URL; harvester doctor checks each step.") : t("Check that harvester web runs and can be reached from here."),
-    meanwhile: redis ? t("Redis keeps its data. The workers wait and resume by themselves.") : t("The workers do not need this page and continue."),
+    title, detail: redis ? redis.trouble : error.message, since: redis?.out_of_reach_since ?? clock.now(),
+    remedy: redis ? t(redis.remedy) : t("See whether harvester web runs and can be reached from here."),
+    meanwhile: redis ? t(redis.meanwhile) : t("The workers do not need this page and go on."),
   });
 }
 
@@ -130,7 +130,7 @@ follow({
     live(t("live"));
   },
   event(name, data) {
-    if (name === "unavailable") lost();
+    if (name === "unavailable") lost(data);
     if (name !== "stats") { if (name === "final") { later(); task.follow({ id: data.task_id }); } return; }
     live(t("live"));
     fleet.show(data);
