@@ -217,7 +217,7 @@ def test_size(count: int, text: str) -> None:
      ("1970-01-01T00:10:00", 600_000), ("1970-01-01T01:10:00+01:00", 600_000)],
 )  # fmt: skip
 def test_since(text: str, at: int) -> None:
-    assert filters.parse_since(text, now=1_000_000) == at
+    assert filters.when(text).at(1_000_000) == at
 
 
 def test_what_comes_from_elsewhere_moves_no_cursor_and_is_no_markup() -> None:

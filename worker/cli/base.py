@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from config.settings import Settings
     from worker.registry.registry import Registry
+    from worker.transfer.store import ObjectStore
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -42,8 +43,7 @@ _PLAIN_WIDTH = 200  # columns of a table in a file or a pipe, so that nothing is
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for people; wide and without colours unless it is a terminal."""
-
+    """A console for people; wide and without colours if nobody watches."""
     made = Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _PLAIN_WIDTH
@@ -97,6 +97,18 @@ async def registry(chosen: Settings) -> AsyncIterator[Registry]:
         yield opened
     except RegistryUnavailable as error:
         raise type(error)(f"{error} (REDIS_URL: {redis_hosts(chosen)})") from error
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
+async def bucket(chosen: Settings) -> AsyncIterator[ObjectStore]:
+    """The bucket, its connections closed at the end."""
+    from worker.wiring import make_store
+
+    opened = make_store(chosen)
+    try:
+        yield opened
     finally:
         await opened.close()
 

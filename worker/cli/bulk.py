@@ -8,7 +8,7 @@ import asyncio
 import sys
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ import typer
 from worker.cli.base import FAILED, USAGE, Json, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered
 from worker.core.answers import ActionAnswer, why
-from worker.core.filters import NEWEST, ONLY_WHEN_NAMED, Action, Filters, error_of
+from worker.core.filters import NEWEST, Action, Filters, error_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -161,11 +161,7 @@ async def _act_on_many(
 ) -> None:
     async with registry(chosen) as fleet:
         now = await fleet.now()
-        filters = wanted.filters(action.states, now=now)
-        until = now if filters.until is None else min(now, filters.until)
-        filters = replace(filters, until=until)
-        if action is Action.RETRY and ids is None:
-            filters = replace(filters, left_out=ONLY_WHEN_NAMED - filters.reasons)
+        filters = wanted.filters(action.states, now=now).of(action, now, named=ids is not None)
         choice = await _choose(fleet, action, filters, ids)
         if not how.as_json and not how.plain:
             _print_choice(action, choice)

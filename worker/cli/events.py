@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.base import print_json_line, registry, settings
-from worker.cli.filters import parse_since
+from worker.cli.filters import When, when
 from worker.registry import feed
 
 if TYPE_CHECKING:
@@ -28,23 +28,23 @@ def events(
         bool, typer.Option("--follow", "-f", help="Continue with new events until Ctrl-C.")
     ] = False,
     since: Annotated[
-        str | None,
+        When | None,
         typer.Option(
-            metavar="TIME", help="Where to begin, e.g. 2h; with --follow the default is now."
+            parser=when,
+            metavar="TIME",
+            help="Where to begin, e.g. 2h; with --follow the default is now.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Print the event stream: one line for each run that ended."""
-    if since is not None:
-        parse_since(since, now=0)  # before anything is connected
     asyncio.run(_print(settings(), since=since, follow=follow, as_json=as_json))
 
 
-async def _print(chosen: Settings, *, since: str | None, follow: bool, as_json: bool) -> None:
+async def _print(chosen: Settings, *, since: When | None, follow: bool, as_json: bool) -> None:
     async with registry(chosen) as fleet:
         if since is not None:
-            start = max(1, parse_since(since, now=await fleet.now()))
+            start = max(1, since.at(await fleet.now()))
             after = f"{start - 1}-{_LAST}"
         else:
             after = await fleet.newest_event() if follow else "0-0"

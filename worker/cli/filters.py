@@ -27,6 +27,34 @@ _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 _MAX_LINE = 4096  # characters: no id is as long
 _MAX_IDS = 1_000_000
 
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """A time as it was given: in Unix milliseconds, or by how many of them have passed since."""
+
+    ms: int
+    passed: bool
+
+    def at(self, now: int) -> int:
+        """The time in Unix milliseconds, if that is ``now``."""
+        return max(0, now - self.ms if self.passed else self.ms)
+
+
+def when(text: str) -> When:
+    """Read a duration such as 2h, or a time; ``BadParameter`` if it is neither."""
+    duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
+    if duration:
+        return When(int(duration[1]) * _UNITS[duration[2]] * 1000, passed=True)
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a duration such as 2h nor a time such as 2025-01-31T12:00"
+        ) from None
+    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return When(round(aware.timestamp() * 1000), passed=False)
+
+
 States = Annotated[
     list[State] | None,
     typer.Option("--state", help="Only tasks in this state; may be repeated."),
@@ -40,16 +68,18 @@ Labels = Annotated[
     typer.Option("--label", help="Only tasks with this label; may be repeated."),
 ]
 Since = Annotated[
-    str | None,
+    When | None,
     typer.Option(
         "--since",
+        parser=when,
         metavar="TIME",
         help="Only tasks that ended since then (or were submitted, if they have not ended): 2h, "
         "30m, 7d, or an ISO 8601 time (UTC unless it says otherwise).",
     ),
 ]
 Until = Annotated[
-    str | None, typer.Option("--until", metavar="TIME", help="Only tasks that ended until then.")
+    When | None,
+    typer.Option("--until", parser=when, metavar="TIME", help="Only tasks that ended until then."),
 ]
 ErrorText = Annotated[
     str | None,
@@ -88,22 +118,18 @@ class Wanted:
         return frozenset(name for name, value in values.items() if value not in (None, []))
 
     def check(self) -> None:
-        """Raise ``BadParameter`` for errors that show before connecting."""
-        for text, option in ((self.since, "--since"), (self.until, "--until")):
-            if text is not None:
-                parse_since(text, now=0, option=option)
+        """Raise ``BadParameter`` for what can be told before anything is connected."""
         if self.error is not None and not 0 < len(self.error) <= MAX_TEXT:
             raise typer.BadParameter(f"1 to {MAX_TEXT} characters", param_hint="--error")
 
     def filters(self, states: tuple[State, ...], *, now: int) -> Filters:
-        """The filters; ``states`` are the default, and ``now`` is in Unix ms."""
-        until = None if self.until is None else parse_since(self.until, now=now, option="--until")
+        """The filters; ``states`` are those meant if none is named, ``now`` is in Unix ms."""
         return Filters(
             states=tuple(state for state in State if state in (self.state or states)),
             reasons=frozenset(self.reason or ()),
             labels=frozenset(self.label or ()),
-            since=0 if self.since is None else parse_since(self.since, now=now),
-            until=until,
+            since=0 if self.since is None else self.since.at(now),
+            until=None if self.until is None else self.until.at(now),
             error=self.error or "",
         )
 
@@ -162,19 +188,3 @@ def read_ids(source: str | None) -> Iterator[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
         raise typer.BadParameter(f"{source}: {reason}", param_hint="--from-file") from None
-
-
-def parse_since(text: str, *, now: int, option: str = "--since") -> int:
-    """A duration before ``now``, or a time, in Unix milliseconds; ``BadParameter`` if neither."""
-    duration = re.fullmatch(r"([0-9]{1,9})\s*(s|m|min|h|d)", text.strip())
-    if duration:
-        return max(0, now - int(duration[1]) * _UNITS[duration[2]] * 1000)
-    try:
-        time = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is neither a duration such as 2h nor a time such as 2025-01-31T12:00",
-            param_hint=option,
-        ) from None
-    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    return max(0, round(aware.timestamp() * 1000))

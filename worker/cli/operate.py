@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.base import FAILED, Json, complain, console, print_json, registry, settings
+from worker.cli.base import FAILED, Json, bucket, complain, console, print_json, registry, settings
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -74,21 +74,17 @@ def rebuild(
 
 
 async def _rebuild(chosen: Settings) -> Rebuilt:
-    from worker.wiring import make_layout, make_store
+    from worker.wiring import make_layout
     from worker.work.manifests import Manifests
     from worker.work.rebuild import rebuild as restore_all
 
-    store = make_store(chosen)
-    try:
-        async with registry(chosen) as fleet:
-            with console(stderr=True).status("") as line:
-                return await restore_all(
-                    fleet,
-                    Manifests(store, make_layout(chosen)),
-                    seen=lambda so_far: line.update(f"{so_far.restored} restored"),
-                )
-    finally:
-        await store.close()
+    async with bucket(chosen) as store, registry(chosen) as fleet:
+        with console(stderr=True).status("") as line:
+            return await restore_all(
+                fleet,
+                Manifests(store, make_layout(chosen)),
+                seen=lambda so_far: line.update(f"{so_far.restored} restored"),
+            )
 
 
 def doctor(

@@ -31,14 +31,12 @@ _USUAL_ID = 26  # characters of the upstream's ids
 
 
 def plain(value: object, style: str = "") -> Text:
-    """Untrusted text as one line, without markup or control characters."""
-
+    """Text from elsewhere: one line, no markup, nothing that moves the cursor."""
     return Text(one_line(str(value), _LONGEST), style=style)
 
 
 def print_record(out: Console, record: Mapping[str, Any], now: int) -> None:
     """Print one record (as ``manifest.public`` gives it); ``now`` in Unix milliseconds."""
-
     state = str(record["state"])
     title = Text.assemble(
         (str(record["task_id"]), "bold"), "  ", (state, f"bold {STATE_STYLES[state]}")
@@ -59,7 +57,6 @@ def print_record(out: Console, record: Mapping[str, Any], now: int) -> None:
 
 
 def _facts(record: Mapping[str, Any], now: int) -> Iterator[tuple[str, str]]:
-
     if record.get("error"):
         yield "error", str(record["error"])
     if outage := record.get("held_up_by"):
@@ -157,7 +154,6 @@ def refused_table(entries: Sequence[Mapping[str, Any]], now: int) -> Table:
 
 def plain_table() -> Table:
     """A table without a frame."""
-
     return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
 
 

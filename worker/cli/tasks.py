@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.base import FAILED, Json, complain, console, print_json, registry, settings
+from worker.cli.base import FAILED, Json, bucket, complain, console, print_json, registry, settings
 from worker.cli.filters import Wanted, filtered, read_ids, say_bound
 from worker.cli.show import FEW, Report, last_time, print_record, refused_table, tasks_table
 from worker.core import jsontext, manifest
@@ -94,7 +94,7 @@ def submit(
         "priority": None if priority is None else str(priority),
     }
     chosen = settings()
-    ids = _chain(task_ids or [], read_ids(from_file))
+    ids = chain(task_ids or [], read_ids(from_file))
     new: dict[str, bool] = {}
     refused: dict[Refusal, None] = {}  # each once: every message repeats a refused option
     try:
@@ -140,7 +140,6 @@ def _tell_submitted(
 
 
 def _read_metadata(text: str | None) -> Any:
-
     if text is None:
         return None
     try:
@@ -150,11 +149,6 @@ def _read_metadata(text: str | None) -> Any:
     if not isinstance(value, dict):
         raise typer.BadParameter("not a JSON object", param_hint="--metadata")
     return value
-
-
-def _chain(*parts: Iterable[str]) -> Iterator[str]:
-    for part in parts:
-        yield from part
 
 
 async def _submit(
@@ -196,9 +190,6 @@ def status(
     """Show one task. Exit code 1 if it failed or is unknown."""
     chosen = settings()
     record, now = asyncio.run(_one(chosen, task_id))
-    if record is None:
-        complain(f"{task_id} was not found")
-        raise typer.Exit(FAILED)
     if as_json:
         print_json(record)
     else:
@@ -207,11 +198,12 @@ def status(
         raise typer.Exit(FAILED)
 
 
-async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any] | None, int]:
+async def _one(chosen: Settings, task_id: str) -> tuple[dict[str, Any], int]:
     async with registry(chosen) as fleet:
         record = await fleet.record(task_id)
         if record is None:
-            return None, await fleet.now()
+            complain(f"{task_id} was not found")
+            raise typer.Exit(FAILED)
         return manifest.public(record, await fleet.held_up(task_id)), await fleet.now()
 
 
@@ -424,9 +416,6 @@ def url(
     """Print a presigned address for each stored file."""
     chosen = settings()
     record, _ = asyncio.run(_one(chosen, task_id))
-    if record is None:
-        complain(f"{task_id} was not found")
-        raise typer.Exit(FAILED)
     files = [file for file in record.get("files") or [] if "key" in file]
     if not files:
         complain(f"{task_id} is {record['state']} and has no stored files")
@@ -442,11 +431,5 @@ def url(
 async def _presign(
     chosen: Settings, files: Sequence[Mapping[str, Any]], expires: int
 ) -> list[dict[str, str]]:
-
-    from worker.wiring import make_store
-
-    store = make_store(chosen)
-    try:
+    async with bucket(chosen) as store:
         return await store.presign_files(files, expires=expires)
-    finally:
-        await store.close()

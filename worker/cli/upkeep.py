@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import simplejson
 import typer
 
-from worker.cli.base import FAILED, Json, complain, console, print_json, registry, settings
-from worker.cli.filters import Wanted, filtered, parse_since, say_bound
+from worker.cli.base import FAILED, Json, bucket, complain, console, print_json, registry, settings
+from worker.cli.filters import Wanted, When, filtered, say_bound, when
 from worker.cli.show import FEW
 from worker.cli.tasks import passing
 from worker.core import manifest
@@ -35,8 +35,12 @@ def purge(
     task_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Task ids.")] = None,
     *,
     older_than: Annotated[
-        str | None,
-        typer.Option(metavar="AGE", help="Only tasks that finished longer ago: 30d, 12h."),
+        When | None,
+        typer.Option(
+            parser=lambda text: when(f"{text}d" if text.isascii() and text.isdecimal() else text),
+            metavar="AGE",
+            help="Only tasks that finished longer ago: 30d, 12h.",
+        ),
     ] = None,
     states: Annotated[
         list[State] | None,
@@ -52,8 +56,6 @@ def purge(
         raise typer.BadParameter("give task ids, --older-than or --state")
     if unfinished := [state for state in states or () if not state.final]:
         raise typer.BadParameter(f"{unfinished[0]} is not final", param_hint="--state")
-    if older_than is not None:
-        parse_since(_age(older_than), now=0)  # before anything is connected
     wanted = frozenset(states or FINAL_STATES)
     chosen = settings()
     records, said = asyncio.run(_purge(chosen, task_ids or (), older_than, wanted, yes))
@@ -62,15 +64,10 @@ def purge(
         raise typer.Exit(FAILED)
 
 
-def _age(text: str) -> str:
-    """An age as a duration; a bare number counts days."""
-    return f"{text}d" if text.isascii() and text.isdecimal() else text
-
-
 async def _purge(
     chosen: Settings,
     task_ids: Sequence[str],
-    older_than: str | None,
+    older_than: When | None,
     states: frozenset[State],
     yes: bool,
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -78,9 +75,7 @@ async def _purge(
     records: dict[str, dict[str, str]] = {}
     said: dict[str, str] = {}
     async with registry(chosen) as fleet:
-        until: int | None = None
-        if older_than is not None:
-            until = parse_since(_age(older_than), now=await fleet.now())
+        until = None if older_than is None else older_than.at(await fleet.now())
         async for page in _pages_to_purge(fleet, task_ids, states, until):
             for task_id, record in zip(
                 page, await fleet.fields(page, ("state", "finished_at")), strict=True
@@ -148,16 +143,18 @@ def verify(
     *,
     every: Annotated[bool, typer.Option("--all", help="Every manifest in the bucket.")] = False,
     since: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Tasks stored since then: 2h, 7d, or an ISO 8601 time."),
+        When | None,
+        typer.Option(
+            parser=when,
+            metavar="TIME",
+            help="Tasks stored since then: 2h, 7d, or an ISO 8601 time.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Read stored files back and compare them with their manifests. Exit code 1 if any differs."""
     if sum((bool(task_ids), every, since is not None)) != 1:
         raise typer.BadParameter("give task ids, --all or --since")
-    if since is not None:
-        parse_since(since, now=0)  # before anything is connected
     verified = asyncio.run(_verify(settings(), task_ids or (), since))
     if as_json:
         wrong = [
@@ -183,15 +180,12 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) -> Verified:
-    from worker.wiring import make_layout, make_store
+async def _verify(chosen: Settings, task_ids: Sequence[str], since: When | None) -> Verified:
+    from worker.wiring import make_layout
     from worker.work import verify as work
     from worker.work.manifests import Manifests
 
-    store = make_store(chosen)
-    manifests = Manifests(store, make_layout(chosen))
-
-    async def ids() -> AsyncIterator[str]:
+    async def ids(manifests: Manifests) -> AsyncIterator[str]:
         if task_ids:
             for task_id in dict.fromkeys(task_ids):
                 yield task_id
@@ -200,22 +194,21 @@ async def _verify(chosen: Settings, task_ids: Sequence[str], since: str | None) 
                 yield task_id
         else:
             async with registry(chosen) as fleet:
-                start = parse_since(since, now=await fleet.now())
+                start = since.at(await fleet.now())
                 for state in (State.STORED, State.PARTIAL):
                     async for page in fleet.pages(state, since=start):
                         for task_id in page:
                             yield task_id
 
-    try:
+    async with bucket(chosen) as store:
+        manifests = Manifests(store, make_layout(chosen))
         with console(stderr=True).status("") as line:
             return await work.verify(
                 store,
                 manifests,
-                ids(),
+                ids(manifests),
                 seen=lambda so_far: line.update(f"{so_far.tasks} tasks, {size(so_far.bytes)}"),
             )
-    finally:
-        await store.close()
 
 
 # -- export --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -45,8 +45,8 @@ _STATES = {
     Action.NOTIFY: FINAL_STATES,
 }
 
-ONLY_WHEN_NAMED = frozenset({Reason.CANCELED, Reason.CONTENT_REJECTED})
-"""Reasons that a retry skips unless they are named: a person or the upstream intended the end."""
+# a retry leaves them out unless they are named: a person or the upstream meant the end
+_ONLY_WHEN_NAMED = frozenset({Reason.CANCELED, Reason.CONTENT_REJECTED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,16 @@ class Filters:
     until: int | None = None
     error: str = ""
     group: str | None = None
+
+    def up_to(self, until: int) -> Filters:
+        """The same, of no later tasks than ``until``."""
+        return replace(self, until=until if self.until is None else min(until, self.until))
+
+    def of(self, action: Action, began: int, *, named: bool) -> Filters:
+        """The same for an action that ``began`` then (ms), on tasks that are ``named`` or not."""
+        spared = action is Action.RETRY and not named
+        left_out = _ONLY_WHEN_NAMED - self.reasons if spared else frozenset[Reason]()
+        return replace(self.up_to(began), left_out=left_out)
 
     @property
     def by_record(self) -> bool:

@@ -7,7 +7,7 @@ Redis' time at the first call bounds all calls of one action.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from worker.core.answers import ActionAnswer
 from worker.core.filters import NEWEST, Action
+from worker.core.models import State
 from worker.core.redact import one_line
 from worker.registry import selection
 from worker.web import documents
@@ -36,9 +37,7 @@ async def list_groups(desk: AtDesk, query: Annotated[GroupQuery, Query()]) -> Re
 
     Without ``state``, these are failed and partial tasks. ``read`` of ``of`` tasks were checked.
     """
-    now = await desk.registry.now()
-    filters = query.filters()
-    filters = replace(filters, until=now if filters.until is None else min(now, filters.until))
+    filters = query.filters((State.PARTIAL, State.FAILED)).up_to(await desk.registry.now())
     groups, read = await selection.groups(desk.registry, filters)
     of = await selection.size(desk.registry, filters)
     return answer(
@@ -92,11 +91,10 @@ async def _act(request: Request, desk: Desk, action: Action, query: BulkQuery) -
     registry, ids = desk.registry, _ids(await desk.body(request, _MAX_BODY))
     if ids is None and not query.any:
         raise Problem(422, "give a filter, such as state, or task_ids")
-    filters = query.filters_of(action, await registry.now())
+    filters = query.filters_of(action, await registry.now(), named=ids is not None)
     not_done: Counter[str] = Counter()
     following = None
     if ids is not None:
-        filters = replace(filters, left_out=frozenset())
         records, not_done = await selection.named(registry, filters, action, ids)
         read = len(ids)
     else:

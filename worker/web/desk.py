@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from worker.registry.registry import Registry
     from worker.transfer.store import ObjectStore
 
-READY_FOR = 10.0
-"""Seconds for which a check of the store is cached."""
-
-_PATIENCE = 4.0  # seconds to wait for Redis' answer
+_PATIENCE = 4.0  # seconds for which Redis' answer is awaited
 _BODIES = 64 * 1024 * 1024  # bytes of bodies that may arrive at once
 
 TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
@@ -47,9 +44,9 @@ class Desk:
     store: ObjectStore
     policy: Policy
     probe_key: str
-    store_seen: float = field(default=-READY_FOR)
+    store_seen: float = -math.inf
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    looked: float = field(default=-math.inf)
+    looked: float = -math.inf
     fault: str = ""
     streams: int = 0
     received: int = 0

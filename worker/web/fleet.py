@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -30,15 +31,7 @@ async def get_stats(request: Request, desk: AtDesk) -> Response:
 @routes.get("/api/endings", responses=answers(documents.Endings, 422))
 async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
     """How many tasks ended when, in 60 equal spans; the last one includes now."""
-    seen = await endings.look(desk.registry, span.minutes)
-    return answer(
-        {
-            "now": seen.now,
-            "begin": seen.begin,
-            "step": seen.step,
-            "counts": dict(seen.counts),
-        }
-    )
+    return answer(asdict(await endings.look(desk.registry, span.minutes)))
 
 
 @routes.get(

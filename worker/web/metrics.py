@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from worker.core.models import FINAL_STATES, Reason, State
 from worker.core.schedule import price
+from worker.registry.overview import CIRCUITS
 from worker.registry.tally import HISTOGRAMS
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ _COUNTERS = {
     "leases_expired": ("harvester_leases_expired", "Claims that lapsed and went to another"),
     "stale_writes": ("harvester_stale_writes", "Writes refused since the claim was lost"),
 }
-
-
 _CHANNELS = ("webhook", "reply")
 _OUTCOMES = ("told", "failed", "given_up", "rejected")
 _SOURCES = ("celery", "stream", "http")
@@ -121,7 +120,7 @@ class _Snapshot(Collector):
         circuits = GaugeMetricFamily(
             "harvester_circuit_open", "1 while a circuit is open", labels=["circuit"]
         )
-        for circuit in ("upstream", "store"):
+        for circuit in CIRCUITS:
             circuits.add_metric([circuit], int(circuit in fleet.circuits))
         yield circuits
         yield from _Services(fleet.services.values()).collect()

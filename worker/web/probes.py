@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from worker.errors import RegistryUnavailable, StoreError
 from worker.web import documents
-from worker.web.desk import READY_FOR, AtDesk, Desk, answer, answers
+from worker.web.desk import AtDesk, Desk, answer, answers
 from worker.web.problems import Problem
 
 _LOOKED_FOR = 1.0  # seconds for which the probe's answer is believed: anybody may ask for it
+_READY_FOR = 10.0  # seconds for which a look at the store is believed
 
 routes = APIRouter()
 
@@ -48,7 +49,7 @@ async def _fleet_fault(desk: Desk) -> str:
 
 async def _store_fault(desk: Desk) -> str:
     """Whether the store answers; as a manifest is looked for, which needs no further rights."""
-    if time.monotonic() - desk.store_seen < READY_FOR:
+    if time.monotonic() - desk.store_seen < _READY_FOR:
         return ""
     try:
         async with asyncio.timeout(5):

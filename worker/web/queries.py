@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.core.filters import MAX_TEXT, ONLY_WHEN_NAMED, Action, Filters
+from worker.core.filters import MAX_TEXT, Action, Filters
 from worker.core.models import Reason, State
 from worker.web.problems import Problem
 
@@ -58,13 +57,9 @@ class Filtering(BaseModel):
 
     @property
     def any(self) -> bool:
-        """Whether there is any filter except ``until``."""
-        return any(
-            value is not None
-            for value in (
-                self.state, self.reason, self.label, self.since, self.error, self.group
-            )
-        )  # fmt: skip
+        """Whether there is any filter but ``until``."""
+        names = Filtering.model_fields.keys() - {"until"}
+        return any(getattr(self, name) is not None for name in names)
 
 
 class ListQuery(Filtering):
@@ -83,10 +78,6 @@ class GroupQuery(Filtering):
 
     model_config = ConfigDict(extra="forbid")
 
-    def filters(self, states: tuple[State, ...] = (State.PARTIAL, State.FAILED)) -> Filters:
-        """The filters; the default states are failed and partial."""
-        return Filtering.filters(self, states)
-
 
 class BulkQuery(Filtering):
     """The parameters of ``POST /api/bulk/…``."""
@@ -101,16 +92,14 @@ class BulkQuery(Filtering):
     )
     limit: int = Field(MOST, ge=1, le=MOST, description="The most tasks to change.")
 
-    def filters_of(self, action: Action, now: int) -> Filters:
-        """The filters of an action that begins ``now`` (ms), or began with its first call.
+    def filters_of(self, action: Action, now: int, *, named: bool) -> Filters:
+        """The filters of an action that begins ``now`` (ms), or began at the first call.
 
-        Raises ``Problem`` 422 for a state that the action does not apply to.
+        ``named`` says that the body names the tasks. Raises ``Problem`` 422 for a state that the
+        action does not apply to.
         """
         for state in self.state or ():
             if state not in action.states:
                 raise Problem(422, f"state: {action} does not apply to {state} tasks")
-        made = self.filters(action.states)
-        began = now if self.cursor is None else int(self.cursor.partition(":")[0])
-        until = min(began, now) if made.until is None else min(began, now, made.until)
-        left_out = ONLY_WHEN_NAMED - made.reasons if action is Action.RETRY else frozenset[Reason]()
-        return replace(made, until=until, left_out=left_out)
+        began = now if self.cursor is None else min(now, int(self.cursor.partition(":")[0]))
+        return self.filters(action.states).of(action, began, named=named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -51,9 +52,7 @@ async def submit_tasks(request: Request, desk: AtDesk) -> Response:
     options = traced(options, request.headers.get("traceparent"))
     accepted, refusals = read_submission(task_ids, options, desk.policy)
     new, too_many = await desk.registry.submit(accepted)
-    refused = [
-        {"what": r.what, "value": r.value, "reason": r.reason} for r in (*refusals, *too_many)
-    ]
+    refused = [asdict(refusal) for refusal in (*refusals, *too_many)]
     await desk.registry.count_refused(len(refused), source="http")
     if not new:
         raise Problem(422, "nothing was accepted", refused=refused)
