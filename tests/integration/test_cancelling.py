@@ -73,7 +73,7 @@ async def follow_stream(registry: Registry) -> None:
         registry=registry, store=make_store(chosen), policy=make_policy(chosen), probe_key="none"
     )
     events = stream._events(desk, "0-0")
-    async for _ in stream._outspoken(events, str):
+    async for _ in stream._with_silence(events, str):
         pass
 
 

@@ -35,7 +35,7 @@ ENDS_OTHERWISE = {
     "worker/transfer/wire.py:send": "a second failure",
     "worker/cli/bulk.py:_batches": "the last page",
     "worker/web/tasks.py:get_task": "its deadline",
-    "worker/web/stream.py:_outspoken": "the end of what it listens to",
+    "worker/web/stream.py:_with_silence": "the end of what it listens to",
     "worker/work/claim.py:insist": "its deadline",
 }
 

@@ -43,7 +43,7 @@ _PLAIN_WIDTH = 200  # columns of a table in a file or a pipe, so that nothing is
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for people; wide and without colours if nobody watches."""
+    """A console for people; wide and without colours unless it is a terminal."""
     made = Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _PLAIN_WIDTH

@@ -118,12 +118,12 @@ class Wanted:
         return frozenset(name for name, value in values.items() if value not in (None, []))
 
     def check(self) -> None:
-        """Raise ``BadParameter`` for what can be told before anything is connected."""
+        """Raise ``BadParameter`` for errors that show before connecting."""
         if self.error is not None and not 0 < len(self.error) <= MAX_TEXT:
             raise typer.BadParameter(f"1 to {MAX_TEXT} characters", param_hint="--error")
 
     def filters(self, states: tuple[State, ...], *, now: int) -> Filters:
-        """The filters; ``states`` are those meant if none is named, ``now`` is in Unix ms."""
+        """The filters; ``states`` are the default, and ``now`` is in Unix ms."""
         return Filters(
             states=tuple(state for state in State if state in (self.state or states)),
             reasons=frozenset(self.reason or ()),

@@ -31,7 +31,7 @@ _USUAL_ID = 26  # characters of the upstream's ids
 
 
 def plain(value: object, style: str = "") -> Text:
-    """Text from elsewhere: one line, no markup, nothing that moves the cursor."""
+    """Untrusted text as one line, without markup or control characters."""
     return Text(one_line(str(value), _LONGEST), style=style)
 
 

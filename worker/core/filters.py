@@ -45,7 +45,7 @@ _STATES = {
     Action.NOTIFY: FINAL_STATES,
 }
 
-# a retry leaves them out unless they are named: a person or the upstream meant the end
+# a retry skips them unless they are named: a person or the upstream intended the end
 _ONLY_WHEN_NAMED = frozenset({Reason.CANCELED, Reason.CONTENT_REJECTED})
 
 

@@ -28,7 +28,7 @@ class Look(StrEnum):
 TEXTS = {
     Look.LOOKED: "is polled as soon as the rate allows",
     Look.CLAIMED: "is being polled now, and once more if it is not done",
-    Look.BACKING_OFF: "failed its last try, and is polled at its own time",
+    Look.BACKING_OFF: "failed its last try, and is polled after the backoff",
     Look.COPYING: "has succeeded upstream; its files are being copied",
     Look.FINAL: "has already ended",
     Look.UNKNOWN: why(ActionAnswer.UNKNOWN),

@@ -42,7 +42,7 @@ REMEDIES = MappingProxyType(
         "account": "Settle it with the vendor: balance, quota, or a barred account.",
         "request": "Correct SPEEDPIX_ENDPOINT.",
         "store": "Correct what the message names, and restart the workers if it is a setting; "
-        "harvester doctor tries each step.",
+        "harvester doctor checks each step.",
     }
 )
 """What to do about an open circuit, by its kind."""

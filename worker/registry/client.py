@@ -76,7 +76,7 @@ def outage(error: Exception) -> RegistryUnavailable | None:
 
 
 async def each_answer(pipe: Pipeline) -> list[Any]:
-    """The answers of a pipeline; ``None`` where something else has overwritten the key."""
+    """The answers of a pipeline; ``None`` where another program has overwritten the key."""
     return [kept(answer) for answer in await pipe.execute(raise_on_error=False)]
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from worker.registry.base import Base
 
 CIRCUITS = ("upstream", "store")
-"""Those that can be open."""
+"""The circuits that can be open."""
 LOOKED_AT = 100
-"""As many labels of each due set, those whose turn is next, are looked at."""
-_RECOVERY = 60  # seconds in which all of the rate comes back, in prelude.lua
+"""The number of labels of each due set, those whose turn is next, that are read."""
+_RECOVERY = 60  # seconds in which the full rate recovers, as in prelude.lua
 _SHIFT = 120_000  # claim.lua
 
 
@@ -69,7 +69,7 @@ async def read_overview(registry: Base) -> Overview:
     overdue: dict[DueSet, int] = {}
     lines: list[Line] = []
     for kind, (size, first, waiting, labels) in sets.items():
-        # a task in line comes due by itself if no worker looks
+        # a task in line also becomes due by itself if no worker claims
         overdue[kind] = max(int(next(answers)), int(waiting or 0))
         late = _seconds(now, first[0][1]) if first else 0.0
         for label in labels:
@@ -111,7 +111,7 @@ def _seconds(now: int, since: float) -> float:
 
 
 def _since(place: float) -> int:
-    """When a task was due: its place is shifted by its priority, which is the fraction."""
+    """When a task was due, from its place; the fraction is its priority, which shifts the place."""
     whole = math.floor(place)
     return whole - (round((place - whole) * 4) - 1) * _SHIFT
 

@@ -40,10 +40,10 @@ _METADATA = "x-amz-meta-"
 class ObjectStore:
     """One bucket.
 
-    ``put_options`` are boto3 parameters for every object. No request takes longer than
-    ``deadline`` seconds, except for :meth:`digest`. ``reach`` is told of each answer. ``facts`` are
-    what the store was seen to do; whoever learns of them sets them, and :meth:`surprise` is set
-    when a request teaches one. Every method may raise
+    ``put_options`` are boto3 parameters for every object. No request takes longer than ``deadline``
+    seconds, except for :meth:`digest`. ``reach`` is told of each answer. ``facts`` are set by the
+    probe, or read from the fleet's; :meth:`surprise` is set when a request reveals a new one. Every
+    method may raise
 
     - :class:`StoreBlocked`: credentials, clock, region, address, options or bucket are wrong; no
       object is to blame;

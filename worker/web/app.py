@@ -54,7 +54,7 @@ def make_app(open_desk: Callable[[], Desk], *, tokens: Tokens, version: str) -> 
         description="Submit SpeedPix ComfyUI task ids, and follow them until their files are "
         "stored. Errors are RFC 9457 problem details.",
     )
-    # the token is checked before any route is reached; this is for the OpenAPI document
+    # Access checks the token before any route; this is for the OpenAPI document
     bearer = [Depends(HTTPBearer(auto_error=False, description="HARVESTER_WEB_TOKEN"))]
     for routes in (tasks.routes, fleet.routes, stream.routes, bulk.routes):
         app.include_router(

@@ -24,7 +24,7 @@ from worker.web.desk import AtDesk, Desk, answer, answers
 from worker.web.problems import Problem
 from worker.web.queries import BulkQuery, GroupQuery
 
-_READ = 2000  # tasks that one call looks at, to find those it changes
+_READ = 2000  # most tasks that one call reads
 _SAMPLE = 20
 _MAX_BODY = 128 * 1024  # 500 of the longest ids, and the same in white space
 
@@ -83,7 +83,7 @@ async def cancel_tasks(
 async def notify_tasks(
     request: Request, desk: AtDesk, query: Annotated[BulkQuery, Query()]
 ) -> Response:
-    """Tell the callbacks of final tasks again, 500 a call, those that ended before the first."""
+    """Call the callbacks of final tasks that ended before the first call again, 500 per call."""
     return await _act(request, desk, Action.NOTIFY, query)
 
 

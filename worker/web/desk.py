@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from worker.registry.registry import Registry
     from worker.transfer.store import ObjectStore
 
-_PATIENCE = 4.0  # seconds for which Redis' answer is awaited
+_PATIENCE = 4.0  # seconds to wait for Redis' answer
 _BODIES = 64 * 1024 * 1024  # bytes of bodies that may arrive at once
 
 TaskId = Annotated[str, InPath(min_length=1, max_length=128, description="Task id.")]
@@ -61,8 +61,8 @@ class Desk:
         raise self.silent(_PATIENCE)
 
     def silent(self, seconds: float) -> RegistryUnavailable:
-        """Note that Redis has given no answer for so long; the error that says so."""
-        error = RegistryUnavailable(f"Redis gives no answer within {seconds:.0f} s")
+        """Note that Redis has not answered for so long; returns the error that says so."""
+        error = RegistryUnavailable(f"Redis did not answer within {seconds:.0f} s")
         self.registry.reach.failed(Service.REDIS, error)
         return error
 

@@ -24,13 +24,13 @@ routes = APIRouter()
 
 @routes.get("/api/stats", responses=answers(documents.Fleet))
 async def get_stats(request: Request, desk: AtDesk) -> Response:
-    """The fleet at a glance."""
+    """Get the state of the fleet."""
     return answer({**glance(await desk.overview()), "may_act": may_act(request.scope)})
 
 
 @routes.get("/api/endings", responses=answers(documents.Endings, 422))
 async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) -> Response:
-    """How many tasks ended when, in 60 equal spans; the last one includes now."""
+    """Count the endings in 60 equal time spans; the last one includes now."""
     return answer(asdict(await endings.look(desk.registry, span.minutes)))
 
 
@@ -40,10 +40,10 @@ async def get_endings(desk: AtDesk, span: Annotated[documents.Span, Query()]) ->
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_metrics(desk: AtDesk) -> Response:
-    """The fleet's metrics, for Prometheus."""
+    """Get the fleet's metrics for Prometheus."""
     try:
         text = metrics.exposition(await desk.overview())
-    except RegistryUnavailable:  # the figure that says so has to arrive all the same
+    except RegistryUnavailable:  # the metric that reports the outage must still arrive
         text = metrics.without_redis(desk.redis_alone())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

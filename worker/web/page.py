@@ -42,7 +42,7 @@ async def show_reference(request: Request) -> Response:
 
 
 async def _store_origin(desk: Desk) -> str:
-    """Where presigned addresses lead, as a source of a content security policy."""
+    """The origin of presigned addresses, as a source of a content security policy."""
     try:
         parts = urlsplit(await desk.store.presign_get(desk.probe_key, expires=1))
     except StoreError:

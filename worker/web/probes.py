@@ -13,7 +13,7 @@ from worker.web import documents
 from worker.web.desk import AtDesk, Desk, answer, answers
 from worker.web.problems import Problem
 
-_LOOKED_FOR = 1.0  # seconds for which the probe's answer is believed: anybody may ask for it
+_LOOKED_FOR = 1.0  # seconds for which the probe's answer is cached: anyone may request it
 _READY_FOR = 10.0  # seconds for which a look at the store is believed
 
 routes = APIRouter()
@@ -21,13 +21,13 @@ routes = APIRouter()
 
 @routes.get("/healthz", responses=answers(documents.Health))
 async def get_health() -> Response:
-    """This process answers."""
+    """Check that this process answers."""
     return answer({"alive": True})
 
 
 @routes.get("/readyz", responses=answers(documents.Readiness, 503))
 async def get_readiness(desk: AtDesk) -> Response:
-    """Redis and the store answer, and a worker has ticked within 15 s."""
+    """Check that Redis and the store answer, and that a worker has ticked within 15 s."""
     async with desk.looking:
         if time.monotonic() - desk.looked >= _LOOKED_FOR:
             faults = await asyncio.gather(_fleet_fault(desk), _store_fault(desk))
@@ -44,11 +44,11 @@ async def _fleet_fault(desk: Desk) -> str:
         fleet = await desk.overview()
     except RegistryUnavailable as error:
         return str(error)
-    return "" if fleet.alive else "no worker has ticked lately"
+    return "" if fleet.alive else "no worker has ticked recently"
 
 
 async def _store_fault(desk: Desk) -> str:
-    """Whether the store answers; as a manifest is looked for, which needs no further rights."""
+    """Why the store does not answer; empty if it does. Needs no more rights than a manifest."""
     if time.monotonic() - desk.store_seen < _READY_FOR:
         return ""
     try:

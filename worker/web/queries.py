@@ -57,7 +57,7 @@ class Filtering(BaseModel):
 
     @property
     def any(self) -> bool:
-        """Whether there is any filter but ``until``."""
+        """Whether there is any filter except ``until``."""
         names = Filtering.model_fields.keys() - {"until"}
         return any(getattr(self, name) is not None for name in names)
 
@@ -93,7 +93,7 @@ class BulkQuery(Filtering):
     limit: int = Field(MOST, ge=1, le=MOST, description="The most tasks to change.")
 
     def filters_of(self, action: Action, now: int, *, named: bool) -> Filters:
-        """The filters of an action that begins ``now`` (ms), or began at the first call.
+        """The filters of an action that begins ``now`` (ms), or began with its first call.
 
         ``named`` says that the body names the tasks. Raises ``Problem`` 422 for a state that the
         action does not apply to.

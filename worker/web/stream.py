@@ -28,7 +28,7 @@ ENTRY = "^[0-9]{1,19}(-[0-9]{1,19})?$"
 """Entry ids of the event stream, whose numbers have 64 bits."""
 
 _STATS = 2.0  # seconds between two stats
-_SILENT = 3.0  # seconds without a word from Redis after which it counts as out of reach
+_SILENT = 3.0  # seconds without an answer after which Redis counts as out of reach
 
 routes = APIRouter()
 
@@ -48,9 +48,9 @@ async def follow_events(
         str | None, Query(pattern=ENTRY, description="Entry id; default: from now on.")
     ] = None,
 ) -> Response:
-    """Endings as server-sent events, and the stats every two seconds.
+    """Stream endings as server-sent events, and the stats every two seconds.
 
-    ``Last-Event-ID`` takes up where a lost connection ended.
+    ``Last-Event-ID`` continues after a lost connection.
     """
     if desk.streams >= _MOST:
         raise Problem(503, f"{_MOST} streams are open already")
@@ -59,7 +59,7 @@ async def follow_events(
         raise Problem(422, "Last-Event-ID is not an entry id of the event stream")
     start = last or await desk.registry.newest_event()
     return StreamingResponse(
-        _outspoken(_events(desk, start), partial(_silent, desk)),
+        _with_silence(_events(desk, start), partial(_silent, desk)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

@@ -24,12 +24,12 @@ from worker.web.queries import ListQuery
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SCANNED = 1000  # records that one listing reads at most, to find those that pass
+_SCANNED = 1000  # most records that one list request reads
 _SUMMARY = (
     "task_id", "state", "reason", "error", "label", "run", "submitted_at", "finished_at", "files",
     "updated_at", "last_error", "last_error_at",
 )  # fmt: skip
-_LOOK = 0.25  # seconds between two looks at a task that is waited for
+_LOOK = 0.25  # seconds between two reads of a task that a request waits for
 _LONGEST_WAIT = 60
 _MAX_EXPIRES = 604_800  # Signature V4 allows no longer
 
@@ -47,7 +47,7 @@ routes = APIRouter()
     },
 )
 async def submit_tasks(request: Request, desk: AtDesk) -> Response:
-    """Submit task ids. An answer of 2xx means that the records of ``tasks`` exist."""
+    """Submit task ids. A 2xx answer means that the records of ``tasks`` exist."""
     task_ids, options = read_body(await desk.body(request, MAX_BODY_BYTES))
     options = traced(options, request.headers.get("traceparent"))
     accepted, refusals = read_submission(task_ids, options, desk.policy)
@@ -62,9 +62,9 @@ async def submit_tasks(request: Request, desk: AtDesk) -> Response:
 
 @routes.get("/api/tasks", responses=answers(documents.Page, 422))
 async def list_tasks(desk: AtDesk, query: Annotated[ListQuery, Query()]) -> Response:
-    """List tasks, newest first: by their end, or by submission while they have not ended.
+    """List tasks, newest first: by their end, or by their submission if they have not ended.
 
-    A page may hold fewer than ``limit`` tasks while ``next`` leads on.
+    A page may hold fewer than ``limit`` tasks although ``next`` is not null.
     """
     filters = query.filters()
     read, after = _cursor(query.cursor)
@@ -89,7 +89,7 @@ async def get_task(
         Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait until the task is final."),
     ] = 0,
 ) -> Response:
-    """The record of a task; with ``wait``, once the task is final or the time is up."""
+    """Get the record of a task; with ``wait``, once the task is final or the time is over."""
     until = time.monotonic() + wait
     while True:
         record = await _record(desk, task_id)
@@ -105,7 +105,7 @@ async def get_urls(
     task_id: TaskId,
     expires: Annotated[int, Query(ge=1, le=_MAX_EXPIRES, description="Seconds.")] = 3600,
 ) -> Response:
-    """Presigned addresses of the stored files, which work for ``expires`` seconds."""
+    """Get presigned addresses of the stored files, valid for ``expires`` seconds."""
     record = await _record(desk, task_id)
     files = [f for f in manifest.public(record).get("files", []) if "key" in f]
     if not files:
@@ -158,7 +158,7 @@ async def _record(desk: Desk, task_id: str) -> dict[str, str]:
 
 
 def _cursor(text: str | None) -> tuple[int, tuple[int, str] | None]:
-    """How many tasks were read before, where that is bounded, and the last one of them."""
+    """The number of tasks read before, if bounded, and the last one of them."""
     if text is None:
         return 0, None
     place, _, task_id = text.partition(":")

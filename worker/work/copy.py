@@ -474,7 +474,7 @@ class CopyWork:
         claim, files = task.claim, task.files
         if isinstance(verdict, machine.TryAgain):
             verdict = replace(verdict, delay=max(verdict.delay, least))
-        timely = claim.clock.steady or files.plan[number].rejected  # by its address alone
+        timely = claim.clock.steady or files.plan[number].rejected  # a wrong address needs no clock
         if isinstance(verdict, machine.GiveUp) and not timely:
             verdict = files.put_off(number, verdict.error, self._gaps.unsettled)
         claim.unsaved.notes |= files.follow(number, verdict, claim.now)

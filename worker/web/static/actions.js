@@ -7,7 +7,7 @@ const WORDS = {
   retry: [t("Retry"), t("queued for retry")],
   cancel: [t("Cancel"), t("cancellation requested")],
   notify: [t("Send callbacks again"), t("callbacks queued")],
-  look: [t("Ask now"), t("asked about as soon as possible")],
+  look: [t("Poll now"), t("polled as soon as possible")],
 };
 let after = () => {};
 export const afterwards = (call) => { after = call; };

@@ -7,7 +7,7 @@ const STEPS = 2000; // calls at most, of 500 tasks each
 const WORDS = {
   retry: {
     label: t("Retry all"), title: (n) => count(n, "Retry {n} task?", "Retry {n} tasks?"),
-    text: t("Each starts again as a new run and keeps the files it has. Tasks that fail from now on are left alone."),
+    text: t("Each starts again as a new run and keeps the files it has. Tasks that fail from now on are not affected."),
     done: (n) => count(n, "{n} task queued for retry", "{n} tasks queued for retry"),
   },
   cancel: {

@@ -6,12 +6,12 @@ import { clock, exact, number, reason, span, t, table } from "./words.js";
 import { action } from "./actions.js";
 import { describe } from "./list.js";
 
-// -- incidents: the worst one first, and largest --------------------------------------------------
+// -- incidents: the worst one first and largest ---------------------------------------------------
 const TITLES = table({
   "upstream": t("The upstream does not answer"), "upstream:credentials": t("The upstream refuses the app key"), "upstream:clock": t("The upstream refuses the workers' clocks"),
   "upstream:account": t("The upstream refuses the account"), "upstream:request": t("The upstream refuses every request"),
   "store": t("The store does not answer"), "store:store": t("The store refuses the workers"),
-  "redis": t("Redis takes no writes"), "broker": t("The broker does not answer"), "webhooks": t("No webhook gets through"),
+  "redis": t("Redis refuses writes"), "broker": t("The broker does not answer"), "webhooks": t("No webhook gets through"),
 });
 
 // Sets the connection's trouble, or null.
@@ -51,8 +51,8 @@ function incidents(known) {
 }
 
 // -- figures --------------------------------------------------------------------------------------
-const WORKERS = 20; // as many are shown, silent ones first
-const DUE = table({ poll: t("asking the upstream"), copy: t("copying"), fetch: t("fetching files"), tell: t("callbacks") });
+const WORKERS = 20; // shown at most, silent ones first
+const DUE = table({ poll: t("polling the upstream"), copy: t("copying"), fetch: t("fetching files"), tell: t("callbacks") });
 
 export function show(fleet) {
   latest = fleet;

@@ -62,7 +62,7 @@ function wanted() {
 export async function load(more = false) {
   const turn = ++loading;
   const page = await read(`/api/tasks?${wanted()}&limit=${STEP}${more ? `&cursor=${encodeURIComponent(next)}` : ""}`);
-  if (turn !== loading) return; // another filter was asked for meanwhile
+  if (turn !== loading) return; // another filter was chosen meanwhile
   tasks = more ? [...tasks, ...page.tasks] : page.tasks;
   next = page.next;
   since = 0;

@@ -113,8 +113,8 @@ function lost(error) {
   live(title);
   fleet.connection({
     title, detail: redis ? redis.trouble : error.message, since: redis?.out_of_reach_since ?? clock.now(),
-    remedy: redis ? t(redis.remedy) : t("See whether harvester web runs and can be reached from here."),
-    meanwhile: redis ? t(redis.meanwhile) : t("The workers do not need this page and go on."),
+    remedy: redis ? t(redis.remedy) : t("Check that harvester web runs and can be reached from here."),
+    meanwhile: redis ? t(redis.meanwhile) : t("The workers do not need this page and continue."),
   });
 }
 
