@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import string
@@ -96,6 +97,12 @@ LINES: dict[str, tuple[Reply, str]] = {
     "html": (reply(b"<html>"), "unavailable"),
     "502": (reply(b"<html>", 502), "unavailable"),
     "404": (reply(b"<html>", 404), "refused: request"),
+    "packed": (reply({"status": 10, "data": json.dumps({"status": "succeeded", "images": [FILE]})}),
+               "succeeded: 1 file"),
+    "packed images": (done(images=json.dumps(json.dumps([FILE]))), "succeeded: 1 file"),
+    "not a number": (reply(json.dumps({"status": 10, "data": {
+        "status": "succeeded", "images": {"a": FILE}, "result": {"n": math.nan}}}).encode()),
+        "succeeded: 1 file"),
     "clock": (reply(b"", 403, {CA: "Timestamp Expired"}), "blocked: clock"),
     "throttled": (reply(b"", 429), "throttled"),
 }  # fmt: skip

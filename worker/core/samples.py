@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
@@ -149,7 +150,7 @@ def redacted(reply: Reply, secrets: Iterable[str]) -> Reply:
         if _KEPT_HEADERS.fullmatch(name.lower())
     }
     try:
-        value = jsontext.loads(reply.body)
+        value = jsontext.loads(reply.body, lenient=True)
     except ValueError:
         text = reply.body[: 8 * _MAX_TEXT].decode("utf-8", "replace")
         body = alias.text(redact(text))[:_MAX_TEXT].encode()
@@ -202,13 +203,10 @@ class _Alias:
         bare = text.strip()
         if match := _ADDRESS.fullmatch(bare):
             return text.replace(bare, self._address(match), 1)
-        if content and text[:1] in ("{", "["):
-            try:
-                inside = jsontext.loads(text)
-            except ValueError:
-                pass
-            else:
-                return jsontext.dumps(self.value(inside, content=True))
+        with suppress(jsontext.TooLargeError):
+            inside = finding.unpacked(text)
+            if not isinstance(inside, str):
+                return jsontext.dumps(self.value(inside, content=content))
         safe = self.text(redact(text))
         if content and not _WORD.fullmatch(text):
             return f"text of {len(text)} characters"
@@ -280,7 +278,7 @@ def to_text(reply: Reply) -> str:
         "headers": dict(reply.headers),
     }
     try:
-        document["json"] = jsontext.loads(reply.body)
+        document["json"] = jsontext.loads(reply.body, lenient=True)
     except ValueError:
         document["text"] = reply.body.decode("utf-8", "replace")
     text: str = simplejson.dumps(document, indent=2, allow_nan=False)
