@@ -130,6 +130,17 @@ def test_objects_without_an_address_within_the_result(result: Any, found: list[s
     assert refs({"result": result}) == found
 
 
+def test_an_object_whose_address_is_another_member_awaits_none() -> None:
+    entry = {"filename": "a.png", "object_key": "k", "download": f"{OSS}/x?Signature=s"}
+    (file,) = find_files({"images": [entry]})
+    assert (file.refs, file.filename, file.awaited) == (("/images/0/download",), "a.png", False)
+    (file,) = find_files({"result": {"poster": entry}})
+    assert (file.refs, file.awaited) == (("/result/poster/download",), False)
+    preview = {"filename": "a.png", "url": None, "preview": f"{OSS}/x?Signature=s"}
+    (file,) = find_files({"images": [preview]})
+    assert (file.refs, file.awaited) == (("/images/0/url",), True)
+
+
 # -- what is left open ------------------------------------------------------------------------
 
 

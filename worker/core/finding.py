@@ -228,7 +228,13 @@ def _awaits(entry: Mapping[str, Json], *, listed: bool) -> bool:
     if url is not None and not _blank(url):
         return False
     named = [name for name in ("filename", "object_key") if _own_string(entry, name).strip()]
+    if named and "url" not in entry and any(map(_is_address, entry.values())):
+        return False  # another member has the address
     return bool(named) and (listed or "url" in entry or "object_key" in named)
+
+
+def _is_address(value: Json) -> bool:
+    return isinstance(value, str) and _whole_address(value)[1] is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +309,10 @@ def _image(name: str, entry: Json, above: Path = ("images",)) -> Iterator[_Place
         yield _Place((*path, "url"), None, entry)
     else:
         for place in _places(name, entry, above):
-            if place.text is None or _whole_address(place.text)[1]:
-                yield place
+            if place.text is not None and not _is_address(place.text):
+                continue
+            own = isinstance(entry, dict) and place.path[:-1] == path
+            yield replace(place, holder=entry) if own else place
 
 
 def _images(node: Json) -> Iterator[_Place]:
@@ -312,7 +320,7 @@ def _images(node: Json) -> Iterator[_Place]:
     if isinstance(node, list):
         for index, entry in enumerate(node):
             yield from _image(str(index), entry)
-    elif isinstance(node, dict) or (isinstance(node, str) and _whole_address(node)[1]):
+    elif isinstance(node, dict) or _is_address(node):
         yield from _image("images", node, ())
 
 
