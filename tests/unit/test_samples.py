@@ -144,6 +144,9 @@ HIDDEN: dict[str, Callable[[str], Reply]] = {
     "invoke id": lambda _: reply({"status": 10, "apiInvokeId": HASH, "data": {"status": "failed"}}),
     "snowflake": lambda _: done(images=[], result={"uid": 7215534890123456789}),
     "prose": lambda _: done(images=[], result={"caption": "a secret garden", "c": "一只脚"}),
+    "caption": lambda _: done(images=[{"url": FILE, "caption": "a secret garden"}]),
+    "caption in a packed reply": lambda _: reply({"status": 10, "data": json.dumps({
+        "status": "succeeded", "images": json.dumps({"a": FILE, "b": "a secret garden"})})}),
     "inputs": lambda _: done(images=[], info={"prompt": "a secret garden"}, parameters=["一只脚"]),
     "name": lambda _: done(images=["https://cdn.example/一只脚/a secret garden.png"]),
     "mail": lambda _: done(images=[], result={"by": "jane.doe@example.org"}),

@@ -133,7 +133,7 @@ _HARMLESS_VALUE = re.compile(r"[0-9]{1,15}|[A-Za-z]{1,10}")
 _EXPIRY = re.compile(r"(x-[a-z]+-)?(date|expires)", re.IGNORECASE)
 _KEPT_HEADERS = re.compile(r"x-ca-[a-z-]+|content-type|date|location|retry-after|server|via")
 _SIGNED_TEXT = re.compile(r"StringToSign.*", re.IGNORECASE | re.DOTALL)
-_CONTENT = frozenset({"result", "info", "parameters"})
+_CONTENT = frozenset({"images", "result", "info", "parameters"})
 """Members with the user's own texts: only words that look like names are kept."""
 
 
