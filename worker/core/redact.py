@@ -69,14 +69,20 @@ _CLOSING = ")]}'.,;:!\\"
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
+_BACKSLASH = r"(?:\\|%(?:25)*5[cC])"
+
+
 def _sign(characters: str) -> str:
-    """A regular expression for signs: plain, percent-encoded (once or more) or JSON-escaped."""
+    """A regular expression for signs: plain, percent-encoded, escaped for JSON or for HTML."""
     codes = "|".join(f"{ord(character):02x}" for character in characters)
     codes = re.sub("[a-f]", lambda digit: f"[{digit[0]}{digit[0].upper()}]", codes)
-    return rf"(?:[{re.escape(characters)}]|%(?:25)*(?:{codes})|\\(?:u00|x)(?:{codes}))"
+    decimal = "|".join(f"{ord(character)}" for character in characters)
+    html = rf"&#(?:[xX]0{{0,6}}(?:{codes})|0{{0,6}}(?:{decimal}));"
+    json = rf"{_BACKSLASH}{{1,8}}(?:[uU]00|[xX])(?:{codes})"
+    return rf"(?:{html}|[{re.escape(characters)}]|%(?:25)*(?:{codes})|{json})"
 
 
-_SLASH = rf"(?:\\/|{_sign('/')})"
+_SLASH = rf"(?:{_BACKSLASH}{{0,8}}{_sign('/')})"
 # A name that may also mean something else counts only in its usual spelling.
 _AMBIGUOUS = ("Expires", "Policy", "sig")
 _OTHERS = "|".join(sorted(map(re.escape, SIGNING_PARAMETERS - {*_AMBIGUOUS})))
