@@ -919,6 +919,12 @@ async def test_what_follows_a_file_is_not_the_next_file() -> None:
         assert await fetch(source, host.url()) == BODY
 
 
+async def test_several_parts_are_no_file() -> None:
+    kind = "Content-Type: Multipart/ByteRanges; boundary=x"
+    with pytest.raises(SourceFault, match="only a part"):
+        await fetched(part_of(f"bytes 0-{len(BODY) - 1}/{len(BODY)}", kind))
+
+
 @pytest.mark.parametrize("status", ["200 OK", "203 Who"])
 async def test_a_part_is_no_file_whatever_its_status(status: str) -> None:
     """Some caches lose the status of a part."""

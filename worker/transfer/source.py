@@ -435,7 +435,9 @@ def _check_coding(response: aiohttp.ClientResponse) -> None:
 
 
 def _range(response: aiohttp.ClientResponse) -> re.Match[str] | None:
-    """First and last byte of a part, and the length of the file."""
+    """First and last byte of a part, and the length of the file, if the body is one part."""
+    if response.headers.get("content-type", "").lower().startswith("multipart/byteranges"):
+        return None
     return _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
 
 
