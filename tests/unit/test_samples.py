@@ -100,6 +100,9 @@ LINES: dict[str, tuple[Reply, str]] = {
     "packed": (reply({"status": 10, "data": json.dumps({"status": "succeeded", "images": [FILE]})}),
                "succeeded: 1 file"),
     "packed images": (done(images=json.dumps(json.dumps([FILE]))), "succeeded: 1 file"),
+    "blank": (done(images={"filename": "a.png", "url": " "}), "succeeded: 1 file"),
+    "marked": (done(images=f" \ufeff{FILE}\n"), "succeeded: 1 file"),
+    "as in HTML": (done(images=[FILE.replace("&", "&amp;") + "&amp;x=1"]), "succeeded: 1 file"),
     "not a number": (reply(json.dumps({"status": 10, "data": {
         "status": "succeeded", "images": {"a": FILE}, "result": {"n": math.nan}}}).encode()),
         "succeeded: 1 file"),

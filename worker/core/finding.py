@@ -67,8 +67,13 @@ Path = tuple[str, ...]
 
 def trimmed(text: str) -> str:
     """An address without white space around it or ``&amp;``; one without a scheme is https."""
-    text = text.strip().strip(_BLANK).replace("&amp;", "&")
+    text = bare(text).replace("&amp;", "&")
     return f"https:{text}" if text.startswith("//") else text
+
+
+def bare(text: str) -> str:
+    """A text without white space and invisible characters around it."""
+    return text.strip().strip(_BLANK)
 
 
 def address(text: str) -> SplitResult | None:

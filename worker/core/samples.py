@@ -200,9 +200,12 @@ class _Alias:
         return 0 if re.fullmatch(rf"-?[0-9]{{{_LONG_NUMBER},}}", digits) else node
 
     def _string(self, text: str, *, content: bool) -> str:
-        bare = text.strip()
-        if match := _ADDRESS.fullmatch(bare):
-            return text.replace(bare, self._address(match), 1)
+        bare = finding.bare(text)
+        if not bare:
+            return text
+        if match := _ADDRESS.fullmatch(plain := bare.replace("&amp;", "&")):
+            safe = self._address(match)
+            return text.replace(bare, safe if plain == bare else safe.replace("&", "&amp;"), 1)
         with suppress(jsontext.TooLargeError):
             inside = finding.unpacked(text)
             if not isinstance(inside, str):
