@@ -138,7 +138,7 @@ def test_real_avif_is_known() -> None:
         ("a.muchtoolongextension", "no/slash", "https://h.example", ""),
         ("..\\a.q1", "", "", ".q1"),
         ("a.päth", "", "https://[/x.png", ""),
-        ("a.png\n", "", "", ""),
+        ("a.png\n", "", "", ".png"),
     ],
 )
 def test_names_decide_where_bytes_do_not(
@@ -400,6 +400,15 @@ def test_raw_numbers_are_no_text_however_they_begin(start: bytes) -> None:
     ("names", "what", "extension"),
     [
         (("a.png", "", ""), What.SEALED, "png"),
+        (("a.png ", "", ""), What.SEALED, "png"),
+        (("", "", "https://h/a.png!thumb"), What.SEALED, "png"),
+        (("", "", "https://h/a.png@200w"), What.SEALED, "png"),
+        (("", "", "https://h/a.png%20"), What.SEALED, "png"),
+        (("", "", "https://h/view?filename=a%2Epng&type=output"), What.SEALED, "png"),
+        (("", "", "https://h/a.txt?filename=a.png"), What.TEXT, "txt"),
+        (("", "image", ""), What.SEALED, ""),
+        (("", "video", "https://h/x"), What.SEALED, ""),
+        (("", "images", ""), None, ""),
         (("result.v2", "", "https://h/a.PNG?x=1"), What.SEALED, "png"),
         (("a.unknown", "zip", ""), What.SEALED, "zip"),
         (("a.txt", "", "https://h/a.png"), What.TEXT, "txt"),
