@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
 import tracemalloc
@@ -55,7 +56,9 @@ def _leaf(chance: random.Random) -> Any:
         "http://", "https://[", "a" * chance.choice([9, 9999]), "\x00",
         {"filename": "f", "url": None}, {"object_key": "k"}, [[]], {"url": {"url": "x"}},
         "http://" + "\u0300\u0323" * 5000, '["' + '\\",' * 9999, {"filename": "f", "url": "//h/f"},
-        f"{_OSS}/{chance.random()}", json.dumps({"url": f"{_OSS}/j.png"}),
+        f"{_OSS}/{chance.random()}", json.dumps({"url": f"{_OSS}/j.png"}), math.nan,
+        json.dumps(json.dumps([f"{_OSS}/j.png{_SIGNED}"])), [[f"{_OSS}/n.png{_SIGNED}"]],
+        {"filename": "f", "src": f"\ufeff{_OSS}/s.png{_SIGNED}".replace("&", "&amp;")},
     ])  # fmt: skip
 
 
@@ -74,6 +77,8 @@ def _grow(chance: random.Random, node: Any) -> Any:
         lambda: [f"{_OSS}/{n}{_SIGNED}" for n in range(many)],
         lambda: f"{_OSS}/{name}{_SIGNED} " * many,
         lambda: '\\",[' * many,
+        lambda: json.dumps(node),
+        lambda: ["{"] * many,
     ])()  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gzip
 import io
 import random
 import struct
@@ -53,6 +54,9 @@ def _seeds() -> tuple[bytes, ...]:
         box(b"ftyp", b"isom", b"\0\0\0\0", b"isom") + movie,
         b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + b"\1\0" * 8 + b"data\0\1\0\0",
         b"fLaC\0\0\0\x22" + b"\1" * 40,
+        b"ID3\4\0\0\0\0\0\x20" + bytes(32) + b"fLaC\0\0\0\x22" + b"\1" * 40,
+        gzip.compress(b"<h1>no</h1>" + b" " * 100_000),
+        "<h1>unavailable</h1>".encode("utf-16"),
         b"8BPS\0\1" + b"\0" * 8 + struct.pack(">II", 21, 37),
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"<?xml version='1.0'?><!--" + b"-" * 500,

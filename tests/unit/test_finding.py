@@ -130,6 +130,17 @@ def test_objects_without_an_address_within_the_result(result: Any, found: list[s
     assert refs({"result": result}) == found
 
 
+def test_an_object_whose_address_is_another_member_awaits_none() -> None:
+    entry = {"filename": "a.png", "object_key": "k", "download": f"{OSS}/x?Signature=s"}
+    (file,) = find_files({"images": [entry]})
+    assert (file.refs, file.filename, file.awaited) == (("/images/0/download",), "a.png", False)
+    (file,) = find_files({"result": {"poster": entry}})
+    assert (file.refs, file.awaited) == (("/result/poster/download",), False)
+    preview = {"filename": "a.png", "url": None, "preview": f"{OSS}/x?Signature=s"}
+    (file,) = find_files({"images": [preview]})
+    assert (file.refs, file.awaited) == (("/images/0/url",), True)
+
+
 # -- what is left open ------------------------------------------------------------------------
 
 
@@ -144,7 +155,13 @@ def test_objects_without_an_address_within_the_result(result: Any, found: list[s
         ({"images": []}, ""),
         ({"images": ["a", None]}, "images 1 of 2 name no file"),
         ({"images": ["", f"{OSS}/a", " "]}, "images 0, 2 of 3 name no file"),
-        ({"images": [{}, 5, [f"{OSS}/a"], {"url": 5}]}, "images 0, 1, 2, 3 of 4 name no file"),
+        ({"images": [{}, 5, ["odd"], {"url": 5}]}, "images 0, 1, 2, 3 of 4 name no file"),
+        ({"images": [[f"{OSS}/a"], {"src": f"{OSS}/a"}]}, ""),
+        ({"images": {"count": 3}, "result": {}}, "images names no file"),
+        ({"images": {"a": f"{OSS}/a"}, "result": {}}, ""),
+        ({"images": {"a": f"{OSS}/a", "b": None, "c": ""}}, "2 of 3 images name no file"),
+        ({"images": {"url": f"{OSS}/a", "preview": None}}, ""),
+        ({"images": {}, "result": {}}, ""),
         ({"images": [{"url": "odd"}, {"filename": "a"}, "odd"]}, ""),
     ],
 )
@@ -171,10 +188,34 @@ def test_images_that_are_json_text_are_read() -> None:
     data = unfolded({"images": f'["{OSS}/a", {{"url": "{OSS}/b"}}]', "result": '{"images": "[1]"}'})
     assert refs(data) == ["/images/0", "/images/1/url"]
     assert data["result"] == {"images": "[1]"}
-    assert unfolded({"images": '{"a": 1}'}) == {"images": '{"a": 1}'}
+    packed = unfolded({"images": [json.dumps({"url": f"{OSS}/a"}), "plain"]})
+    assert refs(packed) == ["/images/0/url", "/images/1"]
 
 
-@pytest.mark.parametrize("text", ["plain", "5", '"x"', "{", "[" * 40 + "]" * 40, "null"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("name", ["images", "result"])
+def test_texts_are_unpacked_up_to_three_times(name: str, times: int) -> None:
+    value: Any = [{"url": f"{OSS}/a", "score": float("nan")}]
+    for _ in range(times):
+        value = " \ufeff" + json.dumps(value) + "\n"
+    data = unfolded({name: value})
+    assert refs(data) == [f"/{name}/0/url"]
+    assert jsontext.loads(jsontext.dumps(data)) == data
+
+
+def test_a_text_that_is_nested_too_deep_is_not_taken_for_a_mere_text() -> None:
+    with pytest.raises(jsontext.TooLargeError):
+        unfolded({"result": "[" * 40 + "]" * 40})
+
+
+@pytest.mark.parametrize("shape", [("[", "]"), ('{"a":', "}")])
+def test_whatever_is_unpacked_can_be_read_again(shape: tuple[str, str]) -> None:
+    text = shape[0] * 29 + "[1]" + shape[1] * 29
+    data = unfolded({"result": text, "images": [text]})
+    assert jsontext.loads(jsontext.dumps(data)) == data
+
+
+@pytest.mark.parametrize("text", ["plain", "5", '"x"', "{", "null", "[a cat]", '"[a cat]"', '""'])
 def test_a_result_that_is_another_text_stays_one(text: str) -> None:
     assert unfolded({"result": text}) == {"result": text}
 
@@ -211,6 +252,13 @@ def test_what_an_azure_signature_covers_is_no_part_of_a_file() -> None:
     assert find_files(one)[0].identity == f"{OSS}/a?v=1"
     plain = {"images": [f"{OSS}/a?sv=1&se=2"]}
     assert find_files(plain)[0].identity == f"{OSS}/a?sv=1&se=2"
+
+
+def test_an_address_may_be_written_as_in_html() -> None:
+    text = f"{OSS}/a?v=1&amp;Expires=20&amp;Signature=s"
+    for data in ({"images": [text]}, {"result": {"a": {"url": text}}}, {"result": text}):
+        (file,) = find_files(data)
+        assert (file.identity, url_expiry(file.url)) == (f"{OSS}/a?v=1", 20)
 
 
 def test_google_says_when_an_address_expires() -> None:
@@ -290,6 +338,29 @@ def test_texts_that_are_read_count_as_well() -> None:
     said = read_reply(http_status=200, headers={}, body=twice, task_id="t").observation
     assert isinstance(said, Doubtful)
     assert "too large to record" in said.error
+
+
+def test_members_that_are_json_text_are_read_if_they_name_files() -> None:
+    result = {
+        "a": json.dumps({"url": f"{OSS}/a"}),
+        "b": json.dumps(json.dumps([f"{OSS}/b?Expires=1&Signature=s"])),
+        "caption": '{"mood": "calm"}',
+        "link": '["https://elsewhere.example/x"]',
+        "deep": "[" * 40 + f'"{OSS}/b?Signature=s"' + "]" * 40,
+        "parameters": json.dumps([f"{OSS}/in?Expires=1&Signature=s"]),
+    }
+    data = unfolded({"images": [], "result": result})
+    assert refs(data) == ["/result/a/url", "/result/b/0"]
+    texts = ("caption", "link", "deep", "parameters")
+    assert [data["result"][name] for name in texts] == [result[name] for name in texts]
+    assert unfolded({"result": {"a": result["a"] + " " * 600_000}}) != data
+
+
+def test_packed_entries_count_together() -> None:
+    entry = "[" + "1," * 40_000 + "1]"
+    assert unfolded({"images": [entry]})["images"] != [entry]
+    with pytest.raises(jsontext.TooLargeError):
+        unfolded({"images": [entry] * 20})
 
 
 def test_many_values_are_no_reply() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -87,6 +89,27 @@ def refusal(message: str, date: str | None = None) -> web.Response:
     if date is not None:
         response.headers["Date"] = date
     return response
+
+
+# -- what comes --------------------------------------------------------------------------------
+
+
+async def test_a_reply_that_is_compressed_is_read_in_bounds(session: aiohttp.ClientSession) -> None:
+    good, bomb = json.dumps(RUNNING).encode(), b" " * (8 * jsontext.MAX_BYTES)
+    replies = [
+        web.Response(body=gzip.compress(body), headers=headers)
+        for body, headers in ((good, {"Content-Encoding": "gzip"}), (good, {}), (bomb, {}))
+    ]
+    replies.append(web.Response(body=b"\x1f\x8bnone"))
+    async with canned(*replies) as upstream:
+        calls = gateway(session, upstream.endpoint)
+        for _ in range(2):
+            answer = await calls.get_result("t")
+            assert answer.observation == Pending(status="running")
+        with pytest.raises(UpstreamUnavailable, match="too large"):
+            await calls.get_result("t")
+        with pytest.raises(UpstreamUnavailable, match="unreadable"):
+            await calls.get_result("t")
 
 
 # -- what is sent -----------------------------------------------------------------------------

@@ -70,6 +70,20 @@ def test_bytes_must_be_utf8() -> None:
         jsontext.loads(b'"\xff"')
 
 
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b"[NaN, Infinity, -Infinity, 1.50]", "[null,null,null,1.50]"),
+        (b'"\xff\xed\xa0\x80"', '"\ufffd\ufffd\ufffd\ufffd"'),
+        ('["\u56fe"]'.encode("utf-16"), '["\u56fe"]'),
+        ('["\u56fe"]'.encode("utf-32-le"), '["\u56fe"]'),
+        ('["\u56fe"]'.encode("utf-8-sig"), '["\u56fe"]'),
+    ],
+)
+def test_what_other_programs_write_as_json_can_be_read(body: bytes, value: str) -> None:
+    assert jsontext.dumps(jsontext.loads(body, lenient=True)) == value
+
+
 def nested(levels: int) -> str:
     return "[" * levels + "]" * levels
 
@@ -81,7 +95,7 @@ def test_depth_is_bounded(shape: str) -> None:
     assert jsontext.dumps(jsontext.loads(fits)) == fits
     with pytest.raises(ValueError, match="deeper than 32"):
         jsontext.loads(opening * 32 + "[1]" + closing * 32)
-    with pytest.raises(ValueError, match="deeper than 32"):
+    with pytest.raises(jsontext.TooLargeError, match="deeper than 32"):
         jsontext.loads(opening * 32 + "[]" + closing * 32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import string
@@ -96,6 +97,15 @@ LINES: dict[str, tuple[Reply, str]] = {
     "html": (reply(b"<html>"), "unavailable"),
     "502": (reply(b"<html>", 502), "unavailable"),
     "404": (reply(b"<html>", 404), "refused: request"),
+    "packed": (reply({"status": 10, "data": json.dumps({"status": "succeeded", "images": [FILE]})}),
+               "succeeded: 1 file"),
+    "packed images": (done(images=json.dumps(json.dumps([FILE]))), "succeeded: 1 file"),
+    "blank": (done(images={"filename": "a.png", "url": " "}), "succeeded: 1 file"),
+    "marked": (done(images=f" \ufeff{FILE}\n"), "succeeded: 1 file"),
+    "as in HTML": (done(images=[FILE.replace("&", "&amp;") + "&amp;x=1"]), "succeeded: 1 file"),
+    "not a number": (reply(json.dumps({"status": 10, "data": {
+        "status": "succeeded", "images": {"a": FILE}, "result": {"n": math.nan}}}).encode()),
+        "succeeded: 1 file"),
     "clock": (reply(b"", 403, {CA: "Timestamp Expired"}), "blocked: clock"),
     "throttled": (reply(b"", 429), "throttled"),
 }  # fmt: skip
@@ -137,6 +147,9 @@ HIDDEN: dict[str, Callable[[str], Reply]] = {
     "invoke id": lambda _: reply({"status": 10, "apiInvokeId": HASH, "data": {"status": "failed"}}),
     "snowflake": lambda _: done(images=[], result={"uid": 7215534890123456789}),
     "prose": lambda _: done(images=[], result={"caption": "a secret garden", "c": "一只脚"}),
+    "caption": lambda _: done(images=[{"url": FILE, "caption": "a secret garden"}]),
+    "caption in a packed reply": lambda _: reply({"status": 10, "data": json.dumps({
+        "status": "succeeded", "images": json.dumps({"a": FILE, "b": "a secret garden"})})}),
     "inputs": lambda _: done(images=[], info={"prompt": "a secret garden"}, parameters=["一只脚"]),
     "name": lambda _: done(images=["https://cdn.example/一只脚/a secret garden.png"]),
     "mail": lambda _: done(images=[], result={"by": "jane.doe@example.org"}),

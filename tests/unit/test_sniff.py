@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import tracemalloc
 import wave
 import zipfile
 
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from worker.transfer.media import facts
 from worker.transfer.names import Promise, What, named_extension, promised
 from worker.transfer.sniff import OCTETS, FileType, dimensions, disposition, is_error, sniff
 
@@ -50,6 +53,12 @@ FILES = {
     "webp": (picture("WEBP"), "image/webp", ".webp"),
     "gif": (picture("GIF"), "image/gif", ".gif"),
     "bmp": (picture("BMP"), "image/bmp", ".bmp"),
+    "qoi": (b"qoif" + bytes((0, 0, 0, 1, 0, 0, 0, 1, 3, 0)), "image/qoi", ".qoi"),
+    "hdr": (
+        b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n\x80\x80\x80\x81",
+        "image/vnd.radiance",
+        ".hdr",
+    ),
     "tiff": (picture("TIFF"), "image/tiff", ".tiff"),
     "ico": (picture("ICO", (32, 32)), "image/vnd.microsoft.icon", ".ico"),
     "avif": (boxes(b"avif", b"mif1", b"miaf"), "image/avif", ".avif"),
@@ -129,7 +138,7 @@ def test_real_avif_is_known() -> None:
         ("a.muchtoolongextension", "no/slash", "https://h.example", ""),
         ("..\\a.q1", "", "", ".q1"),
         ("a.päth", "", "https://[/x.png", ""),
-        ("a.png\n", "", "", ""),
+        ("a.png\n", "", "", ".png"),
     ],
 )
 def test_names_decide_where_bytes_do_not(
@@ -153,6 +162,30 @@ def test_json_that_goes_on_beyond_the_head_is_known_by_name() -> None:
 
 def test_text_may_be_cut_inside_a_character() -> None:
     assert sniff("ä€😀".encode()[:-1]) == FileType("text/plain", ".txt")
+
+
+def tagged(sound: bytes, length: int = 300) -> bytes:
+    return b"ID3\x04\0\0" + bytes((0, 0, length >> 7, length & 0x7F)) + bytes(length) + sound
+
+
+@pytest.mark.parametrize(
+    ("sound", "kind"),
+    [
+        (b"fLaC\0\0\0\x22" + bytes(34), FileType("audio/flac", ".flac")),
+        (MP3_FRAME * 2, FileType("audio/mpeg", ".mp3")),
+        (b"anything else", FileType("audio/mpeg", ".mp3")),
+        (b"", FileType("audio/mpeg", ".mp3")),
+    ],
+)
+def test_a_tagged_sound_is_what_follows_its_tag(sound: bytes, kind: FileType) -> None:
+    assert sniff(tagged(sound), filename="a.flac") == kind
+    assert facts(memoryview(tagged(sound)), kind).duration is None
+
+
+def test_a_bare_jpeg_xl_picture_is_known_with_its_name() -> None:
+    body = b"\xff\x0a" + bytes(range(64))
+    assert sniff(body, filename="a.jxl") == FileType("image/jxl", ".jxl")
+    assert sniff(body) == FileType(OCTETS, "")
 
 
 def test_one_frame_header_alone_is_no_sound() -> None:
@@ -213,6 +246,63 @@ def test_an_image_of_a_reply_is_no_text_whatever_it_is_called(body: bytes, named
     assert wrong(body, named, entry=True)
 
 
+PACKED = {
+    "wide": lambda text: text.encode("utf-16-le"),
+    "wide, other order": lambda text: text.encode("utf-16-be"),
+    "wider": lambda text: text.encode("utf-32"),
+    "wider, unmarked": lambda text: text.encode("utf-32-be"),
+    "cut inside a character": lambda text: text.encode("utf-16")[:-1],
+    "with an end sign": lambda text: text.encode() + b"\0",
+    "padded": lambda text: b"\0\0" + text.encode() + bytes(500),
+    "compressed": lambda text: gzip.compress(text.encode()),
+    "compressed and cut": lambda text: gzip.compress(text.encode())[:-9],
+}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("named", [".png", ".mp4", ".safetensors", ".svg", ".gltf", ".csv", ""])
+def test_a_page_is_one_however_it_is_packed(packed: str, named: str) -> None:
+    body = PACKED[packed]("<!doctype html><h1>Service unavailable, try again later</h1>")
+    assert wrong(body, named, entry=True)
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_a_drawing_or_a_text_is_none_however_it_is_packed(packed: str) -> None:
+    assert not wrong(PACKED[packed]("<svg xmlns='http://www.w3.org/2000/svg'/>"), ".svg")
+    assert not wrong(PACKED[packed]("a caption"), ".txt")
+    assert not wrong(PACKED[packed]("<html><h1>a page</h1>"), ".html")
+    assert not wrong(PACKED[packed]("a caption"), "")
+
+
+def test_what_is_packed_in_earnest_is_no_error() -> None:
+    assert not wrong(gzip.compress(b"a caption"), ".txt.gz", entry=True)
+    assert not wrong(gzip.compress(picture("PNG")), ".png", entry=True)
+    assert not wrong(gzip.compress(bytes(range(256))), ".spz", entry=True)
+    assert not wrong(b"\x1f\x8b\x08 and no more", ".spz", entry=True)
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    assert not wrong(bytes(10_240), ".tar")  # an archive of nothing
+    assert not wrong(b"DKIF" + bytes(28), "", entry=True)
+    tensors = len(header).to_bytes(8, "little") + header + bytes(4)
+    assert not wrong(tensors, ".safetensors", entry=True)
+    assert not wrong(bytes(8) + bytes(range(256)) * 4 + bytes(8), ".latent", entry=True)
+
+
+def test_what_is_packed_is_unpacked_in_bounds() -> None:
+    bomb = gzip.compress(bytes(64_000_000), 9)
+    tracemalloc.start()
+    try:
+        assert wrong(bomb[:65_536], ".png") is False  # zeros, and no text
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65_536])
+def test_nothing_but_zeros_is_no_picture(size: int) -> None:
+    assert wrong(bytes(size), ".png")
+    assert not wrong(bytes(size), "")
+
+
 def test_a_store_s_error_is_one_whatever_the_file_is_called() -> None:
     assert wrong(S3_ERROR, "")
     assert wrong(S3_ERROR, ".txt")
@@ -239,6 +329,18 @@ def test_files_that_are_text_are_none(body: bytes, named: str, entry: bool) -> N
     assert not wrong(body, named, entry=entry)
 
 
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\nABCD", ".hdr"),
+        (b"#?RGBE\n\n-Y 1 +X 1\nABCD", ".hdr"), (b"YUV4MPEG2 W1 H1\nFRAME\nabc", ".y4m"),
+        (b"#!AMR\n", ".amr"),
+    ],
+)  # fmt: skip
+def test_small_files_of_plain_characters_are_none(body: bytes, named: str) -> None:
+    assert not wrong(body, named, entry=True)
+
+
 @pytest.mark.parametrize("entry", [False, True])
 def test_other_files_are_none(entry: bool) -> None:
     assert not wrong(b"ply\nformat ascii 1.0\n", ".ply", entry=entry)
@@ -253,11 +355,16 @@ def test_other_files_are_none(entry: bool) -> None:
         (".svg", b"Service Unavailable"), (".svg", b"null"), (".svg", XML), (".svg", b"{}"),
         (".obj", b'{"code": 1}'), (".obj", XML), (".obj", b"\n"), (".obj", b"<br />Warning"),
         (".stl", b"<?php echo 1;"), (".gltf", b"Service Unavailable"), (".gltf", b"null"),
+        (".gltf", b'{"code":"AccessDenied"}'), (".gltf", b"[]"), (".gltf", b"{}"),
         (".dae", b'{"code": 1}'), (".dae", b"Service Unavailable"),
     ],
 )  # fmt: skip
 def test_what_is_drawn_in_text_looks_like_it(named: str, body: bytes) -> None:
     assert wrong(body, named)
+
+
+def test_what_a_scene_must_have_may_be_far_from_its_beginning() -> None:
+    assert not wrong(b'{"buffers":[{"uri":"' + b"A" * 65_536, ".gltf")
 
 
 @pytest.mark.parametrize(
@@ -293,6 +400,15 @@ def test_raw_numbers_are_no_text_however_they_begin(start: bytes) -> None:
     ("names", "what", "extension"),
     [
         (("a.png", "", ""), What.SEALED, "png"),
+        (("a.png ", "", ""), What.SEALED, "png"),
+        (("", "", "https://h/a.png!thumb"), What.SEALED, "png"),
+        (("", "", "https://h/a.png@200w"), What.SEALED, "png"),
+        (("", "", "https://h/a.png%20"), What.SEALED, "png"),
+        (("", "", "https://h/view?filename=a%2Epng&type=output"), What.SEALED, "png"),
+        (("", "", "https://h/a.txt?filename=a.png"), What.TEXT, "txt"),
+        (("", "image", ""), What.SEALED, ""),
+        (("", "video", "https://h/x"), What.SEALED, ""),
+        (("", "images", ""), None, ""),
         (("result.v2", "", "https://h/a.PNG?x=1"), What.SEALED, "png"),
         (("a.unknown", "zip", ""), What.SEALED, "zip"),
         (("a.txt", "", "https://h/a.png"), What.TEXT, "txt"),

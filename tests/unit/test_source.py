@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.filehost import BODY, ETAG, Caller, Script, hosted
-from tests.support import BOUND
+from tests.support import BOUND, eventually
 from worker.errors import SourceFault, SourceGone, SourceRejected
 from worker.transfer import source as module
 from worker.transfer.guard import Guard
@@ -523,8 +523,25 @@ async def test_a_rest_that_is_longer_than_its_range_says_is_a_fault() -> None:
             body=BODY[100:] + BODY[:100],
         )
 
-    with pytest.raises(SourceFault, match="longer than announced"):
+    with pytest.raises(SourceFault, match="another part than it says"):
         await fetched(breaking(1, rest, ETAG))
+
+
+async def test_a_part_with_another_weak_tag_is_of_another_file() -> None:
+    date = "Last-Modified: Wed, 01 Jan 2025 00:00:00 GMT"
+
+    async def other(call: Caller) -> None:
+        await call.send(
+            "206 Partial Content",
+            f"Content-Range: bytes 100-{len(BODY) - 1}/{len(BODY)}",
+            f"Content-Length: {len(BODY) - 100}",
+            'ETag: W/"2"',
+            date,
+            body=BODY[100:],
+        )
+
+    with pytest.raises(SourceFault, match="the file has changed"):
+        await fetched(breaking(1, other, 'ETag: W/"1"', date))
 
 
 async def test_an_address_that_expired_meanwhile_is_gone() -> None:
@@ -845,6 +862,78 @@ async def test_a_kept_connection_has_its_headers_counted_from_the_start() -> Non
     async with hosted(script, keep=True) as host, reaching() as source:
         for _ in range(3):
             assert await fetch(source, host.url()) == BODY
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        ["xchunked"],
+        ["chunked;q=1"],
+        ["chunked, identity"],
+        ["chunked", "identity"],
+        ["\x0bchunked"],
+        ["chunked\xa0"],
+    ],
+)
+async def test_a_framing_that_the_parser_does_not_know_is_no_part_of_a_file(
+    framing: list[str],
+) -> None:
+    """The parser reads until the connection is closed, and calls all of it the body."""
+
+    async def script(call: Caller) -> None:
+        lines = [f"Transfer-Encoding: {each}" for each in framing]
+        await call.send("200 OK", *lines, body=b"800\r\n" + BODY + b"\r\n0\r\n\r\n")
+
+    with pytest.raises(SourceFault, match="Transfer-Encoding"):
+        await fetched(script)
+
+
+@pytest.mark.parametrize("framing", [["CHUNKED"], ["identity", "chunked"], ["chunked "]])
+async def test_chunks_are_known_however_they_are_written(framing: list[str]) -> None:
+    async def script(call: Caller) -> None:
+        lines = [f"Transfer-Encoding: {each}" for each in framing]
+        await call.send("200 OK", *lines, body=b"800\r\n" + BODY + b"\r\n0\r\n\r\n")
+
+    assert await fetched(script) == BODY
+
+
+async def test_what_follows_a_file_is_not_the_next_file() -> None:
+    received = asyncio.Event()
+
+    async def script(call: Caller) -> None:
+        await call.whole()
+        if not call.number:
+            await received.wait()
+            await call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+
+    async with hosted(script, keep=True) as host, reaching() as source:
+        assert await fetch(source, host.url()) == BODY
+        received.set()
+        connector = source._session.connector
+        assert connector is not None
+
+        def usable() -> list[object]:
+            return [p for each in connector._conns.values() for p, _ in each if p.is_connected()]
+
+        await eventually(lambda: not usable())
+        assert await fetch(source, host.url()) == BODY
+
+
+async def test_several_parts_are_no_file() -> None:
+    kind = "Content-Type: Multipart/ByteRanges; boundary=x"
+    with pytest.raises(SourceFault, match="only a part"):
+        await fetched(part_of(f"bytes 0-{len(BODY) - 1}/{len(BODY)}", kind))
+
+
+@pytest.mark.parametrize("status", ["200 OK", "203 Who"])
+async def test_a_part_is_no_file_whatever_its_status(status: str) -> None:
+    """Some caches lose the status of a part."""
+    part = ("Content-Length: 100", f"Content-Range: bytes 0-99/{len(BODY)}")
+    with pytest.raises(SourceFault, match="only a part"):
+        await fetched(lambda call: call.send(status, *part, body=BODY[:100]))
+    whole = f"Content-Range: Bytes 0-{len(BODY) - 1}/{len(BODY)}"
+    length = f"Content-Length: {len(BODY)}"
+    assert await fetched(lambda call: call.send(status, length, whole, body=BODY)) == BODY
 
 
 async def test_a_status_of_203_is_the_file() -> None:

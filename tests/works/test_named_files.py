@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.doubles import doubtful, success
-from tests.works.house import GONE, House, T
+from tests.works.house import GONE, House, T, picture, serving
 from worker.core.machine import Open
 from worker.registry.records import DueSet
 
@@ -129,6 +130,35 @@ async def test_no_images_at_all_is_believed_when_said_three_times_in_a_row(house
     state, _, files, shown = await ended(house)
     assert (state, files, shown) == ("stored", [], {"images": None})
     assert house.gateway.calls[T] == 6
+
+
+# -- addresses in other places ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (lambda url: {"images": url}, lambda uri: {"images": uri}),
+        (lambda url: {"images": {"a": url}}, lambda uri: {"images": {"a": uri}}),
+        (lambda url: {"images": [[url]], "result": {}},
+         lambda uri: {"images": [[uri]], "result": {}}),
+        (lambda url: {"images": [], "result": json.dumps(json.dumps({"a": {"url": url}}))},
+         lambda uri: {"images": [], "result": {"a": {"url": uri}}}),
+        (lambda url: {"images": [{"src": url, "score": math.nan}]},
+         lambda uri: {"images": [{"src": uri, "score": None}]}),
+    ],
+    ids=["alone", "an object", "a nested list", "packed twice", "another member"],
+)  # fmt: skip
+async def test_a_file_is_stored_wherever_its_address_is(
+    house: House, data: Any, shown: Any
+) -> None:
+    """An error page costs a fresh address: an entry of ``images`` is a picture."""
+    error = serving(b"Service Unavailable")
+    await copying(house, **data(house.file("/a.png", error, serving(picture()))))
+    state, _, (file,), result = await ended(house)
+    assert (state, file["content_type"]) == ("stored", "image/png")
+    assert result == shown(file["uri"])
+    assert house.gateway.calls[T] == 2
 
 
 # -- texts that look like outputs -------------------------------------------------------------

@@ -25,7 +25,7 @@ EXPIRY_MARGIN = 20.0
 
 Verdict = machine.TryAgain | machine.GiveUp
 
-_ENTRY = re.compile(r"/images/[0-9]+(?:/url)?\Z")
+_ENTRY = re.compile(r"\A/images(?:/|\Z)|/images/[0-9]+(?:/url)?\Z")
 
 
 @dataclass(frozen=True, slots=True)

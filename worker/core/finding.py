@@ -39,7 +39,12 @@ ECHOED = frozenset({"info", "parameters"})
 _UPSTREAM = re.compile(r"(?:.+\.)?aliyuncs\.com")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
-_STARTS_AS_ADDRESS = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
+_INVISIBLE = "\ufeff\u200b\u2060"  # byte order mark, zero width space, word joiner
+_STARTS_AS_ADDRESS = re.compile(rf"[\s{_INVISIBLE}]*(?:https?:)?//", re.IGNORECASE)
+_BLANK = f" \t\r\n\f\v\xa0\u3000{_INVISIBLE}"
+_PACKED = 3  # how often a text may be JSON text of a text
+_PACKED_LEAST = 100  # characters that one counts as, since a try takes time too
+_PACKED_DEPTH = jsontext.MAX_DEPTH - 2  # below ``data`` and a list, it is read as deep as others
 # bounded, since the time to normalise a host grows with the square of its length
 _AUTHORITY = re.compile(r"https?://[^/?#]{1,320}(?![^/?#])", re.IGNORECASE)
 # Characters that no request can carry, or that would split it.
@@ -61,9 +66,14 @@ Path = tuple[str, ...]
 
 
 def trimmed(text: str) -> str:
-    """An address without white space around it; one without a scheme is https."""
-    text = text.strip()
+    """An address without white space around it or ``&amp;``; one without a scheme is https."""
+    text = bare(text).replace("&amp;", "&")
     return f"https:{text}" if text.startswith("//") else text
+
+
+def bare(text: str) -> str:
+    """A text without white space and invisible characters around it."""
+    return text.strip().strip(_BLANK)
 
 
 def address(text: str) -> SplitResult | None:
@@ -124,24 +134,67 @@ def _basic_time(text: str) -> float | None:
 
 
 def unfolded(data: dict[str, Json]) -> dict[str, Json]:
-    """``data`` with ``images`` and ``result`` decoded if they are JSON text.
+    """``data`` with ``images``, its entries and ``result`` decoded if they are JSON text.
 
-    Only one level: texts within them stay texts.
+    So are members of ``result`` that name files; all other texts stay texts. Raises
+    ``TooLargeError`` as :func:`unpacked` does.
     """
+    read: dict[str, Json] = {
+        name: unpacked(data[name]) for name in ("images", "result") if name in data
+    }
+    if isinstance(images := read.get("images"), list):
+        size = sum(max(len(entry), _PACKED_LEAST) for entry in images if _is_packed(entry))
+        if size > jsontext.MAX_VALUES:  # each of them alone would be within the bound
+            raise jsontext.TooLargeError("too many entries of images that are JSON text")
+        if size:
+            read["images"] = [unpacked(entry) for entry in images]
+    if isinstance(result := read.get("result"), dict):
+        packed = {name: text for name, text in result.items() if _is_packed(text)}
+        if packed and sum(map(len, packed.values())) <= jsontext.MAX_VALUES:
+            read["result"] = {**result, **_naming_files(packed)}
+    return {**data, **read}
+
+
+def _naming_files(packed: Mapping[str, str]) -> dict[str, Json]:
+    """The decoded values of those texts that are JSON with the address of a file."""
     read = {}
-    for name, signs in (("images", "["), ("result", "[{")):
-        text = data.get(name)
-        if isinstance(text, str) and text.lstrip().startswith(tuple(signs)):
-            with suppress(ValueError):
-                read[name] = jsontext.loads(text, max_depth=jsontext.MAX_DEPTH - 1)
-    return {**data, **read} if read else data
+    for name, text in packed.items():
+        with suppress(jsontext.TooLargeError):
+            value = unpacked(text)
+            if any(file.url and not file.loose for file in find_files({"result": {name: value}})):
+                read[name] = value
+    return read
+
+
+def _is_packed(value: Json) -> bool:
+    """Whether this is a text that may be the JSON of an object or a list."""
+    return isinstance(value, str) and value.lstrip(_BLANK).startswith(("[", "{", '"'))
+
+
+def unpacked(value: Json) -> Json:
+    """The object or list that a JSON text holds; any other value as it is.
+
+    Raises ``TooLargeError`` if the text has more values or levels than allowed.
+    """
+    read = value
+    for _ in range(_PACKED):
+        if not _is_packed(read):
+            break
+        try:
+            read = jsontext.loads(read.strip(_BLANK), max_depth=_PACKED_DEPTH, lenient=True)
+        except jsontext.TooLargeError:
+            raise
+        except ValueError:
+            return value
+    return read if isinstance(read, dict | list) else value
 
 
 def usable(data: Json) -> bool:
     """Whether the ``data`` of a succeeded reply names the task's outputs."""
-    return isinstance(data, dict) and (
-        isinstance(data.get("images"), list) or data.get("result") is not None
-    )
+    if not isinstance(data, dict):
+        return False
+    images = data.get("images")
+    return isinstance(images, list) or data.get("result") is not None or any(_images(images))
 
 
 def unsure(data: Mapping[str, Json]) -> str:
@@ -152,8 +205,14 @@ def unsure(data: Mapping[str, Json]) -> str:
     images = data.get("images")
     if images is None and "images" in data and data.get("result") is None:
         return "images is null"
+    if isinstance(images, dict) and images:
+        if not any(_images(images)):
+            return "images names no file"
+        missing = sum(entry is None or _blank(entry) for entry in images.values())
+        if missing and "url" not in images:
+            return f"{missing} of {len(images)} images name no file"
     if isinstance(images, list):
-        empty = [str(n) for n, entry in enumerate(images) if _image(n, entry) is None]
+        empty = [str(n) for n, entry in enumerate(images) if not any(_image(str(n), entry))]
         if empty:
             return f"images {', '.join(empty[:100])} of {len(images)} name no file"
     return ""
@@ -174,7 +233,13 @@ def _awaits(entry: Mapping[str, Json], *, listed: bool) -> bool:
     if url is not None and not _blank(url):
         return False
     named = [name for name in ("filename", "object_key") if _own_string(entry, name).strip()]
+    if named and "url" not in entry and any(map(_is_address, entry.values())):
+        return False  # another member has the address
     return bool(named) and (listed or "url" in entry or "object_key" in named)
+
+
+def _is_address(value: Json) -> bool:
+    return isinstance(value, str) and _whole_address(value)[1] is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +271,14 @@ def _entries(node: list[Json]) -> _Steps:
         yield str(index), child, None
 
 
-def _places(name: str, node: Json) -> Iterator[_Place]:
+def _places(name: str, node: Json, above: Path = ()) -> Iterator[_Place]:
     """Yield each string that begins as an address, and each object that lacks one, in order.
 
     All are at or below the member ``name``. The path to the current one is kept once, so that many
     long names cost little memory.
     """
     frames: list[_Steps] = [iter([(name, node, None)])]
-    path: list[str] = []
+    path: list[str] = list(above)
     echoed = 0
     while frames:
         for key, child, holder in frames[-1]:
@@ -237,20 +302,31 @@ def _places(name: str, node: Json) -> Iterator[_Place]:
                 echoed -= path.pop() in ECHOED
 
 
-def _image(index: int, entry: Json) -> _Place | None:
-    """The place of the file that an entry of ``images`` names, if any."""
-    if isinstance(entry, str) and entry.strip():
-        return _Place(("images", str(index)), entry, None)
-    if isinstance(entry, dict) and _own_string(entry, "url").strip():
-        return _Place(("images", str(index), "url"), entry["url"], entry)
-    if isinstance(entry, dict) and _awaits(entry, listed=True):
-        return _Place(("images", str(index), "url"), None, entry)
-    return None
+def _image(name: str, entry: Json, above: Path = ("images",)) -> Iterator[_Place]:
+    """The places of the files that an entry of ``images`` names, which is usually one."""
+    path = (*above, name)
+    if isinstance(entry, str):
+        if entry.strip():
+            yield _Place(path, entry, None)
+    elif isinstance(entry, dict) and _own_string(entry, "url").strip():
+        yield _Place((*path, "url"), entry["url"], entry)
+    elif isinstance(entry, dict) and _awaits(entry, listed=True):
+        yield _Place((*path, "url"), None, entry)
+    else:
+        for place in _places(name, entry, above):
+            if place.text is not None and not _is_address(place.text):
+                continue
+            own = isinstance(entry, dict) and place.path[:-1] == path
+            yield replace(place, holder=entry) if own else place
 
 
 def _images(node: Json) -> Iterator[_Place]:
-    entries = enumerate(node if isinstance(node, list) else ())
-    return filter(None, (_image(index, entry) for index, entry in entries))
+    """The places of files in ``images``: a list, an object of entries or one entry."""
+    if isinstance(node, list):
+        for index, entry in enumerate(node):
+            yield from _image(str(index), entry)
+    elif isinstance(node, dict) or _is_address(node):
+        yield from _image("images", node, ())
 
 
 def find_files(data: Json, host: str = "") -> list[FoundFile]:
@@ -279,7 +355,7 @@ def find_files(data: Json, host: str = "") -> list[FoundFile]:
         elif (name == host or _UPSTREAM.fullmatch(name)) and _is_output(place, parts.path):
             files.add(place, loose=True)
     for place in _images(images):
-        files.add(place)
+        files.add(place, loose=place.echoed)
     return files.found()
 
 

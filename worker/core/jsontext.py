@@ -5,6 +5,7 @@ The standard library's parser writes ``1.10`` as ``1.1`` and ``1e400`` as ``Infi
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -22,7 +23,7 @@ Json = Any
 
 
 class TooLargeError(ValueError):
-    """A JSON text has more bytes or values than allowed."""
+    """A JSON text has more bytes, values or levels than allowed."""
 
 
 def _integer(digits: str) -> Json:
@@ -38,6 +39,9 @@ def _constant(name: str) -> Json:
 _DECODER = simplejson.JSONDecoder(
     parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=_constant
 )
+_LENIENT = simplejson.JSONDecoder(
+    parse_float=simplejson.RawJSON, parse_int=_integer, parse_constant=lambda name: None
+)
 # A string within a JSON text; signs in it start no values. It matches at every quote, closed or
 # not: a quote that did not match would be searched from again and again.
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
@@ -52,24 +56,28 @@ def loads(
     max_bytes: int = MAX_BYTES,
     max_depth: int = MAX_DEPTH,
     max_values: int = MAX_VALUES,
+    lenient: bool = False,
 ) -> Json:
     """Parse JSON (RFC 8259); fractions and long integers become ``RawJSON`` and print unchanged.
 
-    Raises ``ValueError`` on anything that is not JSON or nested deeper than ``max_depth``, and
-    ``TooLargeError`` as :func:`check_size` does.
+    ``lenient`` reads what other programs write as JSON: ``NaN`` and infinities, which become
+    ``null``, UTF-16 and UTF-32, and bytes that are no text, which become U+FFFD.
+    Raises ``ValueError`` on anything that is not JSON, and ``TooLargeError`` as :func:`check_size`
+    does or if it is nested deeper than ``max_depth``.
     """
     if len(text) > max_bytes:
         raise TooLargeError(f"longer than {max_bytes} bytes")
     if isinstance(text, bytes):
-        text = text.decode("utf-8")
+        encoding = json.detect_encoding(text) if lenient else "utf-8"
+        text = text.decode(encoding, "replace" if lenient else "strict")
     if len(text) > max_values:
         check_size(text, max_bytes=max_bytes, max_values=max_values)
     try:
-        value = _DECODER.decode(text)
+        value = (_LENIENT if lenient else _DECODER).decode(text)
     except RecursionError:
-        raise ValueError(f"nested deeper than {max_depth} levels") from None
+        raise TooLargeError(f"nested deeper than {max_depth} levels") from None
     if _deeper_than(value, max_depth):
-        raise ValueError(f"nested deeper than {max_depth} levels")
+        raise TooLargeError(f"nested deeper than {max_depth} levels")
     return value
 
 

@@ -69,14 +69,20 @@ _CLOSING = ")]}'.,;:!\\"
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
+_BACKSLASH = r"(?:\\|%(?:25)*5[cC])"
+
+
 def _sign(characters: str) -> str:
-    """A regular expression for signs: plain, percent-encoded (once or more) or JSON-escaped."""
+    """A regular expression for signs: plain, percent-encoded, escaped for JSON or for HTML."""
     codes = "|".join(f"{ord(character):02x}" for character in characters)
     codes = re.sub("[a-f]", lambda digit: f"[{digit[0]}{digit[0].upper()}]", codes)
-    return rf"(?:[{re.escape(characters)}]|%(?:25)*(?:{codes})|\\(?:u00|x)(?:{codes}))"
+    decimal = "|".join(f"{ord(character)}" for character in characters)
+    html = rf"&#(?:[xX]0{{0,6}}(?:{codes})|0{{0,6}}(?:{decimal}));"
+    json = rf"{_BACKSLASH}{{1,8}}(?:[uU]00|[xX])(?:{codes})"
+    return rf"(?:{html}|[{re.escape(characters)}]|%(?:25)*(?:{codes})|{json})"
 
 
-_SLASH = rf"(?:\\/|{_sign('/')})"
+_SLASH = rf"(?:{_BACKSLASH}{{0,8}}{_sign('/')})"
 # A name that may also mean something else counts only in its usual spelling.
 _AMBIGUOUS = ("Expires", "Policy", "sig")
 _OTHERS = "|".join(sorted(map(re.escape, SIGNING_PARAMETERS - {*_AMBIGUOUS})))
@@ -96,7 +102,7 @@ _COLON = re.compile(_sign(":"))
 _PORT = re.compile(r"\d*\W*")
 _WEB = ("http", "https")
 _KNOWN = (*_WEB, "redis", "rediss", "sentinel", "amqp", "amqps", "s3")  # endings of schemes
-_MARK = re.compile(rf"[\"']?(?::[ ]?|{_sign('=')})")
+_MARK = re.compile(rf"[\"']?[ ]{{0,2}}(?::|=?>|{_sign('=')})[ ]?")  # ">" ends an XML tag
 _WORD = re.compile(r"[\w-]*")
 _LONGEST_WORD = 64
 _ENCODED = re.compile(r"(?:25|u00|x)*(?:3f|26|3b)")  # an encoded sign in front of a name
@@ -104,6 +110,7 @@ _WORDS = frozenset({*map(str.lower, _AMBIGUOUS), "sign", "pwd", "session", "sess
 _ENDINGS = (
     *map(str.lower, SIGNING_PARAMETERS - {*_AMBIGUOUS}),
     *("signature", "secret", "token", "password", "passwd", "credential", "sessionid"),
+    *("signatureprovided", "authorization"),
     *("apikey", "api_key", "api-key", "authkey", "auth_key", "auth-key", "accesskey"),
     *("access_key", "access-key", "access_key_id", "access-key-id"),
 )
@@ -114,10 +121,10 @@ _ROOTS = re.compile(
     "sig|secret|token|passw|pwd|credential|session|key|expires|policy|auth|cookie|q-|txtime|wstime"
     "|access|hdn|x-"
 )
-_VALUE = re.compile(rf"(?:(?!{_sign('?&;')})[^\s\"<>])*")
+_QUOTED = r"[\"'](?:\\.|[^\"'\\])*[\"']?|(?:bearer|basic|oss|aws)[ ][^\s\"'<>]*"
+_VALUE = re.compile(rf"{_QUOTED}|(?:(?!{_sign('?&;')})[^\s\"<>])*", re.IGNORECASE)
 _HEADER_VALUE = re.compile(
-    r"[\"'](?:\\.|[^\"'\\])*[\"']?|(?:bearer|basic|oss|aws)[ ][^\s\"'<>]*"
-    r"|[^\s\"'<>]{12,}",  # a shorter one is prose
+    rf"{_QUOTED}|[^\s\"'<>]{{12,}}",  # a shorter one is prose
     re.IGNORECASE,
 )
 
@@ -180,7 +187,7 @@ def _without_values(text: str) -> str:
             continue
         word = _word_before(text, mark.start())
         if ":" in mark[0]:
-            value = _HEADER_VALUE if word.endswith(_HEADERS) else None
+            value = _HEADER_VALUE if word.endswith((*_HEADERS, *_ENDINGS)) else None
         else:
             plain = _ENCODED.sub("", word, count=1) if _ENCODED.match(word) else word
             names = plain in _WORDS or word.endswith(_ENDINGS) or any(s in word for s in _STORES)

@@ -1,6 +1,6 @@
 """What a reply of the upstream means: the one module that knows the vendor's field names.
 
-Errors come from three layers. An HTTP status other than 200 comes from the API gateway. A
+Errors come from three layers. An HTTP status other than 2xx comes from the API gateway. A
 ``status`` other than 10 in the reply comes from the business gateway behind it; ``errCode`` names
 the error. ``B_API_ServiceError`` there comes from the application; ``subErrCode`` names the error.
 
@@ -10,6 +10,8 @@ https://www.alibabacloud.com/help/en/api-gateway/traditional-api-gateway/support
 
 from __future__ import annotations
 
+import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from worker.core import finding, jsontext
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _CODE, _MESSAGE = "x-ca-error-code", "x-ca-error-message"
 _TEXT_LIMIT = 1000
 _OTHERS, _OTHER = 8, 300  # undocumented members, and characters of one
+_MEMBERS, _NAME = 1000, 64  # of one level below them, and characters of a name
 _TOO_LARGE = "succeeded upstream, but the outputs are too large to record"
 
 # Members that are read, or that mean nothing to a person.
@@ -86,9 +89,10 @@ _BLOCKED = {
 
 _INVOKE_TIMEOUT = "B_API_InvokeTimeout"
 _FLOW_CONTROL = "B_API_CauseFlowControl"
-_AUDIT_FAILED = "B_API_AuditFailed"
 _CANNOT_FIND_TASK = "B_COMPUTING_CanNotFindTask"
-_CONTENT_UNSAFE = "P_Request_ContentSafe"
+_CONTENT = re.compile(r"\b(?:P_Request_ContentSafe|B_API_AuditFailed)\b", re.ASCII)
+
+_LETTER = re.compile("[A-Za-z]")
 
 # The documented statuses, and others that the vendor's SDKs and other pages name.
 _WAITING = frozenset({"waiting", "queued", "pending", "running", "processing"})
@@ -109,25 +113,35 @@ def read_reply(
     ``UpstreamRefused`` if it says nothing about the task. After ``UpstreamBlocked`` of kind
     ``clock``, one more try with a new signature may help.
     """
-    if http_status == 200:
+    lower = {name.lower(): headers[name] for name in headers}
+    refused = _CODE in lower or _MESSAGE in lower
+    if http_status == 200 or (200 < http_status < 300 and not refused):
         try:
-            reply = jsontext.loads(body)
+            reply = finding.unpacked(jsontext.loads(body, lenient=True))
         except jsontext.TooLargeError as exc:
             if task_id.encode() not in body:
                 raise UpstreamUnavailable(f"the upstream's reply is too large: {exc}") from exc
             said = Doubtful(error=f"the reply about this task is too large: {exc}")
             return Answer(observation=said, upstream="{}")
         except ValueError as exc:
+            # one that begins as it should and is cut off says nothing of the service
+            if body.lstrip()[:1] == b"{" and task_id and task_id.encode() in body:
+                said = Doubtful(error=one_line(f"the reply about this task is unreadable: {exc}"))
+                return Answer(observation=said, upstream="{}")
             error = one_line(f"the upstream's reply is unreadable: {exc}")
             raise UpstreamUnavailable(error) from exc
         if not isinstance(reply, dict):
             raise UpstreamUnavailable("the upstream's reply is not a JSON object")
     else:
-        lower = {name.lower(): headers[name] for name in headers}
-        envelope = None if _CODE in lower or _MESSAGE in lower else _envelope(body)
+        envelope = None if refused else _envelope(body)
         if envelope is None:
             raise _gateway_error(http_status, lower)
         reply = envelope
+    if isinstance(reply.get("data"), str):
+        try:
+            reply = {**reply, "data": finding.unpacked(reply["data"])}
+        except jsontext.TooLargeError as exc:
+            return Answer(observation=Doubtful(error=f"{_TOO_LARGE}: {exc}"), upstream="{}")
     observation = _observe(reply, task_id, host)
     data = reply.get("data")
     task = data if isinstance(data, dict) else {}
@@ -145,13 +159,12 @@ def _envelope(body: bytes) -> dict[str, Json] | None:
     ``None`` if the body is something else, such as a proxy's own JSON.
     """
     try:
-        reply = jsontext.loads(body)
+        reply = jsontext.loads(body, lenient=True)
     except ValueError:
         return None
     if not isinstance(reply, dict) or not {"errCode", "subErrCode"} & reply.keys():
         return None
-    coded = _text(reply.get("errCode")) or _text(reply.get("subErrCode"))
-    return reply if coded or _text(reply.get("status")) in ("10", "20") else None
+    return reply if _named(reply) or _verdict(reply) in ("10", "20") else None
 
 
 def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
@@ -165,7 +178,8 @@ def _gateway_error(status: int, headers: Mapping[str, str]) -> UpstreamError:
     if "x-ca-request-id" in headers:
         summary += f" (request {headers['x-ca-request-id']})"
 
-    named = _by_prefix(_CLASS_BY_MESSAGE, message.lower()) or _by_prefix(_CLASS_BY_CODE, code)
+    named = _by_prefix(_CLASS_BY_MESSAGE, message.lower())
+    named = named or _by_prefix(_CLASS_BY_CODE, code.upper())
     kind = named or _by_status(status)
     if kind == "throttled":
         return UpstreamThrottled(one_line(f"the upstream throttles: {summary}"))
@@ -194,13 +208,15 @@ def _by_status(status: int) -> str:
 
 def _observe(reply: dict[str, Json], task_id: str, host: str) -> Observation:
     data = reply.get("data")
-    if _text(reply.get("status")) != "10":
+    # where the call is successful, codes mean nothing
+    accepted = _verdict(reply) == "10" and (isinstance(data, dict) or not any(_codes(reply)))
+    if not accepted:
         _raise_if_not_about_the_task(reply)
     if isinstance(data, dict):
-        named = data.get("taskId")
-        if named not in (None, "") and _text(named) != task_id:
-            return Doubtful(error=one_line(f"the reply is about another task: {_text(named)}"))
-    if _text(reply.get("status")) != "10":
+        named = _text(data.get("taskId"))
+        if data.get("taskId") not in (None, "") and named.lower() != task_id.lower():
+            return Doubtful(error=one_line(f"the reply is about another task: {named}"))
+    if not accepted:
         return _refused(reply, data)
     if not isinstance(data, dict):
         return Doubtful(error="the reply has no data")
@@ -214,13 +230,12 @@ def _observe(reply: dict[str, Json], task_id: str, host: str) -> Observation:
 
 
 def _raise_if_not_about_the_task(reply: dict[str, Json]) -> None:
-    code = _text(reply.get("errCode"))
-    if code == _FLOW_CONTROL:
+    codes = _codes(reply)
+    if _FLOW_CONTROL in codes:
         raise UpstreamThrottled(one_line(f"the upstream throttles: {_complaint(reply)}"))
-    if code == _INVOKE_TIMEOUT:
+    if _INVOKE_TIMEOUT in codes:
         raise UpstreamUnavailable(one_line(f"the upstream timed out: {_complaint(reply)}"))
-    named = code or _text(reply.get("subErrCode"))
-    if not named and _text(reply.get("status")) != "20":
+    if not _named(reply) and _verdict(reply) != "20":
         raise UpstreamUnavailable("the upstream's reply has neither a known status nor an error")
 
 
@@ -229,7 +244,7 @@ def _refused(reply: dict[str, Json], data: Json) -> Observation:
         return Failed(reason=Reason.CONTENT_REJECTED, error=_error(reply, "content refused"))
     if isinstance(data, dict) and _status(data) in _ENDED:
         return _ended(reply, _status(data))
-    if _text(reply.get("subErrCode")) == _CANNOT_FIND_TASK:
+    if _CANNOT_FIND_TASK in _codes(reply):
         return NotFound(error=_error(reply, ""))
     return Doubtful(error=_error(reply, "refused"))
 
@@ -240,7 +255,10 @@ def _ended(reply: dict[str, Json], status: str) -> Failed:
 
 
 def _succeeded(data: dict[str, Json], host: str) -> Observation:
-    data = finding.unfolded(data)
+    try:
+        data = finding.unfolded(data)
+    except jsontext.TooLargeError as exc:
+        return Doubtful(error=f"{_TOO_LARGE}: {exc}")
     unsure = finding.unsure(data)
     if not unsure and not finding.usable(data):
         error = "succeeded upstream, but the reply names no outputs"
@@ -261,8 +279,8 @@ def _succeeded(data: dict[str, Json], host: str) -> Observation:
 
 
 def _content_refused(reply: dict[str, Json]) -> bool:
-    said = (reply.get("subErrCode"), reply.get("errCode"), *(text for _, text in _words(reply)))
-    return any(_text(value) in (_CONTENT_UNSAFE, _AUDIT_FAILED) for value in said)
+    said = (*_codes(reply), *(_text(reply.get(name)) for name in ("subErrMessage", "errMessage")))
+    return any(_CONTENT.search(text) for text in (*said, *(text for _, text in _words(reply))))
 
 
 # -- reading fields ---------------------------------------------------------------------------
@@ -288,26 +306,51 @@ def _unix(value: Json) -> float | None:
     return number if 1e9 < number < 1e11 else None
 
 
+def _verdict(reply: dict[str, Json]) -> str:
+    """The business gateway's status: 10, 20 or something else."""
+    value = reply.get("status")
+    number = jsontext.number(value)
+    return f"{number:g}" if number is not None else _text(value)
+
+
+def _codes(reply: dict[str, Json]) -> tuple[str, str]:
+    """``subErrCode`` and ``errCode``, of an object or a list the first text in it; or empty."""
+    return _code(reply.get("subErrCode")), _code(reply.get("errCode"))
+
+
+def _named(reply: dict[str, Json]) -> bool:
+    """Whether there is a code of the vendor's, which are names: others number their errors."""
+    return any(map(_LETTER.search, _codes(reply)))
+
+
+def _code(value: Json) -> str:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_text, (value, *inner))), "")
+
+
 def _status(data: dict[str, Json]) -> str:
     return _text(data.get("status")).lower()
 
 
 def _words(reply: dict[str, Json]) -> Iterator[tuple[str, str]]:
-    """The texts in undocumented members, those of the task first, and one level below them.
+    """The texts in undocumented members and below them, those of the task first.
 
-    Outputs come last, and only if they are plain text.
+    The deeper ones come later. Outputs come last, and only if they are plain text.
     """
     data = reply.get("data")
     task = data if isinstance(data, dict) else {}
     for members, known in ((task, _TASK | _OUTPUTS), (reply, _REPLY)):
-        for name, value in members.items():
-            if name in known:
-                continue
-            if isinstance(value, str):
-                yield name, value
-            for inner, text in value.items() if isinstance(value, dict) else ():
-                if isinstance(text, str):
-                    yield f"{name}.{inner}", text
+        level = [(name, value) for name, value in members.items() if name not in known]
+        while level:
+            below: list[tuple[str, Json]] = []
+            for name, value in level:
+                if isinstance(value, str):
+                    yield name, value
+                elif isinstance(value, dict | list):
+                    steps = value.items() if isinstance(value, dict) else enumerate(value)
+                    inner = ((f"{name[:_NAME]}.{step}", child) for step, child in steps)
+                    below += islice(inner, max(0, _MEMBERS - len(below)))
+            level = below
     for name in sorted(_OUTPUTS & task.keys()):
         if isinstance(task[name], str):
             yield name, task[name]
@@ -320,12 +363,12 @@ def _others(reply: dict[str, Json]) -> dict[str, str]:
         if len(members) == _OTHERS:
             break
         if text.strip():
-            members[one_line(name, 64)] = redact(text[: 16 * _OTHER])[:_OTHER]
+            members[one_line(name, _NAME)] = redact(text[: 16 * _OTHER])[:_OTHER]
     return members
 
 
 def _complaint(reply: dict[str, Json]) -> str:
-    code = _text(reply.get("subErrCode")) or _text(reply.get("errCode"))
+    code = next(filter(None, _codes(reply)), "")
     message = _text(reply.get("subErrMessage")) or _text(reply.get("errMessage"))
     return ": ".join(filter(None, (code, message)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
@@ -132,7 +133,7 @@ _HARMLESS_VALUE = re.compile(r"[0-9]{1,15}|[A-Za-z]{1,10}")
 _EXPIRY = re.compile(r"(x-[a-z]+-)?(date|expires)", re.IGNORECASE)
 _KEPT_HEADERS = re.compile(r"x-ca-[a-z-]+|content-type|date|location|retry-after|server|via")
 _SIGNED_TEXT = re.compile(r"StringToSign.*", re.IGNORECASE | re.DOTALL)
-_CONTENT = frozenset({"result", "info", "parameters"})
+_CONTENT = frozenset({"images", "result", "info", "parameters"})
 """Members with the user's own texts: only words that look like names are kept."""
 
 
@@ -149,7 +150,7 @@ def redacted(reply: Reply, secrets: Iterable[str]) -> Reply:
         if _KEPT_HEADERS.fullmatch(name.lower())
     }
     try:
-        value = jsontext.loads(reply.body)
+        value = jsontext.loads(reply.body, lenient=True)
     except ValueError:
         text = reply.body[: 8 * _MAX_TEXT].decode("utf-8", "replace")
         body = alias.text(redact(text))[:_MAX_TEXT].encode()
@@ -199,16 +200,16 @@ class _Alias:
         return 0 if re.fullmatch(rf"-?[0-9]{{{_LONG_NUMBER},}}", digits) else node
 
     def _string(self, text: str, *, content: bool) -> str:
-        bare = text.strip()
-        if match := _ADDRESS.fullmatch(bare):
-            return text.replace(bare, self._address(match), 1)
-        if content and text[:1] in ("{", "["):
-            try:
-                inside = jsontext.loads(text)
-            except ValueError:
-                pass
-            else:
-                return jsontext.dumps(self.value(inside, content=True))
+        bare = finding.bare(text)
+        if not bare:
+            return text
+        if match := _ADDRESS.fullmatch(plain := bare.replace("&amp;", "&")):
+            safe = self._address(match)
+            return text.replace(bare, safe if plain == bare else safe.replace("&", "&amp;"), 1)
+        with suppress(jsontext.TooLargeError):
+            inside = finding.unpacked(text)
+            if not isinstance(inside, str):
+                return jsontext.dumps(self.value(inside, content=content))
         safe = self.text(redact(text))
         if content and not _WORD.fullmatch(text):
             return f"text of {len(text)} characters"
@@ -280,7 +281,7 @@ def to_text(reply: Reply) -> str:
         "headers": dict(reply.headers),
     }
     try:
-        document["json"] = jsontext.loads(reply.body)
+        document["json"] = jsontext.loads(reply.body, lenient=True)
     except ValueError:
         document["text"] = reply.body.decode("utf-8", "replace")
     text: str = simplejson.dumps(document, indent=2, allow_nan=False)

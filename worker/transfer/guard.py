@@ -244,6 +244,13 @@ class _Handler(ResponseHandler):
         super().__init__(loop)
         self._idle = 0
 
+    def is_connected(self) -> bool:
+        """Whether it can serve a request: not once the host has sent more than was asked for.
+
+        The next request would take that for its answer.
+        """
+        return super().is_connected() and not self._buffer and not self._tail
+
     def set_response_params(self, **params: Any) -> None:
         self._payload, self._idle = None, 0
         super().set_response_params(**params)

@@ -116,7 +116,7 @@ def _wav(head: memoryview) -> float | None:
 
 def _flac(head: memoryview) -> float | None:
     """From STREAMINFO (RFC 9639, 8.2): 20 bits of Hz, and the last 36 bits of samples."""
-    if len(head) < _FLAC_INFO or head[4] & 0x7F:
+    if len(head) < _FLAC_INFO or bytes(head[:4]) != b"fLaC" or head[4] & 0x7F:
         return None
     packed = int.from_bytes(head[18:26], "big")
     return _seconds(packed & (1 << 36) - 1, packed >> 44)

@@ -8,7 +8,10 @@ from enum import Enum
 from urllib.parse import unquote, urlsplit
 
 _EXTENSION = re.compile(r"[a-z0-9]{1,15}")  # with its dot it fits a key
-_MEDIA_TYPE = re.compile(r"(image|audio|video|model|text)/([\w.+-]+)")
+_MEDIA_TYPE = re.compile(r"(image|audio|video|model|text)(?:/([\w.+-]+)|\Z)")
+_KINDS = frozenset({"image", "audio", "video"})  # as a format, and no extension
+_STYLE = re.compile(r"[!@?;#]")  # what follows names a variant of the file, such as a thumbnail
+_IN_QUERY = re.compile(r"[?&]filename=([^&#]+)")  # ComfyUI's own addresses
 
 
 def _set(names: str) -> frozenset[str]:
@@ -103,10 +106,17 @@ def _extensions(filename: str, format: str, url: str) -> list[str]:
         path = unquote(urlsplit(url).path)
     except ValueError:
         path = ""
-    candidates = (_suffix(filename), format.strip().removeprefix("."), _suffix(path))
-    return [name for name in map(str.lower, candidates) if _EXTENSION.fullmatch(name)]
+    named = _IN_QUERY.search(url)
+    candidates = (
+        _suffix(filename),
+        format.strip().removeprefix("."),
+        _suffix(path),
+        _suffix(unquote(named[1])) if named else "",
+    )
+    names = map(str.lower, candidates)
+    return [name for name in names if _EXTENSION.fullmatch(name) and name not in _KINDS]
 
 
 def _suffix(path: str) -> str:
     stem, dot, suffix = re.split(r"[/\\]", path)[-1].rpartition(".")
-    return suffix if dot and stem else ""
+    return _STYLE.split(suffix.rstrip())[0] if dot and stem else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,6 +46,9 @@ class FileType:
     extension: str
 
 
+_MP3 = FileType("audio/mpeg", ".mp3")
+_FLAC = FileType("audio/flac", ".flac")
+_JXL = FileType("image/jxl", ".jxl")
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", FileType("image/png", ".png")),
     (b"\xff\xd8\xff", FileType("image/jpeg", ".jpg")),
@@ -55,10 +59,12 @@ _MAGIC = (
     (b"MM\x00*", FileType("image/tiff", ".tiff")),
     (b"8BPS\x00\x01", FileType("image/vnd.adobe.photoshop", ".psd")),
     (b"\x76\x2f\x31\x01", FileType("image/x-exr", ".exr")),
-    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", FileType("image/jxl", ".jxl")),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", _JXL),
     (b"glTF", FileType("model/gltf-binary", ".glb")),
-    (b"fLaC", FileType("audio/flac", ".flac")),
-    (b"ID3", FileType("audio/mpeg", ".mp3")),
+    (b"qoif", FileType("image/qoi", ".qoi")),
+    (b"#?RADIANCE\n", FileType("image/vnd.radiance", ".hdr")),
+    (b"#?RGBE\n", FileType("image/vnd.radiance", ".hdr")),
+    (b"fLaC", _FLAC),
     (b"MThd\x00\x00\x00\x06", FileType("audio/midi", ".mid")),
     (b"FLV\x01", FileType("video/x-flv", ".flv")),
     (b"\x00\x00\x01\xba", FileType("video/mpeg", ".mpg")),
@@ -96,7 +102,20 @@ _MP4 = FileType("video/mp4", ".mp4")
 _TOLD = frozenset(
     {kind.extension for _, kind in _MAGIC}
     | {kind.extension for kind in (*_RIFF.values(), *_BRANDS.values(), _MP4)}
-    | {".aiff", ".webm", ".mkv", ".ogg", ".ogv", ".bmp", ".ico", ".tar", ".ts", ".aac", ".svg"}
+    | {
+        ".mp3",
+        ".aiff",
+        ".webm",
+        ".mkv",
+        ".ogg",
+        ".ogv",
+        ".bmp",
+        ".ico",
+        ".tar",
+        ".ts",
+        ".aac",
+        ".svg",
+    }
 )
 _HTML = FileType("text/html", ".html")
 _XML = FileType("application/xml", ".xml")
@@ -112,8 +131,11 @@ _SVG_START = re.compile(rb"<(?:[a-z]+:)?svg[\s>/]", re.I)
 _MARKUP = frozenset({_HTML.content_type, _XML.content_type})
 _OPENINGS = {"gltf": "{", "dae": "<", "x3d": "<"}
 _SVG_WITHIN = re.compile(_SVG_START.pattern, re.I)
-_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16
 _BINARY_BYTES = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+# Beginnings of files whose rest may be plain characters although they are no text.
+_PLAIN_STARTS = (
+    b"ply\n", b"ply\r", b"%PDF-", b"#?RADIANCE\n", b"#?RGBE\n", b"YUV4MPEG2 ", b"#!AMR",
+)  # fmt: skip
 _ERROR_START = re.compile(rb"<Error[\s>]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
@@ -141,6 +163,8 @@ def sniff(head: bytes, *, filename: str = "", format: str = "", url: str = "") -
         return _named_as(markup, named) if markup else text  # text may begin like another format
     if known := _by_magic(head) or _by_markup(head):
         return _named_as(known, named)
+    if named == _JXL.extension and head.startswith(b"\xff\x0a"):  # too short to tell by itself
+        return _JXL
     text = _by_text(head, named)
     return text or _by_database(head, named) or FileType(OCTETS, named)
 
@@ -158,6 +182,8 @@ def _named_as(kind: FileType, named: str) -> FileType:
 
 def is_error(head: bytes, kind: FileType, promise: Promise) -> bool:
     """Whether an error page came instead of the file: hosts send these with status 200 too."""
+    if (plain := _plain(head, kind, promise)) is not None:
+        return is_error(plain, _by_markup(plain) or FileType("text/plain", ".txt"), promise)
     if kind.content_type == _XML.content_type and _ERROR_START.match(_content(head)):
         return True
     if promise.what is What.SEALED:
@@ -169,30 +195,44 @@ def is_error(head: bytes, kind: FileType, promise: Promise) -> bool:
     if promise.extension == "svg":
         return not _SVG_WITHIN.search(head)
     first = text.lstrip(_BLANK)[:1]
+    if promise.extension == "gltf" and len(head) < HEAD_BYTES and '"asset"' not in text:
+        return True  # every glTF file has it (glTF 2.0, 3.2), maybe behind much else
     if promise.extension in _OPENINGS:
         return first != _OPENINGS[promise.extension]
     return first in ("", "<") or _is_json(text)
 
 
 def _is_text(head: bytes, kind: FileType) -> bool:
-    if head.startswith((b"ply\n", b"ply\r", b"%PDF-")) or kind is _SVG:
-        return False  # a model, document or picture in plain characters
+    if head.startswith(_PLAIN_STARTS) or kind is _SVG:
+        return False
     if kind.content_type in _MARKUP or _text(head) is not None:
         return True
     if kind.content_type != OCTETS and not kind.content_type.startswith("text/"):
         return False
     # another encoding: binary files have control bytes among the first thousand
-    start = head[:_TELLING]
-    return _is_wide(start) or not _BINARY_BYTES.search(start)
+    return not _BINARY_BYTES.search(head[:_TELLING])
 
 
-def _is_wide(start: bytes) -> bool:
-    if start[:2] not in _WIDE_BOMS:
-        return False
-    for cut in (0, 2):  # the last character may be cut off
-        with suppress(UnicodeDecodeError):
-            return not _CONTROLS.search(start[: len(start) - cut].decode("utf-16"))
-    return False
+def _plain(head: bytes, kind: FileType, promise: Promise) -> bytes | None:
+    """The text, in UTF-8, of a head that is text in another form: gzip, padded or UTF-16."""
+    if kind.content_type == "application/gzip" and promise.extension != "gz":
+        with suppress(zlib.error):  # some hosts compress without saying so
+            packed = zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
+            return packed if _text(packed) is not None else None
+        return None
+    if kind.content_type != OCTETS:
+        return None
+    bare = head.strip(b"\0")
+    # a few letters followed by zeros may be the magic number of a format
+    padded = 8 < len(bare) < len(head) < HEAD_BYTES
+    if (padded and _text(bare) is not None) or (not bare and promise.extension != "tar"):
+        return bare
+    encoding = json.detect_encoding(head)  # by its byte order mark or its NULs
+    for cut in range(4 if encoding.startswith(("utf-16", "utf-32")) else 0):
+        with suppress(UnicodeDecodeError):  # the last character may be cut off
+            text = head[: len(head) - cut].decode(encoding)
+            return None if _CONTROLS.search(text) else text.encode()
+    return None
 
 
 def sound(named: str) -> FileType:
@@ -226,7 +266,18 @@ def _by_magic(head: bytes) -> FileType | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
+    if head.startswith(b"ID3"):
+        return _by_what_is_tagged(head)
     return _by_container(head) or _by_structure(head)
+
+
+def _by_what_is_tagged(head: bytes) -> FileType:
+    """What follows an ID3 tag, which is usually MPEG audio (id3.org, ID3v2.4.0, 3.1)."""
+    length = 0
+    for byte in head[6:10]:
+        length = length << 7 | byte & 0x7F
+    rest = head[10 + length :]
+    return _FLAC if rest.startswith(b"fLaC") else _by_frames(rest) or _MP3
 
 
 def _by_container(head: bytes) -> FileType | None:
@@ -275,7 +326,7 @@ def _by_frames(head: bytes) -> FileType | None:
     """MPEG audio without a tag: a frame header, and another where the first frame ends."""
     for length, kind in (
         (_adts_frame(head), FileType("audio/aac", ".aac")),
-        (_mp3_frame(head), FileType("audio/mpeg", ".mp3")),
+        (_mp3_frame(head), _MP3),
     ):
         if length and head[length : length + 2] and _same_sync(head, length):
             return kind

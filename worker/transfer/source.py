@@ -45,7 +45,7 @@ _DIGEST_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WHOLE = frozenset({HTTPStatus.OK, HTTPStatus.NON_AUTHORITATIVE_INFORMATION})
 _GONE = frozenset({403, 404, 410})
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})", re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _DEFAULT_PORT = re.compile(r":0*80$")
 # IANA HTTP Content Coding Registry; other words, such as "aws-chunked", change no bytes
@@ -240,6 +240,8 @@ class Source:
         if response.status == HTTPStatus.PARTIAL_CONTENT:
             length = _length_of_all(response)
         elif response.status in _WHOLE:
+            if _range(response) is not None:  # of a cache that has lost the status
+                _length_of_all(response)
             length = response.content_length
         else:
             raise _status_error(response)
@@ -280,6 +282,7 @@ class Download:
             response, "transfer-encoding"
         )
         self._validator = _validator(response)
+        self._etag = response.headers.get("etag", "")
         self._peeked = memoryview(b"")
         self._resumes = 0
         self._resumed_at = 0
@@ -375,10 +378,12 @@ class Download:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
             raise _status_error(response)
         _check_coding(response)
-        given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+        given = _range(response)
         if given is None or int(given[1]) != self.received:
             raise SourceFault(f"{broken}; the host resumed at the wrong offset")
-        if not _same(self._validator, response):
+        if response.content_length not in (None, int(given[2]) + 1 - int(given[1])):
+            raise SourceFault(f"{broken}; the host sends another part than it says")
+        if not _same(self._validator, self._etag, response):
             raise SourceFault(f"{broken}; the file has changed")
         if given[3] == "*":
             return
@@ -396,36 +401,49 @@ def _validator(response: aiohttp.ClientResponse) -> str:
     return etag if etag.startswith('"') else str(response.headers.get("last-modified", ""))
 
 
-def _same(validator: str, response: aiohttp.ClientResponse) -> bool:
+def _same(validator: str, etag: str, response: aiohttp.ClientResponse) -> bool:
     """Whether a part belongs to the same file: some hosts ignore ``If-Range``.
 
-    A part must repeat the tag and may repeat the date (RFC 9110, section 15.3.7).
+    A part must repeat the tag and may repeat the date (RFC 9110, section 15.3.7). A weak ``etag``
+    proves nothing, but another one does.
     """
     if validator.startswith('"'):
         return bool(response.headers.get("etag") == validator)
-    return bool(response.headers.get("last-modified", validator) == validator)
+    given = response.headers
+    tags = {tag.removeprefix("W/") for tag in (etag, given.get("etag", etag)) if etag}
+    return len(tags) <= 1 and bool(given.get("last-modified", validator) == validator)
 
 
-def _words(response: aiohttp.ClientResponse, header: str) -> set[str]:
-    return {
-        word.strip().lower()
+def _words(response: aiohttp.ClientResponse, header: str) -> list[str]:
+    """What the lines of a header list."""
+    words = (
+        word.strip(" \t").lower()
         for line in response.headers.getall(header, ())
         for word in line.split(",")
-        if word.strip()
-    }
+    )
+    return [word for word in words if word]
 
 
 def _check_coding(response: aiohttp.ClientResponse) -> None:
-    if (
-        _words(response, "content-encoding") & _COMPRESSED
-        or _words(response, "transfer-encoding") & _COMPRESSED
-    ):
+    framing = _words(response, "transfer-encoding")
+    if _COMPRESSED.intersection((*framing, *_words(response, "content-encoding"))):
         raise SourceFault("the file's host compresses although asked not to")
+    # the parser would take chunks for a part of the file if anything else follows
+    plain = {"identity"}.issuperset(framing)
+    if not plain and not (framing[-1] == "chunked" and {"identity", "chunked"}.issuperset(framing)):
+        raise SourceFault("the file's host sends a Transfer-Encoding that is not understood")
+
+
+def _range(response: aiohttp.ClientResponse) -> re.Match[str] | None:
+    """First and last byte of a part, and the length of the file, if the body is one part."""
+    if response.headers.get("content-type", "").lower().startswith("multipart/byteranges"):
+        return None
+    return _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
 
 
 def _length_of_all(response: aiohttp.ClientResponse) -> int:
-    """The length of the file, if an unrequested partial answer (206) holds all of it."""
-    given = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+    """The length of the file, if an unrequested partial answer holds all of it."""
+    given = _range(response)
     if given is None or given[3] == "*" or int(given[1]) or int(given[2]) + 1 != int(given[3]):
         raise SourceFault("the file's host sends only a part of the file")
     return int(given[3])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+import zlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from worker.core.models import Answer
 
 _RESULT = "/scc/comfy_get_result"
+_GZIP = b"\x1f\x8b"
 _UNBOUND = aiohttp.ClientTimeout(total=None)  # the whole call has its own bound
 
 
@@ -183,4 +186,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     while size <= jsontext.MAX_BYTES and (chunk := await read_some(response)):
         parts.append(chunk)
         size += len(chunk)
-    return b"".join(parts)
+    body = b"".join(parts)
+    if body.startswith(_GZIP):  # of a proxy that compresses although asked not to
+        with suppress(zlib.error):
+            return zlib.decompressobj(wbits=31).decompress(body, jsontext.MAX_BYTES + 1)
+    return body
