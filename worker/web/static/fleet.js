@@ -145,7 +145,7 @@ export async function endings() {
 // -- what failed ----------------------------------------------------------------------------------
 const NEWEST = 200, SHOWN = 5;
 const filterOf = (group) => [
-  ...(group.state ? [group.state] : ["failed", "partial"]).map((name) => ["state", name]), ["reason", group.reason], ...(group.group ? [["group", group.group]] : []),
+  ...(group.state ? [group.state] : ["failed", "partial"]).map((name) => ["state", name]), ["reason", group.reason], ...(group.group === undefined ? [] : [["group", group.group]]),
 ];
 
 // Counted by the server; if it cannot, `among` counts the newest.
