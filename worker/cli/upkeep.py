@@ -53,7 +53,7 @@ def purge(
     if unfinished := [state for state in states or () if not state.final]:
         raise typer.BadParameter(f"{unfinished[0]} is not final", param_hint="--state")
     if older_than is not None:
-        parse_since(_age(older_than), now=0)  # before anything is connected
+        parse_since(_age(older_than), now=0, option="--older-than")  # before anything is connected
     wanted = frozenset(states or FINAL_STATES)
     chosen = settings()
     records, said = asyncio.run(_purge(chosen, task_ids or (), older_than, wanted, yes))
