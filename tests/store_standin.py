@@ -149,6 +149,7 @@ STORES: dict[str, Traits] = {
     ),
     "no-head": Traits(head=(405, "MethodNotAllowed", "m")),
     "no-head-501": Traits(head=(501, "", ""), put_sha256="ignore", part_sha256="ignore"),
+    "no-head-403": Traits(head=(403, "", "")),
     "no-size": Traits(head="no-size"),
     "no-md5": Traits(put_md5=NOT_IMPLEMENTED, part_md5=NO_ARGUMENT),
     "nothing-proven": Traits(

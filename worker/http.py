@@ -143,7 +143,15 @@ def describe(error: BaseException) -> str:
     error = _origin(error)
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):  # its text ends too late
+        wrong = getattr(error.certificate_error, "verify_message", "") or error.certificate_error
+        return one_line(f"the certificate is not valid: {wrong}", 120)
     return one_line(str(error), 120) or type(error).__name__
+
+
+def distrusts(error: BaseException | None) -> bool:
+    """Whether a connection failed over the other side's certificate."""
+    return isinstance(error, aiohttp.ClientConnectorCertificateError)
 
 
 def hung_up(error: BaseException) -> bool:

@@ -478,6 +478,10 @@ async def test_a_command_reads_ids_from_a_file(
     assert (asked.exit_code, asked.stderr) == (2, "nothing was done: add --yes\n")
     done = await command("cancel", "--from-file", "-", "--yes", input=ids[5])
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 canceled")
+    file.write_bytes(b"\xef\xbb\xbf" + ids[7].encode() + b"\r\n" + ids[8].encode())  # of Windows
+    for source, given in ((str(file), None), ("-", file.read_text())):
+        shown = await command("list", "--from-file", source, "--json", input=given)
+        assert [task["task_id"] for task in json.loads(shown.stdout)] == [ids[7], ids[8]]
     missing = await command("retry", "--from-file", str(tmp_path / "none"), "--yes")
     assert missing.exit_code == 2
 

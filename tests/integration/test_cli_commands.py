@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
+from aiohttp import web
 from click.testing import Result
 from redis.asyncio import Redis
 from typer.testing import CliRunner
@@ -570,6 +573,22 @@ async def test_doctor_names_the_setting_that_helps(
     level, _, remedy = check(result, "Bucket")
     assert level == "wrong"
     assert setting in remedy
+
+
+async def test_doctor_tells_a_certificate_from_an_outage(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    runner = web.AppRunner(web.Application(), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    endpoint = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    level, detail, remedy = check(await run("doctor", "--json"), "Bucket")
+    assert (level, "certificate is not valid" in detail) == ("unreachable", True)
+    assert "AWS_CA_BUNDLE" in remedy
+    await runner.cleanup()
 
 
 async def test_doctor_names_the_options_that_a_store_refuses(

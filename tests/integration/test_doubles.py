@@ -421,4 +421,4 @@ def test_the_double_has_all_that_the_works_call(double: type, real: type, name: 
 
 def test_every_call_of_the_store_is_tested_for_its_errors() -> None:
     used = called_on("store")
-    assert used - {"ready", "provider", "vouches"} == set(CALLS)
+    assert used - {"ready", "provider", "vouches", "agrees"} == set(CALLS)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+import trustme
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,6 +261,78 @@ async def test_an_etag_that_is_another_md5_is_looked_into(paired: Any) -> None:
         assert "get" not in pair.there.seen
 
 
+@pytest.mark.parametrize("name", ["supabase", "ceph"])
+async def test_another_store_at_the_same_address_is_noticed(name: str, paired: Any) -> None:
+    """What was seen of the one before is kept for a week."""
+    async with paired(STORES["aws"]) as pair:
+        await probe(pair.it.store, "")
+        await pair.copied("a", clip(1000))
+        assert not pair.it.store.surprise.is_set()
+        pair.there.traits = STORES[name]
+        pair.there.damage = 1
+        await pair.copied("b", clip(1000))
+        assert pair.it.store.surprise.is_set()
+
+
+@pytest.mark.parametrize(
+    "body", ["", " \n" * 2000, "<html/>", "<!-- --><Error><Code>InternalError</Code></Error>"]
+)
+async def test_a_completion_that_says_nothing_leaves_no_upload(body: str, paired: Any) -> None:
+    async with paired(STORES["aws"]) as pair:
+        for when in ("fault", "after"):
+            left = iter([web.Response(text=body)])
+            answer = lambda step, _, left=left: next(left, None) if step == "complete" else None  # noqa: E731  short
+            setattr(pair.there, when, answer)
+            await pair.copied(when, clip(SIZES["large"]))
+            assert pair.there.uploads == {}
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "other.example"])
+async def test_a_certificate_that_is_not_valid_is_called_so(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    if name == "other.example":
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    runner = web.AppRunner(web.Application(), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    point_to(monkeypatch, f"https://127.0.0.1:{runner.addresses[0][1]}")
+    store = ObjectStore(BUCKET, storage="path")
+    said = "certificate is not valid: .*(self.signed|issuer|mismatch)"
+    with pytest.raises(StoreUnavailable, match=said):
+        await store.head("k")
+    await store.close()
+    await runner.cleanup()
+
+
+async def test_a_redirect_says_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with standing_in(Traits(), monkeypatch) as there:
+        store = ObjectStore(BUCKET)
+        there.fault = lambda *_: web.Response(
+            status=308, headers={"Location": "https://user:pw@s3.example/media/k?secret=1"}
+        )
+        with pytest.raises(StoreBlocked, match=r"308 redirected to https://s3\.example$") as caught:
+            await store.put("k", b"x", content_type="a/b", sha256=b"")
+        assert caught.value.about == "address"
+        await store.close()
+
+
+async def test_an_error_with_status_200_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with standing_in(Traits(), monkeypatch) as there:
+        store = ObjectStore(BUCKET)
+        there.fault = lambda *_: refused((200, "InternalError", "m"))
+        with pytest.raises(StoreUnavailable, match="InternalError"):
+            await store.put("k", b"x", content_type="a/b", sha256=hashlib.sha256(b"x").digest())
+        for body in ("<Error><Code>SlowDown</Code></Error>", "<html/>", ""):
+            there.fault = lambda *_, b=body: web.Response(text=b)  # type: ignore[misc]  # bound now
+            with pytest.raises(StoreUnavailable):
+                await store.list_uploads("k")
+        await store.close()
+
+
 async def test_a_checksum_that_nobody_checked_lets_nothing_be_adopted(paired: Any) -> None:
     body = clip(1000)
     async with paired(STORES["nothing-proven"]) as pair:
@@ -374,6 +450,32 @@ async def test_what_is_no_list_is_not_an_empty_one(monkeypatch: pytest.MonkeyPat
             there.fault = lambda *_, text=text: web.Response(text=text)  # type: ignore[misc]  # bound now
             with pytest.raises(StoreError):
                 [key async for key in store.keys("m/")]
+        await store.close()
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["if-asked", "always"])
+async def test_a_key_that_xml_cannot_hold_hides_no_other(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 sends it as a reference that no parser takes; boto3 always asks for encoded keys."""
+    keys = ["m/\x01", "m/a b+c%", "m/é"]
+
+    def answer(_: str, request: web.Request) -> web.Response:
+        encoded = "encoding-type" in request.query or not asked
+        named = [quote(key, safe="") if encoded else key.replace("\x01", "&#x1;") for key in keys]
+        kind = "Upload" if "uploads" in request.query else "Contents"
+        entries = "".join(
+            f"<{kind}><Key>{name}</Key><UploadId>u</UploadId></{kind}>" for name in named
+        )
+        how = "<EncodingType>url</EncodingType>" if encoded else ""
+        name = "ListMultipartUploadsResult" if kind == "Upload" else "ListBucketResult"
+        return web.Response(text=f"<{name}>{how}{entries}</{name}>")
+
+    async with standing_in(Traits(), monkeypatch) as there:
+        there.fault = answer
+        store = ObjectStore(BUCKET)
+        assert [key async for key in store.keys("m/")] == keys
+        assert [upload.key for upload in await store.list_uploads("m/")] == keys
         await store.close()
 
 

@@ -201,6 +201,9 @@ async def test_pages_show_every_task_once_newest_first(web: httpx.AsyncClient) -
     assert await pages(state="waiting") == everything
     assert await pages(state="failed") == []
     assert len(await pages(since="0")) == 37
+    late = "9999999999999999:x"  # of a list with another bound
+    assert await pages(until="1", cursor=late) == await pages(until="1", label="odd", cursor=late)
+    assert await pages(until="1", cursor=late) == []
 
 
 @settings_of(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -379,6 +379,21 @@ async def test_all_of_a_group_are_tried_again_once_somebody_has_said_so(
         assert sent[-1] == {"state": ["waiting"], "label": ["poster"], "dry_run": ["true"]}
 
 
+async def test_tasks_that_failed_without_a_word_are_a_group_too(
+    browser: Browser, base: str, registry: Registry
+) -> None:
+    spoke = record(0, State.FAILED, await registry.now()) | {"task_id": "spoke", "error": "boom"}
+    assert await registry.restore(spoke)
+    async with tab(browser, base) as page:
+        group = page.locator("#groups li", has_text="Retry all (8)")
+        await group.locator("[data-bulk=retry]").click()
+        await expect(page.locator("#ask-title")).to_have_text("Retry 8 tasks?")
+        await page.keyboard.press("Escape")
+        await group.locator("a").click()
+        await expect(page.locator("#h-list")).to_contain_text("one kind of error")
+        await expect(rows(page)).to_have_count(8)
+
+
 async def test_a_token_that_may_only_read_shows_no_buttons(
     browser: Browser, base: str, registry: Registry
 ) -> None:

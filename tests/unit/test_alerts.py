@@ -101,6 +101,11 @@ def late(kind: DueSet, seconds: float, fleet: Overview) -> Overview:
     return replace(fleet, due={**fleet.due, kind: (9, seconds)})
 
 
+def unheard(fleet: Overview) -> Overview:
+    none = Outlook(service=Service.UPSTREAM)
+    return replace(fleet, services={**fleet.services, Service.UPSTREAM: none})
+
+
 @pytest.mark.parametrize(
     ("change", "minutes", "fires"),
     [
@@ -124,6 +129,11 @@ def late(kind: DueSet, seconds: float, fleet: Overview) -> Overview:
             lambda fleet, _: late(DueSet.POLL, 5, fleet), 6, {"HarvesterUpstreamSilent": ""},
             id="upstream-without-usable-answers",
         ),
+        pytest.param(
+            lambda fleet, _: late(DueSet.POLL, 5, unheard(fleet)), 15,
+            {"HarvesterUpstreamSilent": ""}, id="upstream-that-never-answered",
+        ),
+        pytest.param(lambda fleet, _: unheard(fleet), 15, {}, id="upstream-that-nothing-asks"),
         pytest.param(
             lambda fleet, _: late(DueSet.FETCH, 61, fleet), 6, {"HarvesterCopiesLate": "fetch"},
             id="copies-late",

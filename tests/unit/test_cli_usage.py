@@ -136,6 +136,14 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     assert "Usage:" in result.stderr
 
 
+@pytest.mark.usefixtures("configured")
+@pytest.mark.parametrize(
+    ("command", "option"), [("list", "--since"), ("list", "--until"), ("purge", "--older-than")]
+)
+def test_a_time_that_cannot_be_read_is_that_of_its_option(command: str, option: str) -> None:
+    assert f"for {option}:" in run(command, option, "tomorrow").stderr
+
+
 @pytest.mark.parametrize("command", [["status", "a"], ["doctor"], ["worker"], ["url", "a"]])
 def test_missing_settings_end_with_2_and_are_all_named(command: list[str]) -> None:
     result = run(*command)

@@ -56,7 +56,13 @@ def test_an_error_may_come_after_blanks() -> None:
         (400, "AuthorizationQueryParametersError", "m", "region"),
         (403, "SignatureDoesNotMatch", "check the region", "region"),
         (301, "PermanentRedirect", "m", "region"),
-        (301, "", "", "region"),
+        (301, "", "redirected to https://s", "address"),
+        (302, "", "", "address"),
+        (307, "", "", "address"),
+        (308, "", "", "address"),
+        (403, "AccessDenied", "Request has expired", "clock"),
+        (403, "AccessDenied", "Request is not valid yet", "clock"),
+        (400, "ExpiredRequest", "m", "clock"),
         (404, "NoSuchBucket", "m", "bucket"),
         (403, "PathStyleDomainForbidden", "m", "address"),
         (403, "InvalidPathAccess", "m", "address"),
@@ -88,6 +94,27 @@ def test_options_are_to_blame_only_where_there_are_some(
     assert judged(status, code, message, options=True) == (B, "options")
     assert judged(status, code, message)[1] != "options"
     assert judged(status, code, message, call="get_object", options=True)[1] != "options"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (400, "ThrottlingException", "m"),
+        (403, "RequestLimitExceeded", "m"),
+        (429, "TooManyRequestsException", "m"),
+        (400, "XMinioAdminBucketQuotaExceeded", "m"),
+        (403, "InsufficientStorageSpace", "m"),
+        (413, "EntityTooLarge", "Upload exceeds quota."),
+        (403, "AccessDenied", "Cannot upload files, storage cap exceeded."),
+        (307, "TemporaryRedirect", "m"),
+    ],
+)
+def test_a_store_that_is_busy_or_full_is_waited_for(status: int, code: str, message: str) -> None:
+    """Whatever it calls that: no object is to blame, and no header."""
+    complaint = Complaint(status=status, code=code, message=message)
+    for lately in (False, True):
+        assert judged(status, code, message, lately=lately) == (U, "")
+    assert not complaints.may_be_unknown(complaint)
 
 
 @pytest.mark.parametrize("call", ["put_object", "create_multipart_upload", "upload_part"])

@@ -435,6 +435,7 @@ def calls(store: ObjectStore) -> dict[str, Callable[[], Call]]:
 
 LOCAL = {
     "close", "ready", "endpoint", "provider", "presign_get", "presign_files", "log_what_is_missing",
+    "agrees",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import point_to
 from worker.transfer.signer import Signer, make_signer
 
 ENDPOINTS = [
@@ -121,3 +122,13 @@ def test_a_parameter_that_the_call_does_not_have(monkeypatch: pytest.MonkeyPatch
     ours = signer("", "media", "", monkeypatch)
     with pytest.raises(ValueError, match="no parameter Colour"):
         ours.sign("put_object", {"Bucket": "media", "Key": "k", "Colour": "red"})
+
+
+@pytest.mark.parametrize("presign", ["", "http://user:pw@127.0.0.1:9000"])
+def test_an_endpoint_with_a_user_name_is_refused(
+    presign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be part of the host that is signed, and of addresses for people."""
+    point_to(monkeypatch, "http://127.0.0.1:9000" if presign else "http://user:pw@127.0.0.1:9000")
+    with pytest.raises(ValueError, match="must not hold a user name"):
+        make_signer("media", "path", presign)

@@ -283,6 +283,18 @@ async def test_a_clock_that_has_just_stepped_loses_no_file(house: House, sent: S
     assert (await house.to_the_end())["state"] == "failed"
 
 
+@pytest.mark.parametrize("call", ["put", "create_upload", "upload_part", "complete"])
+async def test_a_store_that_refuses_every_object_ends_no_task(house: House, call: str) -> None:
+    """An account that is suspended, or a policy that forbids to write, says so of each object."""
+    await house.copying(house.file("/0"), house.file("/1", serving(clip())))
+    house.store.on(call, StoreRefused("denied"), times=99)
+    house.store.on("put", StoreRefused("denied"), key="*/.doctor/probe", times=99)
+    for _ in range(2 * REFUSALS):
+        assert await house.step(DueSet.COPY) in ("blocked", "again")
+    house.store.relent()
+    assert (await house.to_the_end())["state"] == "stored"
+
+
 async def test_rejected_files_do_not_hold_up_the_others(house: House) -> None:
     away = house.file("/away", lambda call: call.send("302 Found", f"Location: {PRIVATE}"))
     await house.copying(

@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 from tests.integration.test_registry import make
 from tests.store_standin import BUCKET, NOT_IMPLEMENTED, STORES, StandIn, refused, standing_in
 from tests.support import eventually
-from worker.errors import StoreUnavailable
 from worker.registry.registry import Registry
 from worker.transfer.capabilities import NAMES, Facts, Seen
 from worker.transfer.store import ObjectStore
@@ -138,18 +137,32 @@ async def test_a_surprise_is_told_to_the_others(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", "7", '{"put_md5": 7, "listing": ["x"]}', "[" * 9000, '{"x": "honoured"}'],
+    [
+        "",
+        "[]",
+        "{",
+        "7",
+        "list",
+        '{"put_md5": 7, "listing": ["x"]}',
+        "[" * 9000,
+        '{"x": "honoured"}',
+    ],
 )
 async def test_what_something_else_wrote_is_not_believed(fleet: Fleet, text: str) -> None:
+    """Nor does it last: the fleet probes, and writes what it sees."""
     assert Facts.from_json(text) == Facts()
     async with fleet.worker() as store:
         await known(store)
-        await fleet.registry.redis.set(await key_of(fleet.registry, store), text)
+        key = await key_of(fleet.registry, store)
+        await fleet.registry.redis.delete(key, f"{key}:lock")
+        if text == "list":
+            await fleet.registry.redis.rpush(key, text)  # type: ignore[misc]  # redis-py's types
+        else:
+            await fleet.registry.redis.set(key, text)
     async with fleet.worker() as another:
-        await another.ready()
-        with contextlib.suppress(StoreUnavailable):
-            await another.put("k", b"x", content_type="a/b", sha256=DIGEST)
-        assert another.facts in (Facts(), store.facts)
+        await known(another)
+        assert another.facts == store.facts
+        assert await fleet.kept(another)
 
 
 def test_facts_are_read_as_they_were_written() -> None:

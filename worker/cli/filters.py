@@ -182,7 +182,7 @@ def read_ids(source: str | None) -> Iterator[str]:
         file = sys.stdin if source == "-" else Path(source).open(encoding="utf-8")  # noqa: SIM115  closed below
         with file:
             while line := file.readline(_MAX_LINE):
-                task_id = line.strip()
+                task_id = line.strip().removeprefix("\ufeff")  # which Windows writes first
                 if task_id and not task_id.startswith("#"):
                     yield task_id
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from worker.core.redact import strip_query
 from worker.doctor import limits
 from worker.doctor.finding import Finding, Level, bad, clock
 from worker.errors import RegistryUnavailable, StoreBlocked, StoreError, StoreUnavailable
+from worker.http import distrusts
 from worker.transfer.capabilities import Seen
 from worker.transfer.probe import probe
 from worker.wiring import make_store
@@ -50,6 +51,8 @@ async def check(settings: Settings, registry: Registry) -> Findings:
                     await keep(registry, store)
     except StoreUnavailable as error:
         remedy = "Check AWS_ENDPOINT_URL_S3 and the network."
+        if distrusts(error.__cause__):
+            remedy = "Renew the store's certificate; AWS_CA_BUNDLE names a file with its authority."
         detail = f"{where(settings)}: {error}"
         return [bad("Bucket", Level.UNREACHABLE, detail, remedy)]
     except StoreError as error:

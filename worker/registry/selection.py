@@ -54,8 +54,9 @@ async def newest(
     """
     if filters.bounded:
         most = min(most, NEWEST - read)
-    if after is None and filters.until is not None:
-        after = (filters.until + 1, "")
+    if filters.until is not None:  # `after` may come from a list with another bound
+        latest = (filters.until + 1, "")
+        after = latest if after is None else min(after, latest)
     selected = Selected(after=after)
     more = True
     while more and len(selected.records) < limit and selected.read < most:

@@ -67,7 +67,7 @@ _BLOCKED: Mapping[str, str] = {
         "credentials": "AccountProblem AllAccessDisabled ExpiredToken InvalidAccessKeyId "
         "InvalidSecurity InvalidSecurityToken InvalidToken NotSignedUp SecurityTokenExpired "
         "SignatureDoesNotMatch TokenRefreshRequired UserDisable",
-        "clock": "RequestExpired RequestTimeTooSkewed",
+        "clock": "ExpiredRequest RequestExpired RequestTimeTooSkewed",
         "region": "AuthorizationHeaderMalformed AuthorizationQueryParametersError "
         "IllegalLocationConstraintException InvalidRegion InvalidRegionName PermanentRedirect",
         "bucket": "InvalidBucketName NoSuchBucket",
@@ -97,6 +97,11 @@ _PASSING = frozenset(
     }
 )
 _BUSY = frozenset({"ServiceUnavailable", "SlowDown", "TooManyRequests"})
+# Stores have words of their own for these two.
+_BUSY_WORDS = re.compile(
+    r"throttl|slow.?down|too.?many.?request|(request|rate|qps).*exceeded", re.I
+)
+_FULL = re.compile(r"quota|storage.?(cap|full)|insufficient.?storage|no.?space.?left", re.I)
 _PASSING_STATUS = frozenset({307, 408, 409, 429})
 _CONFLICT_CODES = frozenset(
     {"ConditionalRequestConflict", "FileAlreadyExists", "PreconditionFailed"}
@@ -104,6 +109,7 @@ _CONFLICT_CODES = frozenset(
 _OF_THE_OBJECT = frozenset(
     {"EntityTooLarge", "EntityTooSmall", "InvalidPartOrder", "KeyTooLongError", "NoSuchKey"}
 )
+_MOVED = frozenset({301, 302, 303, 307, 308})
 # Statuses that say that the address, or something in every request, is wrong.
 _OF_ALL = frozenset({404, 405, 501})
 _TOO_LARGE = frozenset({413, 414})
@@ -111,6 +117,7 @@ _TOO_LARGE = frozenset({413, 414})
 _NOT_KNOWN = frozenset({400, 405, 406, 411, 415, 417, 422, 501})
 _NOT_KNOWN_CODES = frozenset({"MalformedXML", "MethodNotAllowed", "NotImplemented", "NotSupported"})
 _DIGEST = re.compile(r"digest|mismatch|md5|checksum", re.IGNORECASE)
+_EXPIRED = re.compile(r"request (has expired|is not (yet )?valid)", re.I)  # the signature's time
 _REGION = re.compile(r"\bregion\b|\bexpecting '", re.IGNORECASE)
 _OPTION = re.compile(r"storage[ -]?class|encryption|\bkms\b|\bacl\b|tagging", re.IGNORECASE)
 
@@ -133,11 +140,24 @@ def is_bad_digest(complaint: Complaint) -> bool:
 def may_be_unknown(complaint: Complaint) -> bool:
     """Whether the store may not know a header or an element: a request without it can tell."""
     code = complaint.code
-    if code in _BLOCKED or code in _PASSING or code in _OF_THE_OBJECT or is_conflict(complaint):
+    if code in _BLOCKED or code in _OF_THE_OBJECT or is_conflict(complaint) or _passes(complaint):
         return False
     if code in _NOT_KNOWN_CODES:
         return complaint.status < 500 or complaint.status == 501
     return complaint.status in _NOT_KNOWN and not re.search("digest|mismatch", code, re.IGNORECASE)
+
+
+def _passes(complaint: Complaint) -> bool:
+    """Whether it says that the store is busy or full, or that another attempt may succeed."""
+    code, words = complaint.code, f"{complaint.code} {complaint.message}"
+    busy = bool(_BUSY_WORDS.search(code)) or complaint.code in _PASSING
+    return busy or (complaint.status >= 400 and bool(_FULL.search(words)))
+
+
+def hides(complaint: Complaint) -> bool:
+    """Whether a refusal of a HEAD, which comes without a reason, has to be explained by a GET."""
+    refused = 300 <= complaint.status < 500 and complaint.status != 404
+    return refused or may_be_unknown(complaint)
 
 
 def may_fail(complaint: Complaint) -> bool:
@@ -160,10 +180,11 @@ def judge(
     status, code = complaint.status, complaint.code
     if about := _blocked(complaint, options=options and call in WRITES):
         return Verdict.BLOCKED, about
-    if status == 403 and code not in _PASSING:
+    passes = _passes(complaint)
+    if status == 403 and not passes:
         blames = takes_writes and call in WRITES
         return (Verdict.REFUSED, "") if blames else (Verdict.BLOCKED, "credentials")
-    if code in _PASSING:
+    if passes:
         return Verdict.UNAVAILABLE, ""
     if status in _OF_ALL and call in WRITES | _LISTS:
         if takes_these:
@@ -183,8 +204,10 @@ def _blocked(complaint: Complaint, *, options: bool) -> str:
     about = _BLOCKED.get(code, "")
     if code.startswith("KMS."):
         about = "options"
-    elif not about and status == 301:
-        about = "region"
+    elif not about and status == 403 and _EXPIRED.search(complaint.message):
+        about = "clock"
+    elif not about and status in _MOVED and not code:  # of a proxy; a store says which
+        about = "address"
     elif not about and status == 401:
         about = "credentials"
     elif not about and options and status == 400 and _OPTION.search(complaint.message):

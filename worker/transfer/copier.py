@@ -312,7 +312,8 @@ class Copier:
             if outcome is Written.EXISTS:
                 await self._abort(upload)
                 return file.stored(content)
-        await self._verify(file.key, content, hold, outcome)
+            # some say that it is done, or nothing, while the upload stays open
+            await self._verify(file.key, content, hold, outcome)
         return file.stored(content)
 
     async def _complete(
@@ -457,9 +458,8 @@ class Copier:
     async def _verify(self, key: str, content: _Content, hold: Hold, outcome: Written) -> None:
         """Raise unless the store holds what was just written."""
         there = await self._store.head(key)
-        # a different checksum in the answer disproves the bytes
-        given = there and there.checksum
-        proven = outcome is Written.PROVEN and given in (None, content.checksum)
+        given = None if there is None else there.checksum
+        proven = outcome is Written.PROVEN and await self._store.agrees(given, content.checksum)
         difference = await self._difference(key, there, content, hold, proven=proven)
         if difference:
             raise StoreUnavailable(f"{key} was accepted, but {difference}")
@@ -492,7 +492,7 @@ class Copier:
         if proven:
             return ""
         digest = await self._store.digest(key, progress=hold.progress)
-        return "" if digest == content.sha256 else "has other bytes"
+        return {content.sha256: "", None: "is not there"}.get(digest, "has other bytes")
 
 
 def _base64(digest: bytes) -> str:

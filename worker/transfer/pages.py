@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from worker.errors import StoreRefused, StoreUnavailable
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 _FULL = 1000  # entries of a full page, if the page does not say
+_KEYS = ("Key", "NextMarker", "NextKeyMarker")
 _EMPTY_PAGES = 1000  # in a row: a store that filters while it lists may send some
 
 
@@ -43,6 +45,15 @@ def _entries(page: Mapping[str, Any], name: str, *members: str) -> list[dict[str
     if not all(entry.get(member) for entry in entries for member in members):
         raise StoreUnavailable(f"the store's list of {name.lower()} holds an entry without a name")
     return entries
+
+
+def decoded(page: dict[str, Any]) -> dict[str, Any]:
+    """A page whose keys are as they are, if it says that they are written as in an address."""
+    if page.get("EncodingType") != "url":
+        return page
+    for holder in (page, *page.get("Contents", ()), *page.get("Uploads", ())):
+        holder |= {name: unquote(holder[name]) for name in _KEYS if holder.get(name)}
+    return page
 
 
 async def objects(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[dict[str, Any]]:

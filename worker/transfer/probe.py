@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from worker.errors import StoreBlocked, StoreError, StoreUnavailable
+from worker.errors import StoreBlocked, StoreError, StoreRefused, StoreUnavailable
 from worker.transfer import complaints
 from worker.transfer.attempts import ALGORITHM, is_md5, md5
 from worker.transfer.capabilities import Facts, Seen
@@ -86,6 +86,20 @@ async def probe(store: ObjectStore, prefix: str, *, seconds: float = SECONDS) ->
         facts=look.facts,
         clock_skew=look.skew,
     )
+
+
+async def takes_objects(store: ObjectStore, prefix: str) -> None:
+    """Write the object of the probe.
+
+    Raises the errors of the store; :class:`StoreBlocked` if it refuses this object too.
+    """
+    digest = hashlib.sha256(_BODY).digest()
+    try:
+        await store.put(
+            prefix + KEY, _BODY, content_type="text/plain", sha256=digest, create_only=False
+        )
+    except StoreRefused as error:
+        raise StoreBlocked(f"the store takes no object: {error}", about="credentials") from error
 
 
 class _Look:
@@ -184,8 +198,8 @@ class _Look:
                 self._note(head_checksum=Seen.HONOURED if kept else Seen.IGNORED)
             return
         bare = None if answer is None else await self._ask(call, {})
-        # if the store knows no HEAD, objects are checked by GET
-        if bare is not None and (bare.well(call) or complaints.may_be_unknown(bare.complaint)):
+        # if the store knows no HEAD, or forbids it, objects are checked by GET
+        if bare is not None and (bare.well(call) or complaints.hides(bare.complaint)):
             self._note(head_checksum=Seen.REFUSED)
 
     async def condition(self) -> None:

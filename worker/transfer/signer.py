@@ -211,6 +211,8 @@ def _address(boto: Any, bucket: str) -> BucketAddress:
     query = parse_qs(address.query)
     if query.get("X-Amz-Algorithm") != [_ALGORITHM] or "X-Amz-S3session-Token" in query:
         raise ValueError(f"{bucket}: buckets of this kind are not supported")
+    if "@" in address.netloc:
+        raise ValueError("an endpoint must not hold a user name")
     netloc = address.netloc.lower()
     return BucketAddress(
         origin=f"{address.scheme}://{netloc}",

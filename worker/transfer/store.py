@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 _TRUST_SECONDS = 600.0
 _LEAST_RATE = 64 * 1024  # bytes a second at which an object is read back, at least
 _METADATA = "x-amz-meta-"
+_CHECKSUM = "x-amz-checksum-sha256"
+_LISTS = {
+    "list_objects": b"ListBucketResult",
+    "list_objects_v2": b"ListBucketResult",
+    "list_multipart_uploads": b"ListMultipartUploadsResult",
+}
 
 
 class ObjectStore:
@@ -113,6 +119,20 @@ class ObjectStore:
         fact = self.facts.part_sha256 if "-" in checksum else self.facts.put_sha256
         return fact is Seen.HONOURED
 
+    async def agrees(self, given: str | None, checksum: str) -> bool:
+        """Whether the store would give this checksum for an object that has ``checksum``.
+
+        A store that no longer returns what it returned to the probe was replaced or has changed.
+        """
+        if given is not None:
+            return given == checksum
+        row, facts = (await self.provider())[1], self.facts
+        kept = facts.put_sha256 is Seen.HONOURED and facts.head_checksum is Seen.HONOURED
+        if "-" in checksum or not row.sha256 or not kept:
+            return True
+        self.surprise.set()
+        return False
+
     async def log_what_is_missing(self) -> None:
         """Log the features that the store lacks, once each, unless its row already says so."""
         await self._attempts.log_what_is_missing()
@@ -167,6 +187,7 @@ class ObjectStore:
         asks = row.sha256 and facts.head_checksum is not Seen.REFUSED
         extras = [MODE] if asks else []
         answer, size = await self._attempted_head(key, extras), None
+        checksum = None if answer is None else answer.headers.get(_CHECKSUM)
         if answer is not None and answer.status != HTTPStatus.NOT_FOUND:
             size = _number(answer.headers.get("content-length", ""))
         if answer is None or (answer.well("head_object") and size is None):
@@ -191,14 +212,14 @@ class ObjectStore:
                 if name.lower().startswith(_METADATA)
             },
             etag=headers.get("etag", ""),
-            checksum=headers.get("x-amz-checksum-sha256"),
+            checksum=headers.get(_CHECKSUM, checksum),
         )
 
     async def _attempted_head(self, key: str, extras: Sequence[Extra]) -> Answer | None:
         """The answer to a HEAD; ``None`` if a GET is needed instead.
 
-        Some stores know no HEAD, and Swift sends a body with a 404 to HEAD, which no client can
-        read.
+        A refused HEAD has no body, so its reason is unknown. Some stores know no HEAD or forbid it,
+        and Swift sends a body with a 404 to HEAD, which no client can read.
         """
         call = "head_object"
         try:
@@ -207,7 +228,7 @@ class ObjectStore:
             if isinstance(error.__cause__, aiohttp.ClientResponseError):
                 return None
             raise
-        return None if complaints.may_be_unknown(answer.complaint) else answer
+        return None if complaints.hides(answer.complaint) else answer
 
     async def get(self, key: str, max_bytes: int) -> bytes | None:
         """The bytes of an object; ``None`` if it is missing, or may not be read.
@@ -346,7 +367,8 @@ class ObjectStore:
             self._heard(call)
             return Written.EXISTS
         self._expect(answer, call, upload.key)
-        proven = bool(parts) and all(part.proven for part in parts)
+        done = b"CompleteMultipartUploadResult" in answer.body  # and not blanks, or a proxy's page
+        proven = done and bool(parts) and all(part.proven for part in parts)
         return Written.PROVEN if proven else Written.CREATED
 
     async def abort(self, upload: Upload) -> None:
@@ -380,9 +402,17 @@ class ObjectStore:
         if call == "list_multipart_uploads" and _is_missing(answer) and answer.status == 404:
             return {}  # some stores answer so for a bucket without uploads
         self._expect(answer, call, params["Prefix"])
-        if call != "list_multipart_uploads" and b"ListBucketResult" not in answer.body[:1000]:
+        is_list = _LISTS[call] in answer.body[:1000]
+        try:
+            page = await self.wire.parse(call, answer)
+        except StoreUnavailable:
+            if "EncodingType" in params or not is_list:
+                raise
+            # a key may hold a character that XML cannot
+            return await self._page(call, {**params, "EncodingType": "url"})
+        if not is_list:
             raise StoreUnavailable(f"the store's answer to {call} is not a list")
-        return await self.wire.parse(call, answer)
+        return pages.decoded(page)
 
     # -- requests -----------------------------------------------------------------------------
 

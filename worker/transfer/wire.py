@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import create_parser
 from yarl import URL
 
-from worker.core.redact import one_line
+from worker.core.redact import one_line, origin
 from worker.core.services import STORE_READS, Service
 from worker.errors import StoreBlocked, StoreError, StoreUnavailable
 from worker.http import BROKEN, CHUNK_BYTES, connector, describe, hung_up, make_session, read_some
@@ -60,12 +60,17 @@ class Answer:
     @property
     def complaint(self) -> complaints.Complaint:
         """The answer's error document."""
-        return complaints.read(self.status, self.body)
+        complaint = complaints.read(self.status, self.body)
+        moved = origin(self.headers.get("location", ""))
+        if moved and 300 <= self.status < 400 and not complaint.code:
+            return replace(complaint, message=f"redirected to {moved}")
+        return complaint
 
     def well(self, call: str) -> bool:
         """Whether the request succeeded."""
-        # CompleteMultipartUpload may send status 200 before it has finished, and then fail
-        late = call == "complete_multipart_upload" and bool(self.complaint.code)
+        # CompleteMultipartUpload may send status 200 before it has finished, and then fail; proxies
+        # send errors with 200 too. An object that is read may itself be such a document.
+        late = call != "get_object" and bool(self.complaint.code)
         return 200 <= self.status < 300 and not late
 
 

@@ -30,6 +30,7 @@ from worker.http import host_of
 from worker.offload import offload
 from worker.registry.records import DueSet
 from worker.transfer.copier import CopyJob
+from worker.transfer.probe import takes_objects
 from worker.work import shares
 from worker.work.circuit import Circuit
 from worker.work.claim import insist
@@ -439,6 +440,9 @@ class CopyWork:
                         "other tasks wait"
                     )
             return copying.result()
+        except StoreRefused:  # which may be of every object
+            await takes_objects(self._store, self._layout.prefix)
+            raise
         finally:
             copying.cancel()
             await asyncio.gather(copying, return_exceptions=True)

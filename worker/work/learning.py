@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from worker.cancelling import heed
 from worker.errors import RegistryUnavailable, StoreError
+from worker.registry.client import each_answer
 from worker.transfer.capabilities import VERSION, Facts
 from worker.transfer.probe import KEY, probe
 
@@ -83,9 +84,9 @@ class Learning:
         surprised = self._store.surprise.is_set()
         self._store.surprise.clear()
         key = await key_of(self._registry, self._store)
-        text: Any = None if surprised else await self._registry.redis.get(key)
-        if text is not None:
-            self._store.facts = Facts.from_json(text)
+        facts = Facts() if surprised else await self._kept(key)
+        if facts != Facts():
+            self._store.facts = facts
             await self._store.log_what_is_missing()
         elif await self._registry.redis.set(f"{key}:lock", "1", nx=True, ex=_PROBE_LOCK):
             seen = (await probe(self._store, self._prefix)).facts
@@ -95,6 +96,13 @@ class Learning:
         elif surprised:
             await keep(self._registry, self._store)
         return not self._store.facts.unknown
+
+    async def _kept(self, key: str) -> Facts:
+        """What the fleet knows: nothing, if something else has written the key."""
+        async with self._registry.redis.pipeline(transaction=False) as pipe:
+            pipe.get(key)
+            [text] = await each_answer(pipe)
+        return Facts.from_json(text or "")
 
     async def _clear_up(self) -> None:
         """Abort the uploads of probes whose worker died."""

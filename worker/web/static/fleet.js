@@ -126,7 +126,7 @@ export async function endings() {
 
 // -- what failed ----------------------------------------------------------------------------------
 const SHOWN = 5;
-const filterOf = (group) => [["state", group.state], ["reason", group.reason], ...(group.group ? [["group", group.group]] : [])];
+const filterOf = (group) => [["state", group.state], ["reason", group.reason], ["group", group.group]];
 
 export async function failures() {
   const { groups, read: looked, of: all } = await read("/api/groups?state=failed&state=partial");

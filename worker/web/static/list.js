@@ -20,7 +20,7 @@ $("within").append(make("option", t("any time"), { value: "" }), ...Object.entri
 
 // Sets the form and the list to the filter in an address.
 export function open(search) {
-  filter = new URLSearchParams([...new URLSearchParams(search)].filter(([name, value]) => PARTS.includes(name) && value));
+  filter = new URLSearchParams([...new URLSearchParams(search)].filter(([name, value]) => PARTS.includes(name) && (value || name === "group"))); // tasks without an error are a group too
   for (const box of $("states").querySelectorAll("input")) box.checked = filter.getAll("state").includes(box.value);
   for (const name of FIELDS) $(name).value = filter.get(name) || "";
   tasks = [];
