@@ -212,6 +212,24 @@ def test_other_times_do_not_stay_in_the_future(steps: Steps, set_name: str) -> N
     assert not steps.client.exists(f"{steps.namespace}:webhooks")
 
 
+def test_an_entry_of_a_worker_that_died_is_taken_in_time(steps: Steps) -> None:
+    stream = f"{steps.namespace}:intake"
+    steps.claim("copy")
+    steps.client.xadd(stream, {"body": "{}"})
+    took = ("token", 0, 100, 100, 3)
+    assert steps.call("intake", *took)[0] == "body"
+    entry = steps.client.xpending_range(stream, "harvester", "-", "+", 1)[0]["message_id"]
+    ahead = (
+        int(steps.client.time()[0] + 3600) * 1000
+    )  # as Redis' own clock noted it before the step
+    steps.client.execute_command("XCLAIM", stream, "harvester", "w", 0, entry, "TIME", ahead)
+    steps.step(-HOUR)
+    steps.repair()
+    (pending,) = steps.client.xpending_range(stream, "harvester", "-", "+", 1)
+    assert pending["time_since_delivered"] >= 0
+    assert steps.call("intake", "another", *took[1:])[:2] == ["body", entry]
+
+
 @settings(
     max_examples=40,
     deadline=None,

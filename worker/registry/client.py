@@ -34,6 +34,8 @@ _NO_COMMAND = ("unknown command", "unknown subcommand", "unknown redis command")
 _NO_DATABASE = ("DB index is out of range", "invalid DB index", "Invalid Database")
 _NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 _SHOWN = 200
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What is raised where an answer, of Redis or a sentinel, has another shape than expected."""
 WRONG_TYPE = "WRONGTYPE"
 """The beginning of an error about a key that holds another type than the command expects."""
 
@@ -72,6 +74,8 @@ def outage(error: Exception) -> RegistryUnavailable | None:
             return RegistryUnavailable(f"Redis {what}: {said}")
         case redis_errors.RedisError():
             return RegistryUnavailable(f"Redis does not answer: {type(error).__name__}")
+        case _ if isinstance(error, UNREADABLE):
+            return RegistryUnavailable(f"Redis answers oddly: {type(error).__name__}")
     return None
 
 
@@ -91,7 +95,7 @@ def _seam(*passing: type[Exception]) -> Iterator[None]:
             yield
     except passing:
         raise
-    except (redis_errors.RedisError, OSError) as error:
+    except (redis_errors.RedisError, OSError, *UNREADABLE) as error:
         known = outage(error)
         if known is None:
             raise

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from worker.registry.records import DueSet, Line
+from worker.registry.records import DueSet, Line, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ async def read_lines(registry: Base, now: int) -> Lines:
             pipe.hget(key("turn", kind), "waiting")
             pipe.zrange(key("turns", kind), 0, LOOKED_AT - 1)
         answers: list[Any] = await pipe.execute()
-    waiting = {kind: int(count or 0) for kind, count in zip(DueSet, answers[::2], strict=True)}
+    waiting = {kind: whole(count or 0) for kind, count in zip(DueSet, answers[::2], strict=True)}
     labels = [
         (kind, str(label))
         for kind, some in zip(DueSet, answers[1::2], strict=True)
@@ -66,5 +66,6 @@ async def read_lines(registry: Base, now: int) -> Lines:
 
 def _since(place: float) -> int:
     """When a task was due, from its place; the fraction is its priority, which shifts the place."""
-    whole = math.floor(place)
-    return whole - (round((place - whole) * 4) - 1) * _SHIFT
+    shifted = whole(place)
+    rank = round((place - shifted) * 4) if math.isfinite(place) else 1
+    return shifted - (rank - 1) * _SHIFT

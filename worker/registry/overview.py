@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker.core.models import State
 from worker.core.services import Outlook, Service, hosts, judge
 from worker.errors import RegistryUnavailable
 from worker.registry.client import each_answer
 from worker.registry.lines import read_lines
-from worker.registry.records import DueSet, Overview
+from worker.registry.records import DueSet, Overview, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CIRCUITS = ("upstream", "store")
 """The circuits that can be open."""
+_LEAST = 1 / 64  # that throttling leaves of the rate, as in prelude.lua
 _RECOVERY = 60  # seconds in which the full rate recovers, as in prelude.lua
 
 
@@ -46,10 +47,10 @@ async def read_overview(registry: Base) -> Overview:
         size, first = next(answers), next(answers)
         # a task in line also becomes due by itself if no worker claims
         overdue[kind] = max(int(next(answers)), lines.waiting[kind])
-        late = max(0.0, (now - first[0][1]) / 1000) if first else 0.0
+        late = max(0.0, (now - whole(first[0][1])) / 1000) if first else 0.0
         due[kind] = int(size), max(late, lines.late(kind))
-    workers = {str(name): int(score) for name, score in next(answers)}
-    counters = {str(name): int(value) for name, value in next(answers).items()}
+    workers = {str(name): whole(score) for name, score in next(answers)}
+    counters = {str(name): whole(value) for name, value in next(answers).items()}
     circuits = {name: fields for name in CIRCUITS if (fields := next(answers))}
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hgetall(key("services"))
@@ -77,11 +78,14 @@ async def read_overview(registry: Base) -> Overview:
 
 async def _rate(registry: Base, now: int) -> float:
     """The calls a second that throttling leaves at ``now`` (ms)."""
-    factor, at = await registry.redis.hmget(registry.key("rate"), "factor", "at")
-    if not factor or not at:
+    fields: Any = await registry.redis.hmget(registry.key("rate"), "factor", "at")
+    kept, at = fields
+    try:
+        factor = min(1.0, max(_LEAST, float(kept)))
+    except (TypeError, ValueError):  # there is none, or another program has overwritten it
         return registry.poll_rate
-    passed = max(0, now - int(at)) / 1000
-    return registry.poll_rate * min(1.0, float(factor) + passed / _RECOVERY)
+    passed = max(0, now - whole(at or 0)) / 1000
+    return registry.poll_rate * min(1.0, factor + passed / _RECOVERY)
 
 
 async def _services(

@@ -23,6 +23,7 @@ from worker.core.schedule import price
 from worker.core.submission import MAX_BODY_BYTES, read_body, read_submission, traced
 from worker.errors import RegistryUnavailable, StoreError
 from worker.registry import endings
+from worker.registry.records import whole
 from worker.registry.selection import newest
 from worker.web import bulk, documents, metrics, page, problems, reference, stream
 from worker.web.access import Access, Tokens, may_act
@@ -358,7 +359,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
             name: {
                 "kind": fields.get("kind", ""),
                 "message": fields.get("message", ""),
-                "opened_at": int(fields.get("opened_at") or 0),
+                "opened_at": whole(fields.get("opened_at") or 0),
             }
             for name, fields in fleet.circuits.items()
         },

@@ -12,7 +12,7 @@ from starlette.routing import Match
 
 from worker.core import jsontext
 from worker.core.redact import one_line
-from worker.errors import InvalidSubmission, RegistryUnavailable, StoreError
+from worker.errors import InvalidSubmission, RecordMalformed, RegistryUnavailable, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +73,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InvalidSubmission)
     async def invalid(_: Request, error: InvalidSubmission) -> Response:
         return problem(422, str(error))
+
+    @app.exception_handler(RecordMalformed)
+    async def malformed_record(_: Request, error: RecordMalformed) -> Response:
+        return problem(500, str(error))
 
     @app.exception_handler(RegistryUnavailable)
     async def away(_: Request, error: RegistryUnavailable) -> Response:
