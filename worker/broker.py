@@ -150,6 +150,14 @@ class _QoS(kombu_redis.QoS):
             log.warning("intake.kept", reason=one_line(f"{type(error).__name__}: {error}"))
             self._quick_ack(delivery_tag)  # type: ignore[attr-defined]  # bound at run time
 
+    def restore_by_tag(self, tag: str, *args: Any, **options: Any) -> None:
+        try:
+            super().restore_by_tag(tag, *args, **options)
+        except _MALFORMED as error:  # it would hold up all that lie below it
+            _unreadable(error, source="unacked")
+            with self.pipe_or_acquire() as pipe:
+                self._remove_from_indices(tag, pipe).execute()  # type: ignore[attr-defined]
+
     def restore_visible(self, *args: Any, **options: Any) -> None:
         try:
             super().restore_visible(*args, **options)
