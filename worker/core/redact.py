@@ -96,7 +96,7 @@ _COLON = re.compile(_sign(":"))
 _PORT = re.compile(r"\d*\W*")
 _WEB = ("http", "https")
 _KNOWN = (*_WEB, "redis", "rediss", "sentinel", "amqp", "amqps", "s3")  # endings of schemes
-_MARK = re.compile(rf"[\"']?(?::[ ]?|{_sign('=')})")
+_MARK = re.compile(rf"[\"']?(?::[ ]?|[ ]?{_sign('=')}[ ]?)")
 _WORD = re.compile(r"[\w-]*")
 _LONGEST_WORD = 64
 _ENCODED = re.compile(r"(?:25|u00|x)*(?:3f|26|3b)")  # an encoded sign in front of a name
@@ -108,13 +108,17 @@ _ENDINGS = (
     *("access_key", "access-key", "access_key_id", "access-key-id"),
 )
 _STORES = ("x-amz-", "x-goog-", "x-tos-")
-_HEADERS = ("authorization", "cookie", "signature", "-token", "-secret", "-password")
+# names of headers, and of members of JSON
+_HEADERS = (
+    *("authorization", "cookie", "signature", "-token", "_token", "secret", "password", "passwd"),
+    *("apikey", "api_key", "api-key", "accesskey", "access_key"),
+)
 # Each name contains one of these: most texts contain none and need no closer look.
 _ROOTS = re.compile(
     "sig|secret|token|passw|pwd|credential|session|key|expires|policy|auth|cookie|q-|txtime|wstime"
     "|access|hdn|x-"
 )
-_VALUE = re.compile(rf"(?:(?!{_sign('?&;')})[^\s\"<>])*")
+_VALUE = re.compile(rf"\"[^\"]*\"?|(?:(?!{_sign('?&;')})[^\s\"<>])*")
 _HEADER_VALUE = re.compile(
     r"[\"'](?:\\.|[^\"'\\])*[\"']?|(?:bearer|basic|oss|aws)[ ][^\s\"'<>]*"
     r"|[^\s\"'<>]{12,}",  # a shorter one is prose
