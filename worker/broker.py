@@ -27,6 +27,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import redis
 import structlog
 from amqp import basic_message, method_framing
 from celery.app import amqp
@@ -48,6 +49,7 @@ from worker.core.redact import one_line
 from worker.core.services import Service
 from worker.core.submission import MAX_BODY_BYTES
 from worker.core.trace import traceparent
+from worker.parsing import readable
 from worker.reach import Reach
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ _RETRY_SECONDS = 2
 _PUT_BACK_EVERY = 1.0  # seconds
 _MAX_ITEM = 2 * MAX_BODY_BYTES  # bytes of a Redis message: the body grows by a third in base64
 _MAX_HEADERS = 64 * 1024
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 # Commands of remote control that could stop the fleet or make it read other queues.
 _NOT_BY_REMOTE = frozenset(
     {
@@ -272,9 +274,14 @@ class _Delivering(_TransportBase):
 class Channel(_Tolerant, kombu_redis.Channel):
     """A channel on one Redis."""
 
+    connection_class = readable(redis.Connection)
+    connection_class_ssl = readable(redis.SSLConnection)
+
 
 class SentinelChannel(_Tolerant, kombu_redis.SentinelChannel):
     """A channel on the primary that the sentinels name."""
+
+    connection_class = readable(redis.sentinel.SentinelManagedConnection)
 
 
 class Transport(_Delivering, kombu_redis.Transport):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from worker.core.manifest import SCHEMA
 from worker.errors import LeaseLost, RegistryUnavailable
+from worker.parsing import UNREADABLE
 from worker.registry.base import Base, flat, pairs
-from worker.registry.client import UNREADABLE
 from worker.registry.records import CIRCUIT_OF, Batch, DueSet, Job, Unsaved, whole
 
 if TYPE_CHECKING:

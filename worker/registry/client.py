@@ -16,6 +16,7 @@ from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT
 from worker.cancelling import heeding
 from worker.core.redact import one_line
 from worker.errors import RegistryUnavailable, RegistryUnfit
+from worker.parsing import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,6 @@ _NO_COMMAND = ("unknown command", "unknown subcommand", "unknown redis command")
 _NO_DATABASE = ("DB index is out of range", "invalid DB index", "Invalid Database")
 _NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 _SHOWN = 200
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What is raised where an answer, of Redis or a sentinel, has another shape than expected."""
 WRONG_TYPE = "WRONGTYPE"
 """The beginning of an error about a key that holds another type than the command expects."""
 
