@@ -14,8 +14,8 @@ end
 -- Redis' clock has stepped if it differs from the expected time by more than this (ms).
 local clock_step = 2000
 
--- A number that Redis keeps as text, within bounds; `default` for what is none, such as 'nan'. Whatever
--- something else has written there, nothing waits for ever because of it.
+-- A number that Redis keeps as text, within bounds; `default` if the text is not a number ('nan'
+-- included). So a value that another program has written never makes a task wait for ever.
 local function number(text, least, most, default)
   local value = tonumber(text)
   if not value or value ~= value then return default end
