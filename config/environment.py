@@ -55,7 +55,9 @@ def read(secrets: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 def _secret_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # a pipe that nobody writes to is empty, and not waited for
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            os.set_blocking(file.fileno(), True)
             text = file.read(_SECRET_BYTES + 1).decode("utf-8-sig")
     except OSError as exc:
         raise ValueError(f"cannot be read: {exc.strerror}") from None
@@ -76,6 +78,8 @@ def _dotenv() -> dict[str, str]:
         values = dotenv_values(path, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path.absolute()} cannot be read: {type(exc).__name__}") from None
+    if any("\0" in f"{name}{value}" for name, value in values.items()):
+        raise SettingsError(f"{path.absolute()} holds a NUL, which no variable can") from None
     return {name: value for name, value in values.items() if value and value.strip()}
 
 

@@ -43,7 +43,10 @@ _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SHORTEST_SECRET = 4  # hiding a shorter one would garble every line
 _MAX_DEPTH = 16
 _LONGEST = 32 * 1024  # characters of one value: libraries print whole messages
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# what moves the cursor, begins a line, or turns the direction of what follows
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb]"
+)
 
 
 class Redactor:
@@ -106,7 +109,7 @@ def configure(
     logging never blocks: a service continues even if nobody reads its log.
     """
     console = settings.log_format == "console" or (
-        settings.log_format == "auto" and sys.stderr.isatty()
+        settings.log_format == "auto" and _on_a_terminal()
     )
     aws = (os.environ.get(name, "") for name in _AWS_SECRETS)
     handler = _handler(background)
@@ -150,6 +153,10 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
             return json.dumps({**said, "error": type(error).__name__, "where": where})
 
 
+def _on_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # none if it was closed at the start
+
+
 def _handler(background: bool) -> logging.Handler:
     if background:
         try:
@@ -184,7 +191,7 @@ def _formatter(redactor: Redactor, *, console: bool) -> logging.Formatter:
         redactor,
     ]
     if console:
-        colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        colors = _on_a_terminal() and "NO_COLOR" not in os.environ
         rendering += [_escape_controls, structlog.dev.ConsoleRenderer(colors=colors)]
     else:
         rendering.append(structlog.processors.JSONRenderer())

@@ -37,6 +37,13 @@ def token(text: str) -> str:
     return text
 
 
+def secret(text: SecretStr) -> SecretStr:
+    """Printable characters: an end of a line, or a mark that nobody sees, is no part of it."""
+    if not text.get_secret_value().isprintable():
+        raise ValueError("must not hold line ends, control characters or invisible marks")
+    return text
+
+
 def http_url(text: str) -> str:
     """An http or https URL of a host, without user name, query and fragment."""
     try:
@@ -98,7 +105,7 @@ def put_options(value: object) -> object:
     """Some of :data:`PUT_OPTIONS`, as a mapping or its JSON."""
     try:
         options = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("must be a JSON object") from None
     if not isinstance(options, dict):
         raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic collects ValueError only
@@ -107,12 +114,12 @@ def put_options(value: object) -> object:
             f"accepts only {', '.join(sorted(PUT_OPTIONS))}; not {', '.join(map(repr, unknown))}"
         )
     if wrong := sorted(name for name, text in options.items() if not _filled(text)):
-        raise ValueError(f"{', '.join(wrong)} must be a string that is not empty")
+        raise ValueError(f"{', '.join(wrong)} must be printable ASCII that is not empty")
     return options
 
 
 def _filled(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and re.fullmatch(r"[ -~]+", value) is not None  # a header
 
 
 def manifest_prefix(text: str) -> str:

@@ -18,6 +18,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -90,7 +92,7 @@ class Settings(BaseSettings):
         description="Access key of the upstream. The vendor's SDK uses the same name.",
         examples=["your-access-key"],
     )
-    speedpix_app_secret: SecretStr = Field(
+    speedpix_app_secret: Annotated[SecretStr, AfterValidator(rules.secret)] = Field(
         description="Secret of that access key. The vendor's SDK uses the same name.",
         examples=["your-access-secret"],
     )
@@ -145,7 +147,7 @@ class Settings(BaseSettings):
     )
     poll_rate: float = Field(
         20,
-        gt=0,
+        ge=0.0001,
         le=1_000_000,
         allow_inf_nan=False,
         description="Upstream calls a second, for the whole fleet and one app key.",
@@ -244,7 +246,7 @@ class Settings(BaseSettings):
         examples=["/run/harvester/heartbeat"],
     )
     events_maxlen: int = Field(
-        100_000, ge=1, description="Approximate length of the event stream, in entries."
+        100_000, ge=1, le=2**53, description="Approximate length of the event stream, in entries."
     )
     reply_allow: Annotated[
         tuple[str, ...], BeforeValidator(rules.split), rules.each(rules.reply_target)
@@ -312,6 +314,16 @@ class Settings(BaseSettings):
         }
         return {name: value for name, value in trimmed.items() if value != ""}
 
+    @field_validator("web_read_token")
+    @classmethod
+    def _reads_only(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if token is not None and token in (
+            info.data.get("web_token"),
+            info.data.get("web_token_previous"),
+        ):
+            raise ValueError("is also a token that may do everything; make another one")
+        return token
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -352,6 +364,9 @@ def load_settings(**overrides: Any) -> Settings:
     Raises :class:`SettingsError` with one message that lists all problems.
     """
     values, faults = read(secret_variables())
+    for name in {*map(variable, Settings.model_fields), *secret_variables()}:
+        if not _encodable(values.get(name, "")):
+            faults[name] = "is not text in UTF-8"
     for field in overrides:
         faults.pop(variable(field), None)
     try:
@@ -359,9 +374,14 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as exc:
         raise SettingsError(_explain(exc.errors(include_url=False), faults)) from None
     if faults:
-        raise SettingsError(_explain([], faults))
+        raise SettingsError(_explain([], faults)) from None
     export_aws(values)
     return settings
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text is free of the bytes that the environment holds and UTF-8 does not."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:

@@ -21,7 +21,7 @@ LAYERS = (
     ("engine",),
     ("work",),
     ("broker", "registry", "telling", "transfer", "upstream"),
-    ("cancelling", "config", "http", "memory", "offload", "process", "reach"),
+    ("cancelling", "config", "http", "memory", "offload", "parsing", "process", "reach"),
     ("core",),
 )
 

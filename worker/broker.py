@@ -27,6 +27,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import redis
 import structlog
 from amqp import basic_message, method_framing
 from celery.app import amqp
@@ -48,6 +49,7 @@ from worker.core.redact import one_line
 from worker.core.services import Service
 from worker.core.submission import MAX_BODY_BYTES
 from worker.core.trace import traceparent
+from worker.parsing import readable
 from worker.reach import Reach
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ _RETRY_SECONDS = 2
 _PUT_BACK_EVERY = 1.0  # seconds
 _MAX_ITEM = 2 * MAX_BODY_BYTES  # bytes of a Redis message: the body grows by a third in base64
 _MAX_HEADERS = 64 * 1024
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 # Commands of remote control that could stop the fleet or make it read other queues.
 _NOT_BY_REMOTE = frozenset(
     {
@@ -149,6 +151,14 @@ class _QoS(kombu_redis.QoS):
             _kept.tags.append(delivery_tag)
             log.warning("intake.kept", reason=one_line(f"{type(error).__name__}: {error}"))
             self._quick_ack(delivery_tag)  # type: ignore[attr-defined]  # bound at run time
+
+    def restore_by_tag(self, tag: str, *args: Any, **options: Any) -> None:
+        try:
+            super().restore_by_tag(tag, *args, **options)
+        except _MALFORMED as error:  # it would hold up all that lie below it
+            _unreadable(error, source="unacked")
+            with self.pipe_or_acquire() as pipe:
+                self._remove_from_indices(tag, pipe).execute()  # type: ignore[attr-defined]
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
         try:
@@ -264,9 +274,14 @@ class _Delivering(_TransportBase):
 class Channel(_Tolerant, kombu_redis.Channel):
     """A channel on one Redis."""
 
+    connection_class = readable(redis.Connection)
+    connection_class_ssl = readable(redis.SSLConnection)
+
 
 class SentinelChannel(_Tolerant, kombu_redis.SentinelChannel):
     """A channel on the primary that the sentinels name."""
+
+    connection_class = readable(redis.sentinel.SentinelManagedConnection)
 
 
 class Transport(_Delivering, kombu_redis.Transport):

@@ -445,7 +445,8 @@ class Engine:
         while not over.is_set():
             self._beat()
             try:
-                await parts.registry.tick(self.name)
+                for key in await parts.registry.tick(self.name):
+                    log.warning("key.begun_again", key=key)
                 if lost := await parts.registry.reconcile():
                     log.warning("tasks.put_back", count=lost)
                 if await parts.intake.drain_stream():

@@ -18,6 +18,7 @@
     │   └── StoreRefused         the store works and refuses this one object
     ├── TellError                a callback was not delivered; retried for three days
     │   └── TellRejected         the target wants no further callback
+    ├── RecordMalformed          another program has changed a record: it cannot be read
     ├── LeaseLost                another worker has claimed the task: drop the work, write nothing
     └── RegistryUnavailable      Redis is out of reach, read-only, full or busy
         ├── RegistryUnfit        Redis refuses us until someone changes rights or settings
@@ -136,6 +137,10 @@ class TellFault(TellError):
 
 class TellRejected(TellError):
     """The target answered 410: it wants no further callback."""
+
+
+class RecordMalformed(HarvesterError):
+    """Another program has written something into a record that cannot be read."""
 
 
 class LeaseLost(HarvesterError):

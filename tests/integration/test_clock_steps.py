@@ -212,6 +212,20 @@ def test_other_times_do_not_stay_in_the_future(steps: Steps, set_name: str) -> N
     assert not steps.client.exists(f"{steps.namespace}:webhooks")
 
 
+def test_the_time_that_an_entry_is_in_hand_begins_again(steps: Steps) -> None:
+    """It would not come back for as long as the step was, were its worker dead."""
+    stream, bounds = f"{steps.namespace}:intake", (30_000, 100, 100, 3)
+    steps.claim("copy")
+    steps.client.xadd(stream, {"body": "{}"})
+    assert steps.call("intake", "token", *bounds)[0] == "body"
+    (entry,) = steps.client.xpending_range(stream, "harvester", "-", "+", 1)
+    lain = ("harvester", "w", 0, entry["message_id"], "IDLE", 3_600_000)
+    steps.client.execute_command("XCLAIM", stream, *lain)
+    steps.step(-HOUR)
+    steps.repair()
+    assert steps.call("intake", "another", *bounds)[0] == "empty"
+
+
 @settings(
     max_examples=40,
     deadline=None,

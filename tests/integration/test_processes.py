@@ -9,13 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from tests.fleet import idle_environ
-from tests.support import BOUND, ROOT, eventually
+from tests.support import BOUND, ROOT, eventually, run
 from worker.sandbox.child import Child, worker_command
 
 _STUBBORN = """
@@ -125,6 +126,46 @@ async def test_a_worker_stops_at_a_signal(
         process.kill()
         process.communicate()
     assert b"Traceback" not in said
+
+
+async def test_a_worker_without_its_three_streams_works(
+    redis_url: str, redis: Redis, namespace: str, tmp_path: Path
+) -> None:
+    program = 'exec "$0" -m worker.cli.main worker <&- >&- 2>&-'
+    environ = idle_environ(redis_url, namespace) | {"PYTHONPATH": str(ROOT)}
+    process = start(environ, tmp_path, "sh", "-c", program, sys.executable)
+    try:
+        await eventually(lambda: redis.zcard(f"{namespace}:workers"), what="a worker")
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, BOUND) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        (">/dev/full", 1, "the output cannot be written: No space left on device\n"),
+        (">&- 2>&-", 0, ""),
+        ("2>&1 | cat", 0, f"harvester {version('comfy-harvester')}\n"),
+    ],
+)
+def test_a_command_says_what_it_cannot_print(
+    tmp_path: Path, streams: str, code: int, said: str
+) -> None:
+    program = f'"$0" -m worker.cli.main --version {streams}'
+    done = subprocess.run(
+        ["sh", "-c", program, sys.executable], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=BOUND, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (code, said)
+
+
+async def test_what_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    program = "import sys; from worker.cli import main; main._open_streams(); print('\\u4e2d')"
+    ran = await run("-c", program, environ={"PYTHONIOENCODING": "ascii"}, cwd=tmp_path)
+    assert (ran.code, ran.said) == (0, "\\u4e2d\n")
 
 
 async def test_a_worker_whose_log_nobody_reads_works_and_stops(

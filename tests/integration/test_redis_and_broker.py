@@ -189,6 +189,29 @@ async def test_a_message_goes_back_into_the_queue_that_it_came_from(
         assert await client.exists("shop") == 0
 
 
+@pytest.mark.parametrize("left", ["{", "null", "[1, 2]", "[" * 9999, "[null, 1, 2]", b"\xff"])
+async def test_what_cannot_be_given_back_holds_up_no_other(
+    primary: Valkey, namespace: str, left: str | bytes
+) -> None:
+    given = settings(primary.url).model_copy(update={"namespace": namespace})
+    config = celery_config(given)
+    async with make_redis(given.redis_url) as client:
+        with Connection(
+            config["broker_url"],
+            transport=Transport,
+            transport_options=config["broker_transport_options"],
+        ) as connection:
+            channel: Any = connection.channel()
+            channel.basic_consume(namespace, False, None, "tag")
+            unread = {"new": left, "old": json.dumps([raw("one"), "", namespace])}
+            await client.hset(f"{namespace}:unacked", mapping=unread)
+            await client.zadd(f"{namespace}:unacked_index", {"new": 2, "old": 1})
+            channel.qos.restore_visible(interval=1)
+            (back,) = await client.lrange(namespace, 0, -1)
+            assert json.loads(back)["body"] == "one"
+            assert await client.exists(f"{namespace}:unacked", f"{namespace}:unacked_index") == 0
+
+
 def test_the_channel_of_a_closed_connection_raises_what_celery_goes_on_from(url: str) -> None:
     config = celery_config(settings(url))
     scheme = config["broker_url"].partition(":")[0]

@@ -363,8 +363,13 @@ async def test_silence_of_redis_is_said_and_costs_no_event(
 
 
 @pytest.mark.parametrize(
-    "header", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"]
-)
+    "header",
+    [
+        "Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "X-Forwarded-Proto",
+        "X_Forwarded_For", "X-Original-Forwarded-For", "X-Client-IP", "CF-Connecting-IP",
+        "True-Client-IP", "X-Envoy-External-Address", "CDN-Loop", "Max-Forwards",
+    ],
+)  # fmt: skip
 async def test_a_proxy_on_this_machine_opens_nothing(
     settings: dict[str, str], header: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from worker.cli import base, filters, findings, show, tasks
+from worker.cli import base, events, filters, findings, show, tasks
 from worker.cli.main import app
 from worker.core import figures, manifest
 from worker.doctor import examine, limits
@@ -350,3 +350,9 @@ def test_the_version_is_that_of_the_distribution() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     result = run("--version")
     assert (result.exit_code, result.output) == (0, f"harvester {project['version']}\n")
+
+
+@pytest.mark.parametrize("at", [None, "", "x\n", "-1", "9" * 30, "\u0665"])
+def test_an_event_that_another_program_wrote_is_shown(at: str | None) -> None:
+    fields = {"task_id": "t1"} | ({} if at is None else {"at": at})
+    assert events._line(fields) == f"{(at or '').strip()}\tt1\t\t\t"

@@ -200,6 +200,26 @@ def test_auto_is_for_people_on_a_terminal_and_json_elsewhere(
     assert json.loads(lines)["event"] == "poll.batch"
 
 
+@pytest.mark.parametrize("sign", "\u202e\u2066\u200f\u061c\ufeff\x9b\u2028")
+def test_nothing_turns_the_direction_of_a_line(monkeypatch: pytest.MonkeyPatch, sign: str) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure(made(log_format="console"))
+    try:
+        {}[f"a{sign}b"]
+    except KeyError as error:
+        error.add_note(f"a{sign}b")  # a repr would hide it
+        structlog.get_logger().exception(f"c{sign}d", **{f"e{sign}": [sign]})
+    assert sign not in stream.getvalue()
+    assert stream.getvalue().count(ascii(sign)[1:-1]) >= 3
+
+
+def test_without_stderr_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    configure(made(log_format="auto"))
+    structlog.get_logger().info("said")
+
+
 def test_configuring_again_does_not_double_lines(setup: Setup) -> None:
     setup()
     read = setup()

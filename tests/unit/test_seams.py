@@ -627,6 +627,7 @@ async def keeping() -> AsyncIterator[dict[str, Callable[[], Call]]]:
         "transaction": lambda: registry.intake.settle(["1-0"]),
         "script": lambda: registry.cancel("t"),
         "script in bytes": registry.intake.take,
+        "claim": lambda: registry.claim(Due.POLL, limit=1, in_hand=0, slots=1),
         "scripts together": lambda: registry.renew([job]),
         "start": lambda: refuse_unfit_redis(settings()),
     }
@@ -645,6 +646,23 @@ def wanted(way: str, error: Exception) -> DueSet:
     """A start ends with an error of the settings where waiting cannot help."""
     unfit = isinstance(outage(error), errors.RegistryUnfit)
     return errors.SettingsError if unfit and way == "start" else errors.RegistryUnavailable
+
+
+@each([ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError])
+async def test_what_redis_py_cannot_read(server: Any, error: Exception) -> None:
+    """Its parser, its readers of answers and its look at a sentinel's raise these themselves."""
+    server(error)
+    async with keeping() as ways:
+        for ask in ways.values():
+            await comes_out(ask(), errors.RegistryUnavailable, error)
+
+
+@pytest.mark.parametrize("answer", [None, 1, "OK", [], [1], ["x"] * 5, [1, "0", 0, 0, "0", [1]]])
+async def test_a_claim_of_another_shape_ends_no_worker(server: Any, answer: Any) -> None:
+    server(OSError(), answer)
+    async with keeping() as ways:
+        with pytest.raises(errors.RegistryUnavailable):
+            await ways["claim"]()
 
 
 @each(
@@ -667,6 +685,9 @@ STATES = [
     "NOREPLICAS Not enough good replicas to write.",
     "WRONGTYPE Operation against a key holding the wrong kind of value script: f",
     "ERR value is not an integer or out of range",
+    "MOVED 3999",
+    "MOVED",
+    "ASK 3999 nowhere",
     "ERR user_script:12: attempt to compare nil with number script: f, on @user_script:12.",
     "ERR max number of clients reached",
     "UNKILLABLE Sorry the script already executed write commands",

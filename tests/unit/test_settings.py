@@ -194,6 +194,19 @@ def test_files_of_secrets_that_are_of_no_use_are_all_named(environ: dict[str, st
     assert "HARVESTER_LEASE" in lines[6]
 
 
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(environ: dict[str, str]) -> None:
+    os.mkfifo("pipe")
+    del environ["SPEEDPIX_APP_SECRET"]
+    environ["SPEEDPIX_APP_SECRET_FILE"] = "pipe"
+    assert "names pipe, which is empty" in problems()
+
+
+@pytest.mark.parametrize("name", ["HARVESTER_WEB_TOKEN", "HARVESTER_WEB_TOKEN_PREVIOUS"])
+def test_a_token_that_may_only_read_is_another_one(environ: dict[str, str], name: str) -> None:
+    environ |= {name: "t" * 16, "HARVESTER_WEB_READ_TOKEN": "t" * 16}
+    assert "HARVESTER_WEB_READ_TOKEN: is also" in problems()
+
+
 def test_what_is_wrong_in_a_file_is_not_repeated(environ: dict[str, str]) -> None:
     del environ["REDIS_URL"]
     Path("url").write_text("http://:hunter2@redis")
@@ -310,6 +323,17 @@ def test_all_that_is_wrong_is_listed_at_once(environ: dict[str, str]) -> None:
         ("HARVESTER_CONTENT_TYPES", "png"),
         ("HARVESTER_SHUTDOWN_GRACE", "0"),
         ("HARVESTER_EVENTS_MAXLEN", "0"),
+        ("HARVESTER_EVENTS_MAXLEN", "9223372036854775808"),
+        ("HARVESTER_POLL_RATE", "1e-320"),
+        ("SPEEDPIX_APP_SECRET", "two\nlines"),
+        ("SPEEDPIX_APP_SECRET", "\ufeffsecret"),
+        ("SPEEDPIX_APP_SECRET", os.fsdecode(b"secret\xff")),
+        ("REDIS_URL", os.fsdecode(b"redis://:pass\xff@redis")),
+        ("CELERY_BROKER_URL", os.fsdecode(b"amqp://u:pass\xff@rabbit")),
+        ("AWS_SECRET_ACCESS_KEY", os.fsdecode(b"secret\xff")),
+        ("HARVESTER_PUT_OPTIONS", "[" * 100_000),
+        ("HARVESTER_PUT_OPTIONS", '{"CacheControl": "a\\nX-Header: b"}'),
+        ("HARVESTER_PUT_OPTIONS", '{"Tagging": "a=\u4e2d"}'),
         ("HARVESTER_REPLY_ALLOW", "shop.tasks.*"),
         ("HARVESTER_REPLY_ALLOW", "/task"),
         ("HARVESTER_WEBHOOK_SECRET", "whsec_"),
@@ -399,6 +423,8 @@ def test_secrets_show_neither_in_reprs_nor_in_errors(environ: dict[str, str]) ->
 def test_unreadable_dotenv_is_a_settings_error() -> None:
     Path(".env").write_bytes(b"HARVESTER_LEASE=\xff\xfe")
     assert ".env cannot be read" in problems()
+    Path(".env").write_bytes(b'AWS_PROFILE="a\0b"')
+    assert "NUL" in problems()
 
 
 def test_aws_variables_of_dotenv_reach_boto3(environ: dict[str, str]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import socketserver
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kombu import Queue
+from redis.exceptions import RedisError
 
 from tests.support import Clock
 from worker import broker
@@ -46,6 +49,38 @@ def consuming(redis_url: str, namespace: str, taken: list[Any]) -> Iterator[Any]
         )
         with consumer:
             yield connection
+
+
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """The port of a server that says the same whatever it is asked."""
+
+    class Caller(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                while self.request.recv(65536):
+                    self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Caller) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("answer", ["-MOVED 1", "-ASK x", "*0", "*1\r\n:1", ":x"])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_an_answer_that_cannot_be_read_is_an_error_of_redis(answer: str, protocol: int) -> None:
+    """Celery connects again after it; any other error would end the worker."""
+    with answering(f"{answer}\r\n".encode()) as port:
+        connection = broker.Channel.connection_class(port=port, protocol=protocol)
+        with contextlib.suppress(RedisError):
+            connection.connect()
+            connection.send_command("GET", "a")
+            connection.read_response()
+        connection.disconnect()
 
 
 def drain(connection: Any) -> None:

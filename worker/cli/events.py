@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 15.0  # seconds for which following survives an unreachable Redis
 _LAST = 2**64 - 1  # the highest sequence number that an entry of one millisecond can have
+_MAX_DIGITS = 14  # of Unix milliseconds, for many centuries
 
 
 def events(
@@ -62,6 +63,8 @@ async def _print(chosen: Settings, *, since: When | None, follow: bool, as_json:
 def _line(fields: Mapping[str, str]) -> str:
     from worker.core.redact import one_line
 
-    at = datetime.fromtimestamp(int(fields["at"]) / 1000, UTC).isoformat("T", "seconds")
+    at = fields.get("at", "")
+    if at.isascii() and at.isdecimal() and len(at) <= _MAX_DIGITS:  # else another program wrote it
+        at = datetime.fromtimestamp(int(at) / 1000, UTC).isoformat("T", "seconds")
     names = ("task_id", "state", "reason", "label")
-    return "\t".join([at, *(one_line(fields.get(name, "")) for name in names)])
+    return "\t".join([one_line(at), *(one_line(fields.get(name, "")) for name in names)])

@@ -109,7 +109,7 @@ def from_fields(fields: Mapping[str, str], *, unit: float) -> Durations:
     kept: dict[str, dict[int, float]] = {"total": {}, "queued": {}, "running": {}}
     for field, weight in fields.items():
         name, _, number = field.partition(":")
-        if name in kept and number.isdecimal():
+        if name in kept and number.isdecimal() and weight.isdecimal():
             kept[name][int(number)] = int(weight) / unit
     return Durations(**{name: Histogram(weights) for name, weights in kept.items()})
 

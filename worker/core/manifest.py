@@ -22,6 +22,11 @@ _MAX_DEPTH = jsontext.MAX_DEPTH + 2
 _MAX_VALUES = 4 * jsontext.MAX_VALUES
 _TEXT = frozenset({"task_id", "label", "state", "reason", "error", "manifest"})
 _NUMBERS = frozenset({"schema", "run", "submitted_at", "updated_at", "finished_at", "polls"})
+_JSON = {
+    "metadata": dict, "options": dict, "upstream": dict, "files": list, "result": dict,
+    "told": list,
+}  # fmt: skip
+_MAX_DIGITS = 16
 _ORDER = (
     "schema", "task_id", "run", "state", "reason", "error", "label", "metadata", "options",
     "submitted_at", "updated_at", "finished_at", "polls", "upstream", "files", "result",
@@ -83,6 +88,38 @@ def public(record: Mapping[str, str], outage: Outlook | None = None) -> dict[str
     if record.get("restored"):
         document["restored"] = True
     return document
+
+
+def malformed(record: Mapping[str, str]) -> str:
+    """The first field of a record that holds something else than the fleet writes; empty if none.
+
+    A reader shows such a record as what it is, instead of failing with it.
+    """
+    return next((name for name, text in record.items() if not _holds(name, text)), "")
+
+
+def _holds(name: str, text: str) -> bool:
+    if name in _NUMBERS or name == "last_error_at":
+        if not text:
+            return name == "finished_at"
+        return text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS
+    if name == "state":
+        return text in set(State)
+    if name not in _JSON or not text:
+        return True
+    try:
+        value = jsontext.loads(
+            text, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, max_values=_MAX_VALUES
+        )
+    except ValueError:
+        return False
+    if name == "files":
+        return isinstance(value, list) and all(
+            isinstance(file, dict) and isinstance(file.get("key", ""), str) for file in value
+        )
+    if name == "options":
+        return isinstance(value, dict) and isinstance(value.get("callbacks"), list)
+    return isinstance(value, _JSON[name])
 
 
 def for_targets(record: Mapping[str, str]) -> dict[str, Json]:

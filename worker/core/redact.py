@@ -115,7 +115,11 @@ _ENDINGS = (
     *("access_key", "access-key", "access_key_id", "access-key-id"),
 )
 _STORES = ("x-amz-", "x-goog-", "x-tos-")
-_HEADERS = ("authorization", "cookie", "signature", "-token", "-secret", "-password")
+# names of headers, and of members of JSON
+_HEADERS = (
+    *("authorization", "cookie", "signature", "-token", "_token", "secret", "password", "passwd"),
+    *("apikey", "api_key", "api-key", "accesskey", "access_key"),
+)
 # Each name contains one of these: most texts contain none and need no closer look.
 _ROOTS = re.compile(
     "sig|secret|token|passw|pwd|credential|session|key|expires|policy|auth|cookie|q-|txtime|wstime"

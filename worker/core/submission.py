@@ -396,10 +396,14 @@ def callback_id(callback: Mapping[str, str]) -> str:
 def merge_callbacks(options: str, new: Iterable[Mapping[str, str]]) -> str | None:
     """Add callbacks to a record's ``options``; ``None`` if it has them all.
 
-    Raises :class:`InvalidSubmission`, with nothing added, if there would be more than 8.
+    Raises :class:`InvalidSubmission`, with nothing added, if there would be more than 8, or if the
+    record's cannot be read.
     """
-    value = jsontext.loads(options)
-    known = {callback_id(callback): callback for callback in value["callbacks"]}
+    try:
+        value = jsontext.loads(options)
+        known = {callback_id(callback): callback for callback in value["callbacks"]}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise InvalidSubmission("another program has changed the options of its record") from None
     merged = dict(known)
     for callback in new:
         merged.setdefault(callback_id(callback), dict(callback))

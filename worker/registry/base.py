@@ -94,4 +94,8 @@ class Base:
 
     async def say_once(self, event: str, *, seconds: int = 60) -> bool:
         """Whether ``event`` should be reported: nobody has within the last ``seconds``."""
-        return bool(await self.redis.set(self.key("said", event), "1", nx=True, ex=seconds))
+        return await self.once(self.key("said", event), seconds=seconds)
+
+    async def once(self, key: str, *, seconds: int) -> bool:
+        """Whether nobody else had this answer for ``key`` within the last ``seconds``."""
+        return bool(await self._scripts.call("once", key, seconds * 1000))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker.core.manifest import SCHEMA
-from worker.errors import LeaseLost
+from worker.errors import LeaseLost, RegistryUnavailable
+from worker.parsing import UNREADABLE
 from worker.registry.base import Base, flat, pairs
-from worker.registry.records import CIRCUIT_OF, Batch, DueSet, Job, Unsaved
+from worker.registry.records import CIRCUIT_OF, Batch, DueSet, Job, Unsaved, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,12 +23,26 @@ if TYPE_CHECKING:
 _NEWER_DELAY = 5.0  # seconds, so that a newer worker can claim the task
 
 
-def _whole(text: str | int) -> int:
-    """A number from Redis; 0 if another program has overwritten it."""
-    try:
-        return int(float(text))
-    except (ValueError, OverflowError):
-        return 0
+def _batch(answer: Any, kind: DueSet, token: str) -> Batch:
+    """Read what ``claim.lua`` answers."""
+    now, wait, probe, held, _, *rows = answer
+    jobs = tuple(
+        Job(
+            kind=kind,
+            task_id=task_id,
+            token=token,
+            claimed_at=int(now),
+            due_at=whole(due_at),
+            record=pairs(record),
+            work=pairs(work),
+            probe=bool(probe),
+            behind=int(behind[0]) / 1000,
+        )
+        for task_id, record, work, due_at, *behind in rows
+        if record
+    )
+    aside = tuple(row[0] for row in rows if not row[1])
+    return Batch(jobs=jobs, wait=int(wait) / 1000, held=int(held), aside=aside)
 
 
 def _by_token(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -73,35 +89,18 @@ class Claims(Base):
             "" if (expected := self.clock.expected()) is None else expected,
             *(word for share in shares.items() for word in share),
         )
-        now, wait, probe, held, _, *rows = answer
-        if int(wait) < 0:
+        try:
+            batch = _batch(answer, kind, token)
+        except UNREADABLE as error:
+            raise RegistryUnavailable(f"Redis answers oddly: {type(error).__name__}") from error
+        if batch.wait < 0:
             return await self._repaired()
-        jobs = tuple(
-            Job(
-                kind=kind,
-                task_id=task_id,
-                token=token,
-                claimed_at=int(now),
-                due_at=_whole(due_at),
-                record=pairs(record),
-                work=pairs(work),
-                probe=bool(probe),
-                behind=int(behind[0]) / 1000,
-            )
-            for task_id, record, work, due_at, *behind in rows
-            if record
-        )
-        newer = [job for job in jobs if _whole(job.record.get("schema") or SCHEMA) > SCHEMA]
+        newer = [job for job in batch.jobs if whole(job.record.get("schema") or SCHEMA) > SCHEMA]
         if newer:
             await self.release(newer, delay=_NEWER_DELAY)
-            jobs = tuple(job for job in jobs if job not in newer)
-        return Batch(
-            jobs=jobs,
-            wait=int(wait) / 1000,
-            held=int(held),
-            newer=len(newer),
-            aside=tuple(row[0] for row in rows if not row[1]),
-        )
+            known = tuple(job for job in batch.jobs if job not in newer)
+            batch = replace(batch, jobs=known, newer=len(newer))
+        return batch
 
     async def _repaired(self) -> Batch:
         """Repair the times after a step of Redis' clock, before anything is claimed."""

@@ -16,6 +16,7 @@ from config.redis import CONNECT_TIMEOUT, SENTINEL_TIMEOUT, SOCKET_TIMEOUT
 from worker.cancelling import heeding
 from worker.core.redact import one_line
 from worker.errors import RegistryUnavailable, RegistryUnfit
+from worker.parsing import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,8 @@ def outage(error: Exception) -> RegistryUnavailable | None:
             return RegistryUnavailable(f"Redis {what}: {said}")
         case redis_errors.RedisError():
             return RegistryUnavailable(f"Redis does not answer: {type(error).__name__}")
+        case _ if isinstance(error, UNREADABLE):
+            return RegistryUnavailable(f"Redis answers oddly: {type(error).__name__}")
     return None
 
 
@@ -96,7 +99,7 @@ def _seam(*passing: type[Exception]) -> Iterator[None]:
             yield
     except passing:
         raise
-    except (redis_errors.RedisError, OSError) as error:
+    except (redis_errors.RedisError, OSError, *UNREADABLE) as error:
         known = outage(error)
         if known is None:
             raise

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from worker.core.models import State
 from worker.core.services import Outlook, Service, hosts, judge
 from worker.registry.client import kept
-from worker.registry.records import DueSet, Line, Overview
+from worker.registry.records import DueSet, Line, Overview, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ CIRCUITS = ("upstream", "store")
 """The circuits that can be open."""
 LOOKED_AT = 100
 """The number of labels of each due set, those whose turn is next, that are read."""
+_LEAST = 1 / 64  # that throttling leaves of the rate, as in prelude.lua
 _RECOVERY = 60  # seconds in which the full rate recovers, as in prelude.lua
 _SHIFT = 120_000  # claim.lua
 
@@ -52,8 +53,8 @@ async def read_overview(registry: Base) -> Overview:
     answers = iter([_certain(answer) for answer in parts[3:]])
     now = registry.heard(next(answers), begun)
     counts = {state: int(next(answers)) for state in State}
-    workers = {str(name): int(score) for name, score in next(answers)}
-    counters = {str(name): int(value) for name, value in next(answers).items()}
+    workers = {str(name): whole(score) for name, score in next(answers)}
+    counters = {str(name): whole(value) for name, value in next(answers).items()}
     clock = next(answers)
     circuits = {name: fields for name in CIRCUITS if (fields := next(answers))}
     rate_factor = _rate_factor(*next(answers), now=now)
@@ -70,8 +71,8 @@ async def read_overview(registry: Base) -> Overview:
     lines: list[Line] = []
     for kind, (size, first, waiting, labels) in sets.items():
         # a task in line also becomes due by itself if no worker claims
-        overdue[kind] = max(int(next(answers)), int(waiting or 0))
-        late = _seconds(now, first[0][1]) if first else 0.0
+        overdue[kind] = max(int(next(answers)), whole(waiting or 0))
+        late = _seconds(now, whole(first[0][1])) if first else 0.0
         for label in labels:
             count, head = next(answers), next(answers)
             if head:
@@ -112,15 +113,18 @@ def _seconds(now: int, since: float) -> float:
 
 def _since(place: float) -> int:
     """When a task was due, from its place; the fraction is its priority, which shifts the place."""
-    whole = math.floor(place)
-    return whole - (round((place - whole) * 4) - 1) * _SHIFT
+    shifted = whole(place)
+    rank = round((place - shifted) * 4) if math.isfinite(place) else 1
+    return shifted - (rank - 1) * _SHIFT
 
 
 def _rate_factor(factor: str | None, at: str | None, *, now: int) -> float:
     """The part of the rate that throttling leaves at ``now`` (ms)."""
-    if not factor or not at:
+    try:
+        kept_factor = min(1.0, max(_LEAST, float(factor or "")))
+    except ValueError:  # there is none, or another program has overwritten it
         return 1.0
-    return min(1.0, float(factor) + max(0, now - int(at)) / 1000 / _RECOVERY)
+    return min(1.0, kept_factor + max(0, now - whole(at or 0)) / 1000 / _RECOVERY)
 
 
 def _services(

@@ -38,6 +38,14 @@ CIRCUIT_OF = {
 """The circuit that holds up work of each kind while it is open."""
 
 
+def whole(text: str | float) -> int:
+    """A number as Redis keeps it; 0 if something else has written what is there."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One claimed task: its record at the claim, and the fleet's own notes on it.
@@ -66,7 +74,7 @@ class Job:
     @property
     def run(self) -> int:
         """The number of the run, from 1."""
-        return int(self.record.get("run", "1"))
+        return whole(self.record.get("run", "1"))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -91,7 +99,7 @@ class Job:
     @property
     def cap(self) -> int:
         """How many jobs the process may run at once, this one included."""
-        return int(self.work.get("cap") or 1)
+        return max(1, whole(self.work.get("cap") or 1))
 
     def note(self, name: str, default: int = 0) -> int:
         """A number among the notes."""
@@ -183,10 +191,10 @@ class Overview:
         """A message if Redis' clock has stepped within the last hour; else empty."""
         if "stepped_at" not in self.clock:
             return ""
-        ago = (self.now - int(self.clock["stepped_at"])) / 1000
+        ago = (self.now - whole(self.clock["stepped_at"])) / 1000
         if not 0 <= ago < 3600:
             return ""
-        by = int(self.clock.get("by", "0")) / 1000
+        by = whole(self.clock.get("by", "0")) / 1000
         return f"the clock of Redis stepped by {by:+,.0f} s, {ago:,.0f} s ago"
 
     @property

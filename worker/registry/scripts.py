@@ -30,6 +30,7 @@ NAMES = (
     "intake",
     "look",
     "notify",
+    "once",
     "postpone",
     "progress",
     "purge",

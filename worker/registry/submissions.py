@@ -10,6 +10,7 @@ from worker.core.models import Refusal
 from worker.core.submission import merge_callbacks
 from worker.errors import InvalidSubmission, RegistryUnconfirmed
 from worker.registry.base import CHUNK, Base
+from worker.registry.client import each_answer
 from worker.registry.intake import REFUSED_KEPT
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Submissions(Base):
 
     async def _add_callbacks(self, task_id: str, callbacks: list[dict[str, str]]) -> None:
         while True:
-            before: Any = await self.redis.hget(self.key("task", task_id), "options")
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.hget(self.key("task", task_id), "options")
+                (before,) = await each_answer(pipe)
             after = merge_callbacks(before, callbacks) if before else None
             if before is None or after is None:
                 return

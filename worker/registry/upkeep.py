@@ -21,9 +21,13 @@ _RECONCILE_STEPS = 20
 class Upkeep(Base):
     """The registry's maintenance."""
 
-    async def tick(self, worker: str) -> None:
-        """Note that a worker lives, with its reports; remove silent workers and old records."""
+    async def tick(self, worker: str) -> list[str]:
+        """Note that a worker lives, with its reports; remove silent workers and old records.
+
+        Returns the keys of another type that were removed, to begin again.
+        """
         await self.now()
+        begun_again = pairs(await self._scripts.call("check", 1))
         counts, heard = self.tally.take(), self.reach.take()
         try:
             words = [word for report in heard for word in report]
@@ -39,6 +43,7 @@ class Upkeep(Base):
             raise
         if self.clock.settled:
             await self._scripts.call("sweep", 500)
+        return list(begun_again)
 
     async def reconcile(self) -> int:
         """Queue tasks that are in no due set; returns how many there were.
@@ -50,7 +55,8 @@ class Upkeep(Base):
             return 0
         count = 0
         for state in (State.WAITING, State.COPYING):
-            rank = int(await self.redis.get(self.key("reconciled", state)) or 0)
+            place: Any = await self.redis.get(self.key("reconciled", state))
+            rank = int(place) if place and place.isdecimal() else 0
             for _ in range(_RECONCILE_STEPS):
                 looked_at, back = map(
                     int, await self._scripts.call("reconcile", state, rank, _RECONCILED)

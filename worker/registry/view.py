@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from worker.core.durations import from_fields
+from worker.core.manifest import malformed
 from worker.core.models import State
 from worker.core.services import Service, judge
-from worker.errors import RegistryUnavailable
+from worker.errors import RecordMalformed, RegistryUnavailable
 from worker.registry.base import CHUNK, Base
 from worker.registry.client import each_answer
 from worker.registry.overview import CIRCUITS, read_overview
-from worker.registry.records import CIRCUIT_OF, DueSet
+from worker.registry.records import CIRCUIT_OF, DueSet, whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from worker.core.durations import Durations
     from worker.core.services import Outlook
     from worker.registry.records import Overview
 
+_EVERY_RECORD_HAS = ("task_id", "state", "submitted_at")
 _DURATION_WEIGHT = 8  # of one duration, as in save.lua: a whole number that can be halved
 
 
@@ -27,9 +29,17 @@ class View(Base):
     """The reads of the command line and the page."""
 
     async def record(self, task_id: str) -> dict[str, str] | None:
-        """The record of a task, or ``None``."""
+        """The record of a task, or ``None``; raises ``RecordMalformed`` if it cannot be read."""
         fields: Any = await self.redis.hgetall(self.key("task", task_id))
-        return fields or None
+        if not fields:
+            return None
+        missing = next((name for name in _EVERY_RECORD_HAS if not fields.get(name)), "")
+        if wrong := malformed(fields) or missing:
+            raise RecordMalformed(
+                f"the record of {task_id} cannot be read, since another program has changed its "
+                f"{wrong}"
+            )
+        return dict(fields)
 
     async def held_up(self, task_id: str) -> Outlook | None:
         """The service that a task waits for, if it is out of reach."""
@@ -54,21 +64,23 @@ class View(Base):
         return None
 
     async def records(self, task_ids: Sequence[str]) -> list[dict[str, str] | None]:
-        """The records of several tasks, in order."""
+        """The records of several tasks, in order; ``None`` for one that cannot be read, too."""
         records: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), CHUNK):
             async with self.redis.pipeline(transaction=False) as pipe:
                 for task_id in task_ids[start : start + CHUNK]:
                     pipe.hgetall(self.key("task", task_id))
-                records += [fields or None for fields in await each_answer(pipe)]
+                rows = await each_answer(pipe)
+            records += [_readable(fields, _EVERY_RECORD_HAS) for fields in rows]
         return records
 
     async def fields(
         self, task_ids: Sequence[str], names: Sequence[str]
     ) -> list[dict[str, str] | None]:
-        """Some fields of several tasks' records, in order; ``None`` for an unknown task.
+        """Some fields of several tasks' records, in order.
 
-        Every record has the first of ``names``; other fields are left out if missing.
+        ``None`` for an unknown task, and for one of which they cannot be read. Every record has
+        the first of ``names``; other fields are left out if missing.
         """
         records: list[dict[str, str] | None] = []
         for start in range(0, len(task_ids), CHUNK):
@@ -77,7 +89,10 @@ class View(Base):
                     pipe.hmget(self.key("task", task_id), names)
                 rows = await each_answer(pipe)
             records += [
-                {n: v for n, v in zip(names, row or (), strict=bool(row)) if v is not None} or None
+                _readable(
+                    {n: v for n, v in zip(names, row or (), strict=bool(row)) if v is not None},
+                    [name for name in _EVERY_RECORD_HAS if name in names],
+                )
                 for row in rows
             ]
         return records
@@ -91,7 +106,10 @@ class View(Base):
                 for task_id in chunk:
                     pipe.hget(self.key("task", task_id), "state")
                 states = await each_answer(pipe)
-            by_id.update((i, State(s) if s else None) for i, s in zip(chunk, states, strict=True))
+            by_id.update(
+                (i, State(s) if s in set(State) else None)
+                for i, s in zip(chunk, states, strict=True)
+            )
         return by_id
 
     async def pages(
@@ -171,7 +189,7 @@ class View(Base):
                 pages = await pipe.execute()
             for state, rows in zip(tuple(left), pages, strict=True):
                 starts[state] += limit
-                each = [(int(score), str(task_id)) for task_id, score in rows]
+                each = [(whole(score), str(task_id)) for task_id, score in rows]
                 # some of those with the same time as the last one have been shown
                 by_state[state] += [row for row in each if after is None or row < after]
                 if len(rows) < limit or len(by_state[state]) >= limit:
@@ -195,7 +213,7 @@ class View(Base):
             pipe.zcount(self.key("due", kind), "-inf", now)
             pipe.hget(self.key("turn", kind), "waiting")
             due, in_line = await pipe.execute()
-        return max(int(due), int(in_line or 0))
+        return max(int(due), whole(in_line or 0))
 
     async def events(self, after: str, *, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Events after an entry id of the stream, oldest first."""
@@ -217,5 +235,13 @@ class View(Base):
 
     async def durations(self, label: str) -> Durations:
         """The durations of a label; they expire a week after its last task."""
-        fields: Any = await self.redis.hgetall(self.key("durations", label))
-        return from_fields(fields, unit=_DURATION_WEIGHT)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self.key("durations", label))
+            (fields,) = await each_answer(pipe)
+        return from_fields(fields or {}, unit=_DURATION_WEIGHT)
+
+
+def _readable(fields: Mapping[str, str] | None, needed: Sequence[str]) -> dict[str, str] | None:
+    if not fields or malformed(fields) or not all(map(fields.get, needed)):
+        return None
+    return dict(fields)

@@ -43,8 +43,14 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
-# Headers of a proxy on this machine, which show that a request comes from elsewhere.
-_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+# Beginnings of headers that proxies and content delivery networks add: they show that a request
+# comes from elsewhere, although the proxy is on this machine.
+_FORWARDED = (
+    "forwarded", "via", "x-forwarded", "x-original-", "x-real-", "x-client-", "x-cluster-client-",
+    "x-envoy-", "x-azure-", "x-amzn-", "x-appengine-", "x-proxyuser-", "x-rewrite-url", "x-scheme",
+    "x-varnish", "client-ip", "true-client-ip", "cf-", "cdn-loop", "fastly-", "fly-",
+    "front-end-https", "max-forwards", "surrogate-capability",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -126,7 +132,7 @@ class Access:
             return None
         if not is_loopback(name):
             return 403, "without HARVESTER_WEB_TOKEN only requests to localhost are answered"
-        if any(name in headers for name in _FORWARDED):
+        if any(name.replace("_", "-").startswith(_FORWARDED) for name in headers):
             return 403, "behind a proxy HARVESTER_WEB_TOKEN is needed"
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:

@@ -12,6 +12,7 @@ from worker.core import services
 from worker.core.schedule import price
 from worker.errors import RegistryUnavailable
 from worker.registry import endings
+from worker.registry.records import whole
 from worker.web import documents, metrics
 from worker.web.access import may_act
 from worker.web.desk import AtDesk, answer, answers
@@ -76,7 +77,7 @@ def glance(fleet: Overview) -> dict[str, Any]:
             name: {
                 "kind": fields.get("kind", ""),
                 "message": fields.get("message", ""),
-                "opened_at": int(fields.get("opened_at") or 0),
+                "opened_at": whole(fields.get("opened_at") or 0),
             }
             for name, fields in fleet.circuits.items()
         },

@@ -13,7 +13,13 @@ from starlette.routing import Match
 from worker.core import jsontext
 from worker.core.redact import one_line
 from worker.core.services import Service
-from worker.errors import InvalidSubmission, RegistryUnavailable, RegistryUnconfirmed, StoreError
+from worker.errors import (
+    InvalidSubmission,
+    RecordMalformed,
+    RegistryUnavailable,
+    RegistryUnconfirmed,
+    StoreError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -69,6 +75,10 @@ async def _invalid(_: Request, error: InvalidSubmission) -> Response:
     return problem(422, str(error))
 
 
+async def _malformed_record(_: Request, error: RecordMalformed) -> Response:
+    return problem(500, str(error))
+
+
 async def _away(_: Request, error: RegistryUnconfirmed | StoreError) -> Response:
     what = "store" if isinstance(error, StoreError) else "Redis"
     return problem(503, f"{what}: {error}", {"Retry-After": "5"})
@@ -89,6 +99,7 @@ HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, An
     HTTPException: _refused,
     RequestValidationError: _malformed,
     InvalidSubmission: _invalid,
+    RecordMalformed: _malformed_record,
     RegistryUnavailable: _no_redis,
     RegistryUnconfirmed: _away,
     StoreError: _away,

@@ -88,7 +88,7 @@ class Learning:
         if facts != Facts():
             self._store.facts = facts
             await self._store.log_what_is_missing()
-        elif await self._registry.redis.set(f"{key}:lock", "1", nx=True, ex=_PROBE_LOCK):
+        elif await self._registry.once(f"{key}:lock", seconds=_PROBE_LOCK):
             seen = (await probe(self._store, self._prefix)).facts
             log.info("store.probed", unknown=seen.unknown, **_by_name(seen))
             await keep(self._registry, self._store)

@@ -43,7 +43,7 @@ if rate then tokens, factor = rate_tokens(now, rate, burst) end
 
 local function line_key(label) return ns .. ':overdue:' .. kind .. ':' .. label end
 
-local function waiting_in_line() return tonumber(redis.call('HGET', turn, 'waiting')) or 0 end
+local function waiting_in_line() return number(redis.call('HGET', turn, 'waiting'), 0, 1e9, 0) end
 
 local function answer(ids, wait, probe, held)
   local overdue, labels, price, known = 0, 0, 0, {}
@@ -93,16 +93,16 @@ if #before > 0 then
 end
 
 local clock = redis.call('HMGET', ns .. ':clock', 'at', 'stepped_at')
-local latest, expected = tonumber(clock[1]), tonumber(ARGV[12])
+local latest, expected = number(clock[1], 0, latest_time), tonumber(ARGV[12])
 if (latest and now < latest - clock_step)
   or (expected and math.abs(now - expected) > clock_step) then
   return {ms(now), '-1', 0, 0, '0'}
 end
 redis.call('HSET', ns .. ':clock', 'at', ms(now))
-local unsettled = clock[2] and now - tonumber(clock[2]) < 2 * lease
+local unsettled = now - number(clock[2], 0, now, 0) < 2 * lease
 
 local probe = 0
-local probe_at = tonumber(redis.call('HGET', circuit, 'probe_at'))
+local probe_at = probe_time(circuit, now)
 if probe_at then
   if now < probe_at then return answer({}, probe_at - now, 0, 0) end
   probe, limit = 1, math.min(limit, 1)
@@ -166,7 +166,8 @@ local function since_at(place) return math.floor(place) - (rank_at(place) - 1) *
 local function cost(rank) return ({0.5, 1, 2})[rank + 1] end
 
 local line = redis.call('HMGET', turn, 'at', 'waiting', 'came')
-local at, waiting, came = tonumber(line[1]) or 0, tonumber(line[2]) or 0, tonumber(line[3]) or 0
+local at, waiting = number(line[1], 0, 1e12, 0), number(line[2], 0, 1e9, 0)
+local came = number(line[3], 0, 10000, 0)
 
 -- ZADD, even if another program has overwritten the line.
 local function to_line(label, places)
@@ -320,7 +321,7 @@ for _, id in ipairs(left) do redis.call('ZREM', due, id) end
 for _, id in ipairs(ids) do
   local cap = caps[id]
   if cap[3] and not unsettled then
-    redis.call('HINCRBY', ns .. ':counters', 'leases_expired', 1)
+    count('leases_expired', 1)
   end
   redis.call('ZADD', due, ms(now + lease), id)
   redis.call('HSET', work_key(id), 'token', token, 'owner', ARGV[9],

@@ -6,7 +6,7 @@
 -- Returns the step (ms) that was repaired, or 0.
 local now, lease, seen = now_ms(), tonumber(ARGV[2]), tonumber(ARGV[3])
 local clock = redis.call('HMGET', ns .. ':clock', 'at', 'stepped_at')
-local at, stepped_at = tonumber(clock[1]), tonumber(clock[2])
+local at, stepped_at = number(clock[1], 0, latest_time), tonumber(clock[2])
 local by = 0
 if at and now < at - clock_step then
   by = now - at
@@ -16,7 +16,7 @@ end
 redis.call('HSET', ns .. ':clock', 'at', ms(now))
 if by == 0 then return '0' end
 redis.call('HSET', ns .. ':clock', 'stepped_at', ms(now), 'by', ms(by))
-redis.call('HINCRBY', ns .. ':counters', 'clock_steps', 1)
+count('clock_steps', 1)
 
 local function back(time) return math.max(now, time + by) end
 
@@ -90,6 +90,12 @@ for _, name in ipairs({'upstream', 'store', 'tell'}) do
   hash_back(ns .. ':circuit:' .. name, {'opened_at'}, current)
   hash_back(ns .. ':circuit:' .. name, {'probe_at'}, back)
 end
+-- how long an entry of the stream has been in hand is Redis' own time: it begins again
+local cursor = '0-0'
+repeat
+  local found = redis.pcall('XAUTOCLAIM', ns .. ':intake', 'harvester', 'fleet', 0, cursor, 'JUSTID')
+  cursor = found.err and '0-0' or found[1]
+until cursor == '0-0'
 for name, most in pairs({expiring = back, suspects = current, workers = current}) do
   local found = redis.call('ZRANGEBYSCORE', ns .. ':' .. name, '(' .. ms(now), '+inf', 'WITHSCORES')
   for i = 1, #found, 2 do

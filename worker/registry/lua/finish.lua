@@ -8,7 +8,7 @@ local owner = ownership(id, token)
 if owner == 'done' then return 'ok' end
 local before = redis.call('HGET', task_key(id), 'state')
 if owner == 'lost' or not before then
-  redis.call('HINCRBY', ns .. ':counters', 'stale_writes', 1)
+  count('stale_writes', 1)
   return 'lost'
 end
 local now, finished = now_ms(), ARGV[6]
@@ -30,8 +30,8 @@ if ARGV[9] == '1' then
   event[#event + 1] = 'true'
 end
 redis.call('XADD', ns .. ':events', 'MAXLEN', '~', ARGV[8], '*', unpack(event))
-redis.call('HINCRBY', ns .. ':counters', 'final:' .. state, 1)
-redis.call('HINCRBY', ns .. ':counters', 'ended:' .. state .. ':' .. ARGV[5], 1)
+count('final:' .. state, 1)
+count('ended:' .. state .. ':' .. ARGV[5], 1)
 redis.call('ZREM', due_key('poll'), id)
 redis.call('ZREM', due_key('copy'), id)
 redis.call('ZREM', due_key('fetch'), id)

@@ -14,6 +14,15 @@ end
 -- Redis' clock has stepped if it differs from the expected time by more than this (ms).
 local clock_step = 2000
 
+-- A number that Redis keeps as text, within bounds; `default` if the text is not a number ('nan'
+-- included). So a value that another program has written never makes a task wait for ever.
+local function number(text, least, most, default)
+  local value = tonumber(text)
+  if not value or value ~= value then return default end
+  return math.max(least, math.min(most, value))
+end
+local latest_time = 1e15
+
 local function ms(value)
   return string.format('%.0f', value)
 end
@@ -32,6 +41,31 @@ local function read(...)
     error(answer.err, 0)
   end
   return answer
+end
+
+-- Counts. A counter that something else has overwritten stops no task: it begins again.
+local function count(name, by)
+  local counters = ns .. ':counters'
+  if type(redis.pcall('HINCRBY', counters, name, by)) ~= 'number' then
+    redis.pcall('HDEL', counters, name)
+  end
+end
+
+-- Whether nobody has had `true` for a key within the last `bound` ms. A key that lives for longer was
+-- not written by this, or Redis' clock has stepped back.
+local function once(key, bound)
+  if redis.call('SET', key, '1', 'NX', 'PX', bound) then return true end
+  local left = redis.call('PTTL', key)
+  if left >= 0 and left <= bound then return false end
+  redis.call('SET', key, '1', 'PX', bound)
+  return true
+end
+
+-- When an open circuit lets its next probe through; nil if it is closed.
+local function probe_time(circuit, now)
+  local at = redis.call('HGET', circuit, 'probe_at')
+  at = at and number(at, 0, latest_time, now)
+  return at and (at <= now + 60000 and at or now) or nil
 end
 
 -- Whether `token` owns the task: 'ok'; 'done' if this token has already made its last move;
@@ -99,7 +133,7 @@ local function set_aside(kind, id, now)
   redis.call('ZREM', due_key(kind), id)
   redis.call('ZADD', ns .. ':aside', ms(now), id)
   redis.call('ZREMRANGEBYSCORE', ns .. ':aside', '-inf', ms(now - 86400000))
-  redis.call('HINCRBY', ns .. ':counters', 'set_aside', 1)
+  count('set_aside', 1)
 end
 
 -- Whether a final task ended later than `bound` (ms); false without a bound.
@@ -133,10 +167,11 @@ end
 -- which recovers by a sixtieth a second. Returns the present tokens and factor.
 local function rate_tokens(now, rate, burst)
   local kept = redis.call('HMGET', ns .. ':rate', 'tokens', 'at', 'factor')
-  local factor = tonumber(kept[3]) or 1
-  local at = tonumber(kept[2]) or now
+  local factor = number(kept[3], 1 / 64, 1, 1)
+  local at = number(kept[2], 0, latest_time, now)
+  if at > now then redis.call('HSET', ns .. ':rate', 'at', ms(now)) end
   local passed = math.max(0, now - at) / 1000
-  local tokens = math.min(burst, (tonumber(kept[1]) or burst) + passed * rate * factor)
+  local tokens = math.min(burst, number(kept[1], -2 * burst, burst, burst) + passed * rate * factor)
   factor = math.min(1, factor + passed / 60)
   return tokens, factor
 end
@@ -174,5 +209,5 @@ local function answered(token, ...)
 end
 
 local function count_calls(calls)
-  if calls ~= '0' then redis.call('HINCRBY', ns .. ':counters', 'calls', calls) end
+  if calls ~= '0' then count('calls', calls) end
 end

@@ -6,7 +6,7 @@ local id, field = ARGV[2], ARGV[5]
 local now = now_ms()
 local work = redis.call('HMGET', work_key(id), 'token', 'cancel')
 if work[1] ~= ARGV[3] then
-  redis.call('HINCRBY', ns .. ':counters', 'stale_writes', 1)
+  count('stale_writes', 1)
   return {'lost', '', ms(now)}
 end
 local value = ARGV[6]

@@ -30,7 +30,7 @@ local owner = ownership(id, token)
 if owner == 'done' then return 'ok' end
 local state = redis.call('HGET', task_key(id), 'state')
 if owner == 'lost' or not state then
-  redis.call('HINCRBY', ns .. ':counters', 'stale_writes', 1)
+  count('stale_writes', 1)
   return 'lost'
 end
 local now, to, delay = now_ms(), ARGV[5], tonumber(ARGV[6])
@@ -58,10 +58,11 @@ count_calls(ARGV[8])
 if ARGV[11] == '1' then usable('upstream', id, now) end
 if ARGV[9] ~= '' then
   local known = redis.call('HMGET', task_key(id), 'label', 'polls')
-  learn(known[1] or '', ARGV[9])
-  redis.call('HINCRBY', ns .. ':counters', 'found', 1)
-  redis.call('HINCRBY', ns .. ':counters', 'found_calls', known[2])
-  redis.call('HINCRBY', ns .. ':counters', 'found_lag_ms', ARGV[10])
+  local label = known[1] or ''
+  if not pcall(learn, label, ARGV[9]) then redis.call('DEL', ns .. ':durations:' .. label) end
+  count('found', 1)
+  count('found_calls', known[2])
+  count('found_lag_ms', ARGV[10])
 end
 settle(id, token)
 move_to(to, id, now + delay)

@@ -8,8 +8,8 @@
 local repeated = answer_before(ARGV[4])
 if repeated then return {repeated[1], tonumber(repeated[2]), tonumber(repeated[3])} end
 local circuit = ns .. ':circuit:upstream'
-local probe_at = tonumber(redis.call('HGET', circuit, 'probe_at'))
 local now, rate, burst = now_ms(), tonumber(ARGV[2]), tonumber(ARGV[3])
+local probe_at = probe_time(circuit, now)
 if probe_at and now < probe_at then return {ms(math.max(1000, probe_at - now)), 1, 0} end
 local tokens, factor = rate_tokens(now, rate, burst)
 if tokens <= -burst then return {ms(math.ceil(-tokens * 1000 / (rate * factor))), 1, 0} end

@@ -3,7 +3,7 @@
 -- ARGV: ns, name, kind, message, probe (1 if this was the probe)
 -- Returns 1 if it was closed before, else 0.
 local key, now = ns .. ':circuit:' .. ARGV[2], now_ms()
-local gap = tonumber(redis.call('HGET', key, 'gap'))
+local gap = number(redis.call('HGET', key, 'gap'), 5000, 30000)
 local first = not gap
 if first then
   gap = 5000
