@@ -107,19 +107,20 @@ class Settings(BaseSettings):
         examples=["amqp://USER:PASSWORD@localhost:5672//"],
     )
     bucket: Annotated[str, AfterValidator(rules.bucket)] = Field(
-        description="Bucket that files are stored in. `harvester up` supplies an embedded store.",
+        description="Bucket for files and manifests. `harvester up` supplies an embedded store.",
         examples=["my-bucket"],
     )
     storage: Annotated[str, AfterValidator(rules.storage)] = Field(
         "auto",
-        description="Kind of store: `auto`, which decides from the endpoint, or a row of the "
-        "[table of providers](stores.md#providers); then columns that overrule it, as in "
-        "`path,md5`.",
+        description="Kind of store: `auto`, which decides by the endpoint, or a "
+        "[provider](stores.md#providers); then any [columns](stores.md#harvester_storage) that "
+        "overrule it, as in `path,md5`.",
     )
     put_options: Annotated[dict[str, str], BeforeValidator(rules.put_options)] = Field(
         {},
-        description="JSON of boto3 parameters for every object: `ServerSideEncryption`, "
-        "`SSEKMSKeyId`, `StorageClass`, `CacheControl`, `ACL`, `Tagging`.",
+        description="JSON object of boto3 parameters for every object in the bucket: "
+        "`ServerSideEncryption`, `SSEKMSKeyId`, `StorageClass`, `CacheControl`, `ACL`, "
+        "`Tagging`.",
         examples=['{"StorageClass": "STANDARD_IA"}'],
     )
     prefix: Annotated[str, AfterValidator(check_prefix)] = Field(
@@ -130,19 +131,20 @@ class Settings(BaseSettings):
     )
     manifest_prefix: Annotated[str, AfterValidator(rules.manifest_prefix)] = Field(
         "manifests/",
-        description="Where manifests live, below `HARVESTER_PREFIX`, apart from the files, so "
-        "that a bucket policy can keep them private. Same rule as there.",
+        description="Prefix of manifests below `HARVESTER_PREFIX`, by the same rule. It is apart "
+        "from the files, so that a bucket policy can keep manifests private.",
     )
     public_base_url: BaseUrl | None = Field(
         None,
-        description="When set, each file also gets `url`: this base followed by its key.",
+        description="If set, each file in a record also has a `url`: this base followed by the "
+        "key.",
         examples=["https://cdn.example.com/"],
     )
     presign_endpoint: Endpoint | None = Field(
         None,
-        description="Endpoint at which browsers reach the store, if the workers use another one: "
-        "presigned addresses (`harvester url`, the page) lead there. The bucket is addressed as "
-        "at the other one.",
+        description="Endpoint at which browsers reach the store, if the workers use another one. "
+        "Presigned addresses (`harvester url`, the page) lead there, in the same addressing "
+        "style.",
         examples=["https://s3.oss-cn-hangzhou.aliyuncs.com"],
     )
     poll_rate: float = Field(
@@ -150,12 +152,12 @@ class Settings(BaseSettings):
         ge=0.0001,
         le=1_000_000,
         allow_inf_nan=False,
-        description="Upstream calls a second, for the whole fleet and one app key.",
+        description="Upstream calls a second, for the whole fleet together.",
     )
     deadline: Seconds = Field(
         86_400,
-        description="Seconds from submission after which waiting for the upstream ends in "
-        "`failed`/`deadline_exceeded`, once the upstream said that the task is still not done.",
+        description="Seconds from submission. If the upstream says after them that the task is "
+        "still not done, the task ends as `failed`/`deadline_exceeded`.",
     )
     copy_deadline: Seconds = Field(
         21_600,
@@ -174,16 +176,16 @@ class Settings(BaseSettings):
         le=rules.TEN_YEARS,
         allow_inf_nan=False,
         description="Seconds after submission, or after the task was last seen upstream, during "
-        'which "cannot find task" is not believed.',
+        'which "cannot find task" does not end the task.',
     )
     clock_settled: float = Field(
         60,
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds for which the clock of Redis must agree with a worker's own before "
-        "the worker ends a task by its deadline, gives up a callback or removes index entries. "
-        "For as long after a step of that clock nothing else ends because of its age either.",
+        description="Seconds for which Redis' clock must agree with a worker's own before the "
+        "worker ends a task by its deadline, gives up a callback or removes index entries. For as "
+        "long after a step of Redis' clock nothing at all ends because of its age.",
     )
     lease: float = Field(
         60,
@@ -193,7 +195,9 @@ class Settings(BaseSettings):
         description="Seconds a claim lasts unless renewed; at least 5.",
     )
     max_file_bytes: int = Field(
-        5_368_709_120, ge=1, description="A larger file is refused. In bytes."
+        5_368_709_120,
+        ge=1,
+        description="Largest size of a file in bytes. A larger one is lost, with `files_rejected`.",
     )
     memory_budget: int = Field(
         100_663_296,
@@ -212,9 +216,8 @@ class Settings(BaseSettings):
     )
     source_allow_private: Hosts = Field(
         (),
-        description="Comma-separated host globs or networks that may be plain `http`, use a "
-        "port other than 443, or resolve to loopback, private, link-local or 100.64/10 addresses. "
-        "Nothing else may.",
+        description="Comma-separated host globs or networks. Only these may use plain `http`, a "
+        "port other than 443, or loopback, private, link-local or 100.64/10 addresses.",
         examples=["127.0.0.1,10.0.0.0/8"],
     )
     record_ttl: int = Field(
@@ -252,15 +255,16 @@ class Settings(BaseSettings):
         tuple[str, ...], BeforeValidator(rules.split), rules.each(rules.reply_target)
     ] = Field(
         (),
-        description="Comma-separated globs `queue/task` that replies may be sent to. Empty: "
-        "submissions with `reply_task` are refused. `harvester.*` tasks never may.",
+        description="Comma-separated globs `queue/task` of the Celery tasks that replies may "
+        "call, never `harvester.*`. If unset, `reply_task` is refused.",
         examples=["orders/shop.tasks.*"],
     )
     webhook_secret: Annotated[SecretStr, AfterValidator(rules.webhook_secrets)] | None = Field(
         None,
-        description="Key that webhooks are signed with: `whsec_` and 24 to 64 bytes in base64. "
-        "Several, separated by spaces, all sign: so one can be replaced. Without it tasks with a "
-        "`callback_url` are refused.",
+        description="Key that signs webhooks: `whsec_` and 24 to 64 bytes in base64. Several, "
+        "separated by spaces, all sign, so that [one can be "
+        "replaced](operations.md#replacing-the-webhook-secret). If unset, `callback_url` is "
+        "refused.",
         examples=["whsec_$(openssl rand -base64 32)"],
     )
     webhook_hosts: Annotated[
@@ -270,8 +274,8 @@ class Settings(BaseSettings):
         AfterValidator(rules.some),
     ] = Field(
         ("*",),
-        description="Comma-separated globs of hosts that webhooks may go to. A `callback_url` to "
-        "any other host is refused.",
+        description="Comma-separated globs of the hosts that webhooks may go to. A "
+        "`callback_url` to any other is refused.",
         examples=["hooks.example.com,*.internal"],
     )
     webhook_allow_private: Hosts = Field(
@@ -287,12 +291,12 @@ class Settings(BaseSettings):
     )
     web_token_previous: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
         None,
-        description="A second token that may do the same, while clients move from one to the "
+        description="A second token that may do the same, while clients change from one to the "
         "other.",
     )
     web_read_token: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
         None,
-        description="A token that may only read: no action, and no addresses of files.",
+        description="A token that may only read, and gets no addresses of files.",
     )
     namespace: Annotated[str, AfterValidator(rules.namespace)] = Field(
         "harvester",

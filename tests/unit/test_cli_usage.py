@@ -141,7 +141,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     ("command", "option"), [("list", "--since"), ("list", "--until"), ("purge", "--older-than")]
 )
 def test_a_time_that_cannot_be_read_is_that_of_its_option(command: str, option: str) -> None:
-    assert f"for {option}:" in run(command, option, "tomorrow").stderr
+    assert f"for '{option}':" in run(command, option, "tomorrow").stderr
 
 
 @pytest.mark.parametrize("command", [["status", "a"], ["doctor"], ["worker"], ["url", "a"]])

@@ -154,7 +154,7 @@ def test_pods_have_all_settings_once_the_bucket_has_a_name(
             assert plain in secret_variables()
             assert path == f"{SECRETS}/{plain}"
             file = tmp_path / plain
-            file.write_text(values.get(plain, "a-secret-of-24-characters"))
+            file.write_text(values.get(plain, f"a-secret-of-24-characters-{plain}"))
             environ[each] = str(file)
     monkeypatch.chdir(tmp_path)
     with mock.patch.dict(os.environ, environ, clear=True):

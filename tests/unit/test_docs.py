@@ -190,6 +190,13 @@ def test_operators_are_told_what_to_do_about_every_warning() -> None:
             assert name in logged_events(), name
 
 
+def test_the_runbook_names_every_alert_and_no_other() -> None:
+    rules = (ROOT / "deploy/kubernetes/monitoring/rules.yaml").read_text()
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    assert len(alerts) > 5
+    assert rows(section(RUNBOOK, "Alerts")).keys() == alerts
+
+
 def test_the_runbook_names_what_exists() -> None:
     quoted = set(re.findall(r"`([^`\n]+)`", RUNBOOK))
     events = {name for name in quoted if re.fullmatch(r"[a-z]+\.[a-z_]+", name)}
