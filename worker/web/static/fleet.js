@@ -41,7 +41,7 @@ function incidents(known) {
   draw("incidents", found, () => $("incidents").replaceChildren(...found.map((one, n) => make("section", [
     make(n ? "h3" : "h2", one.title),
     make("p", [
-      one.since ? make("span", [t("since"), " ", moment(one.since)], { class: "since" }) : "",
+      one.since ? make("span", [t("began"), " ", moment(one.since)], { class: "since" }) : "",
       one.detail ? make("span", one.detail, { class: "detail" }) : "",
     ]),
     one.remedy ? make("p", [make("strong", `${t("What to do")}: `), one.remedy]) : "",
@@ -84,7 +84,7 @@ function figures(fleet) {
   const silent = fleet.workers.filter((worker) => !worker.alive), living = fleet.workers.filter((worker) => worker.alive);
   const workers = [...silent, ...living].slice(0, WORKERS).map((worker) => [worker.name, worker.alive, worker.alive ? 0 : worker.last_tick]);
   draw("workers", workers, () => $("workers").tBodies[0].replaceChildren(...(workers.length ? workers.map(([name, alive, last]) =>
-    row(name, alive ? t("just now") : make("span", [t("silent since"), " ", moment(last)], { class: "state failed" })))
+    row(name, alive ? t("just now") : make("span", [t("silent; last seen"), " ", moment(last)], { class: "state failed" })))
     : [make("tr", make("td", t("no worker has ticked within the last hour"), { colspan: 2, class: "empty" }))])));
   const rate = `${t("{alive} alive, {silent} silent", { alive: number(living.length), silent: number(silent.length) })} · ` + t("{rate} upstream calls a second", { rate: number(fleet.rate.limit) })
     + (fleet.rate.factor < 0.99 ? `, ${t("throttled to {percent} %", { percent: Math.round(fleet.rate.factor * 100) })}` : "");

@@ -19,7 +19,7 @@ const ZH = table({
   "Sign in": "登录", "Token": "令牌", "The token is the value of HARVESTER_WEB_TOKEN.": "令牌是 HARVESTER_WEB_TOKEN 的值。",
   "The token is wrong.": "令牌不正确。", "Close": "关闭", "Dismiss": "关闭此消息", "No, go back": "不，返回", "now": "现在", "just now": "刚刚",
   // incidents
-  "What to do": "处理办法", "Meanwhile": "在此期间", "since": "始于", "The figures below are from": "下方数字的时间：",
+  "What to do": "处理办法", "Meanwhile": "在此期间", "began": "始于", "The figures below are from": "下方数字的时间：",
   "No worker is alive": "没有存活的 worker", "Start one: harvester worker": "启动一个：harvester worker",
   "Nothing is lost. Tasks are accepted and wait.": "不会丢失任何内容。任务照常接收并等待。",
   "The upstream refuses the app key": "上游拒绝应用密钥",
@@ -52,7 +52,7 @@ const ZH = table({
   // figures
   "Tasks by state": "各状态任务数", "Endings": "结束的任务", "Time span": "时间范围", "last 5 minutes": "最近 5 分钟", "last hour": "最近 1 小时",
   "last 24 hours": "最近 24 小时", "last 7 days": "最近 7 天", "at most {most} in one bar": "单柱最多 {most}", "no task ended": "没有任务结束",
-  "Workers": "Worker", "Process": "进程", "Last tick": "上次心跳", "silent since": "无心跳，上次：",
+  "Workers": "Worker", "Process": "进程", "Last tick": "上次心跳", "silent; last seen": "无心跳，上次：",
   "{alive} alive, {silent} silent": "{alive} 个存活，{silent} 个无心跳", "no worker has ticked within the last hour": "最近一小时内没有 worker 心跳", "{rate} upstream calls a second": "每秒 {rate} 次上游调用",
   "throttled to {percent} %": "已限流至 {percent} %", "Due for": "等待处理", "Late": "延迟", "no": "无",
   "polling the upstream": "查询上游", "fetching files": "取文件", "callbacks": "回调",
