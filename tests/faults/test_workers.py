@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
@@ -48,11 +48,16 @@ async def test_rolling_restart(scene: Scene) -> None:
         await scene.measure()
         for _ in range(rounds):
             for process in fleet.processes:
-                # work comes in all the time, so that each stop hits a busy one
-                ids = scene.plant(lively(batch, seed, spread=size(6, 20)))
-                await scene.hand_in(ids)
-                await watchers.enter_async_context(scene.watched(ids))
-                await eventually(lambda p=process: claimed_by(scene, p.pid), what="a busy worker")
+                # until this one is busy: the others may end a batch before it has even started
+                for _ in range(10):
+                    ids = scene.plant(lively(batch, seed, spread=size(6, 20)))
+                    await scene.hand_in(ids)
+                    await watchers.enter_async_context(scene.watched(ids))
+                    with suppress(AssertionError):
+                        await eventually(lambda p=process: claimed_by(scene, p.pid), seconds=30)
+                        break
+                else:
+                    pytest.fail("a worker claims nothing")
                 began = time.monotonic()
                 process.send_signal(signal.SIGTERM)
                 code = await asyncio.to_thread(process.wait, BOUND)
