@@ -297,10 +297,14 @@ def test_what_is_packed_is_unpacked_in_bounds() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("size", [1, 1000, 65_536])
+@pytest.mark.parametrize("size", [1, 1000, 65_535])
 def test_nothing_but_zeros_is_no_picture(size: int) -> None:
     assert wrong(bytes(size), ".png")
     assert not wrong(bytes(size), "")
+
+
+def test_a_long_file_may_begin_with_zeros() -> None:
+    assert not wrong(bytes(65_536), ".png")
 
 
 def test_a_store_s_error_is_one_whatever_the_file_is_called() -> None:

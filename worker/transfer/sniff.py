@@ -223,10 +223,11 @@ def _plain(head: bytes, kind: FileType, promise: Promise) -> bytes | None:
     if kind.content_type != OCTETS:
         return None
     bare = head.strip(b"\0")
-    # a few letters followed by zeros may be the magic number of a format
-    padded = 8 < len(bare) < len(head) < HEAD_BYTES
-    if (padded and _text(bare) is not None) or (not bare and promise.extension != "tar"):
-        return bare
+    if len(head) < HEAD_BYTES:  # all of the file: in a longer one, something else may follow
+        # a few letters followed by zeros may be the magic number of a format
+        padded = 8 < len(bare) < len(head)
+        if (padded and _text(bare) is not None) or (not bare and promise.extension != "tar"):
+            return bare
     encoding = json.detect_encoding(head)  # by its byte order mark or its NULs
     for cut in range(4 if encoding.startswith(("utf-16", "utf-32")) else 0):
         with suppress(UnicodeDecodeError):  # the last character may be cut off
