@@ -156,8 +156,8 @@ class Settings(BaseSettings):
     )
     deadline: Seconds = Field(
         86_400,
-        description="Seconds from submission. If the upstream says after them that the task is "
-        "still not done, the task ends as `failed`/`deadline_exceeded`.",
+        description="Seconds from submission, or from the last retry. If the upstream says after "
+        "them that the task is still not done, the task ends as `failed`/`deadline_exceeded`.",
     )
     copy_deadline: Seconds = Field(
         21_600,
@@ -285,8 +285,8 @@ class Settings(BaseSettings):
     )
     web_token: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
         None,
-        description="Bearer token of `harvester web`: 16 to 512 printable characters. Without it "
-        "the server listens on loopback only.",
+        description="Bearer token of `harvester web`: 16 to 512 printable characters. Needed on "
+        "any address but loopback.",
         examples=["$(openssl rand -hex 24)"],
     )
     web_token_previous: Annotated[SecretStr, AfterValidator(rules.web_token)] | None = Field(
