@@ -33,8 +33,7 @@ class View(Base):
         fields: Any = await self.redis.hgetall(self.key("task", task_id))
         if not fields:
             return None
-        missing = next((name for name in _EVERY_RECORD_HAS if not fields.get(name)), "")
-        if wrong := malformed(fields) or missing:
+        if wrong := _wrong(fields, _EVERY_RECORD_HAS):
             raise RecordMalformed(
                 f"the record of {task_id} cannot be read, since another program has changed its "
                 f"{wrong}"
@@ -241,7 +240,10 @@ class View(Base):
         return from_fields(fields or {}, unit=_DURATION_WEIGHT)
 
 
+def _wrong(fields: Mapping[str, str], needed: Sequence[str]) -> str:
+    """The first field that cannot be read, or that is ``needed`` and missing; empty if none is."""
+    return malformed(fields) or next((name for name in needed if not fields.get(name)), "")
+
+
 def _readable(fields: Mapping[str, str] | None, needed: Sequence[str]) -> dict[str, str] | None:
-    if not fields or malformed(fields) or not all(map(fields.get, needed)):
-        return None
-    return dict(fields)
+    return None if not fields or _wrong(fields, needed) else dict(fields)
